@@ -1,0 +1,7 @@
+"""`python -m numprune`."""
+
+import sys
+
+from numprune.cli import main
+
+sys.exit(main())

@@ -1,0 +1,95 @@
+"""Calibration text the model writes itself, kept on disk so that a second run is immediate."""
+
+from __future__ import annotations
+
+import os
+from contextlib import suppress
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from numprune.errors import CancelEvent, Progress
+from numprune.generation.text import Sampling, sample_tokens, start_token
+from numprune.models.embedded import embedded_model
+from numprune.models.model import Model
+
+BATCH = 32
+
+
+def cache_folder() -> Path:
+    """Where samples are kept: $NUMPRUNE_CACHE, or numprune inside the user's cache folder."""
+    chosen = os.environ.get("NUMPRUNE_CACHE")
+    if chosen:
+        return Path(chosen)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "numprune"
+
+
+def self_samples(
+    model: Model,
+    samples: int,
+    length: int,
+    seed: int,
+    *,
+    progress: Progress | None = None,
+    cancel: CancelEvent | None = None,
+) -> torch.Tensor:
+    """Sequences drawn from the model's own distribution (temperature 1, nothing cut off).
+
+    A row that ends a document begins the next one, as in packed training text. Samples of an embedded model
+    with default settings ship with it; all others are written to `cache_folder()`.
+
+    Returns:
+        (samples, length) token ids.
+    """
+    name = f"self-{model.fingerprint()}-{samples}x{length}-{seed}.safetensors"
+    folders = [folder for folder in (embedded_model(model.name), cache_folder()) if folder is not None]
+    for folder in folders:
+        try:
+            tokens = load_file(folder / name)["tokens"].long()
+        except (OSError, SafetensorError, KeyError):
+            continue  # not there, or not whole: draw the samples again
+        if tokens.shape == (samples, length):
+            return tokens
+    tokens = draw_samples(model, samples, length, seed, progress=progress, cancel=cancel)
+    _keep(tokens, folders[-1] / name)
+    return tokens
+
+
+def draw_samples(
+    model: Model,
+    samples: int,
+    length: int,
+    seed: int,
+    *,
+    progress: Progress | None = None,
+    cancel: CancelEvent | None = None,
+) -> torch.Tensor:
+    """`self_samples` without the disk."""
+    parts = []
+    total = samples * (length - 1)
+    for begin in range(0, samples, BATCH):
+        rows = min(BATCH, samples - begin)
+        ids = torch.full((rows, 1), start_token(model), device=model.device)
+        sampling = Sampling(max_new_tokens=length - 1, temperature=1.0, top_p=1.0, seed=seed + begin)
+        columns = [ids[:, 0].cpu()]
+        drawn = sample_tokens(model, ids, torch.ones_like(ids), sampling, restart=True, cancel=cancel)
+        for step, tokens in enumerate(drawn, 1):
+            columns.append(tokens)
+            if progress is not None:
+                progress(begin * (length - 1) + step * rows, total, "sampling calibration text")
+        parts.append(torch.stack(columns, dim=1))
+    return torch.cat(parts)
+
+
+def _keep(tokens: torch.Tensor, path: Path) -> None:
+    partial = path.with_suffix(f".{os.getpid()}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_file({"tokens": tokens.to(torch.int32)}, partial)
+        partial.replace(path)
+    except (OSError, SafetensorError):
+        # The cache only saves time; a full or read-only disk must not fail the calibration.
+        with suppress(OSError):
+            partial.unlink()

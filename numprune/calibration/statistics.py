@@ -1,0 +1,75 @@
+"""What calibration leaves behind: one Gram matrix, mean and token count per module."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+
+from numprune.linalg import lower_product, mirror_lower_
+from numprune.models.adapter import ModuleKey
+
+
+@dataclass
+class ModuleStats:
+    """Second moments of the inputs of a module's last linear.
+
+    Attributes:
+        gram: XᵀX, (channels, channels) float64.
+        mean: mean of every channel, (channels,) float64.
+        tokens: rows of X.
+    """
+
+    gram: torch.Tensor
+    mean: torch.Tensor
+    tokens: int
+
+    @property
+    def rms(self) -> torch.Tensor:
+        """Root mean square activation of every channel, (channels,)."""
+        return (self.gram.diagonal() / self.tokens).clamp(min=0).sqrt()
+
+
+@dataclass
+class CalibrationStats:
+    """Statistics of all prunable modules and where they came from.
+
+    Attributes:
+        modules: statistics by module.
+        data: what was read: a dataset name, a file, "self", "texts" or "tokens".
+        samples, sequence_length, tokens: what was used, in sequences and tokens.
+        fingerprint: of the model the statistics belong to.
+        notes: what differs from the request, in sentences.
+        seconds: wall-clock time.
+    """
+
+    modules: dict[ModuleKey, ModuleStats]
+    data: str
+    samples: int
+    sequence_length: int
+    tokens: int
+    seed: int
+    fingerprint: str
+    notes: list[str] = field(default_factory=list)
+    seconds: float = 0.0
+
+
+class GramAccumulator:
+    """Running XᵀX and sum of X. Batches are multiplied in float32 and summed in float64, so that a million
+    tokens lose no more than one batch does."""
+
+    def __init__(self, channels: int, device: torch.device):
+        self.gram = torch.zeros(channels, channels, dtype=torch.float64, device=device)
+        self.sum = torch.zeros(channels, dtype=torch.float64, device=device)
+        self.tokens = 0
+
+    def add(self, x: torch.Tensor) -> bool:
+        """Add a batch (tokens, channels); False when it holds a non-finite value (or one too large to square)."""
+        product = lower_product(x)
+        self.gram += product.to(self.gram.device)
+        self.sum += x.sum(dim=0, dtype=torch.float32).to(self.sum.device)
+        self.tokens += x.shape[0]
+        return bool(torch.isfinite(product.diagonal()).all())
+
+    def finish(self) -> ModuleStats:
+        return ModuleStats(mirror_lower_(self.gram), self.sum / self.tokens, self.tokens)

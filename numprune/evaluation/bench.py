@@ -1,0 +1,378 @@
+"""What the method costs, as ratios measured within one run, so that they hold on a busy or an unknown machine too.
+
+Each function measures one claim on random data of a stated shape and returns a `Benchmark`. What is compared is
+measured alternately, and a ratio is taken repetition by repetition.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import multiprocessing
+import platform
+import signal
+import statistics
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from numprune.allocation import PruningPlan, allocate
+from numprune.calibration import CalibrationStats, calibrate
+from numprune.errors import InputError, Progress
+from numprune.evaluation.speed import measure_speed, now
+from numprune.linalg import symmetric_product, to_float64
+from numprune.models.adapter import adapter_for
+from numprune.models.loading import resolve_device, resolve_dtype
+from numprune.models.model import Model
+from numprune.pruning import prune
+from numprune.recipe import Recipe
+from numprune.scoring import score
+from numprune.scoring.newton import numerical_score
+
+PAPER_STEPS = 50
+"""T of Algorithm 1."""
+
+STATUS, CLEAR_REFS = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One quantity over `n` repetitions; `aim` is what it should be, in words, where there is an aim."""
+
+    name: str
+    unit: str
+    n: int
+    median: float
+    min: float
+    max: float
+    aim: str | None = None
+
+    @classmethod
+    def of(cls, name: str, unit: str, values: Sequence[float], aim: str | None = None) -> Figure:
+        return cls(name, unit, len(values), statistics.median(values), min(values), max(values), aim)
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """The figures of one claim, and what they were measured on."""
+
+    name: str
+    device: str
+    dtype: str
+    settings: dict[str, Any]
+    figures: list[Figure]
+    notes: list[str] = field(default_factory=list)
+
+    def figure(self, name: str) -> Figure:
+        return next(figure for figure in self.figures if figure.name == name)
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A random model of Llama's architecture."""
+
+    hidden: int = 1024
+    channels: int = 2816
+    layers: int = 2
+    heads: int = 16
+    vocabulary: int = 1024
+
+
+def machine() -> dict[str, Any]:
+    """What the figures depend on besides the device."""
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    return {"torch": torch.__version__, "threads": torch.get_num_threads(), "cpu": platform.machine(), "gpu": gpu}
+
+
+def random_llama(shape: Shape, *, device: str = "auto", dtype: str = "auto", seed: int = 0) -> Model:
+    """A model with random weights and no tokenizer."""
+    if shape.hidden % shape.heads:
+        raise InputError(f"hidden {shape.hidden} is not a multiple of {shape.heads} heads; change one of them.")
+    config = LlamaConfig(
+        hidden_size=shape.hidden,
+        intermediate_size=shape.channels,
+        num_hidden_layers=shape.layers,
+        num_attention_heads=shape.heads,
+        num_key_value_heads=shape.heads,
+        vocab_size=shape.vocabulary,
+        max_position_embeddings=4096,
+        dtype=torch.bfloat16,
+    )
+    target = resolve_device(device)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        module = LlamaForCausalLM(config).to(target, resolve_dtype(dtype, config, target)).eval().requires_grad_(False)
+    return Model(module=module, tokenizer=None, adapter=adapter_for(config), name="random-llama")
+
+
+def usual_loop_steps(channels: int, device: str) -> int:
+    """Steps of the loop worth timing: all of the paper's, except where a CPU would need many minutes."""
+    return 2 if channels > 4096 and resolve_device(device).type == "cpu" else PAPER_STEPS
+
+
+def bench_score(
+    channels: int,
+    *,
+    out_features: int = 4096,
+    device: str = "auto",
+    repetitions: int = 3,
+    loop_steps: int = PAPER_STEPS,
+    progress: Progress | None = None,
+) -> Benchmark:
+    """The closed form of the numerical score against the paper's loop and against a bare factorisation.
+
+    The loop runs once. When `loop_steps` is less than the paper's 50, the time of 50 steps is extrapolated from
+    the time per step, and named so.
+
+    Args:
+        channels: input channels of the random layer, the size of the system.
+    """
+    target = resolve_device(device)
+    generator = torch.Generator(target).manual_seed(0)
+    options = {"generator": generator, "device": target}
+    weight = torch.randn(out_features, channels, **options) / channels**0.5
+    # As many tokens as make a quick product; the identity keeps the rest of the space well-conditioned.
+    tokens = min(channels, 512)
+    gram = to_float64(symmetric_product(torch.randn(tokens, channels, **options)))
+    gram.diagonal().add_(tokens)
+    gram /= gram.trace()
+    system = gram * to_float64(symmetric_product(weight))
+
+    closed = numerical_score(weight, gram, ratio=0.5)
+    torch.linalg.cholesky(system)  # both calls are a warm-up
+
+    factorising, closing = [], []
+    for repetition in range(repetitions):
+        factorising.append(timed(lambda: torch.linalg.cholesky(system), target))
+        closing.append(timed(lambda: numerical_score(weight, gram, ratio=0.5), target))
+        _tell(progress, repetition + 1, repetitions + 1, f"scoring {channels} channels")
+    looped: list[torch.Tensor] = []
+    seconds = timed(
+        lambda: looped.append(numerical_score(weight, gram, ratio=0.5, method="newton", steps=loop_steps)), target
+    )
+    _tell(progress, repetitions + 1, repetitions + 1, f"scoring {channels} channels")
+
+    closed_seconds = statistics.median(closing)
+    # Before its first step the loop builds and damps the system, which is what the closed form does.
+    per_step = max(seconds - closed_seconds, 0.0) / loop_steps
+    whole = loop_steps >= PAPER_STEPS
+    label = f"loop, {PAPER_STEPS} steps" if whole else f"loop, {PAPER_STEPS} steps, extrapolated from {loop_steps}"
+    loop = seconds if whole else closed_seconds + PAPER_STEPS * per_step
+    figures = [
+        Figure.of("closed form", "s", closing),
+        Figure.of("bare Cholesky", "s", factorising),
+        Figure.of("closed form / Cholesky", "x", _ratios(closing, factorising), "< 3"),
+        Figure.of(label, "s", [loop]),
+        Figure.of(f"{label} / closed form", "x", [loop / value for value in closing]),
+        Figure.of("max |z closed - z loop|", "", [float((closed - looped[0]).abs().max())], "<= 1e-6"),
+    ]
+    if not whole:
+        figures.insert(3, Figure.of(f"loop, {loop_steps} steps, measured", "s", [seconds]))
+    settings = {"channels": channels, "out_features": out_features, "loop_steps": loop_steps}
+    return Benchmark(f"score {channels}", str(target), "float32 weight, float64 solve", settings, figures)
+
+
+def bench_calibrate(
+    shape: Shape,
+    *,
+    samples: int = 8,
+    sequence_length: int = 512,
+    batch_size: int = 8,
+    device: str = "auto",
+    dtype: str = "auto",
+    repetitions: int = 3,
+    progress: Progress | None = None,
+) -> Benchmark:
+    """Calibration over a plain forward pass of the backbone (no logits) on the same batches."""
+    model = random_llama(shape, device=device, dtype=dtype)
+    tokens = _random_tokens(shape, samples, sequence_length)
+
+    @torch.no_grad()
+    def forward() -> None:
+        for batch in tokens.split(batch_size):
+            model.module.base_model(input_ids=batch.to(model.device), use_cache=False)
+
+    def calibrated() -> None:
+        calibrate(model, tokens, samples=samples, sequence_length=sequence_length, batch_size=batch_size)
+
+    plain, whole = [], []
+    for repetition in range(repetitions + 1):
+        times = timed(forward, model.device), timed(calibrated, model.device)
+        if repetition:  # the first is a warm-up
+            plain.append(times[0])
+            whole.append(times[1])
+        _tell(progress, repetition + 1, repetitions + 1, "calibrating")
+    figures = [
+        Figure.of("calibrate", "s", whole),
+        Figure.of("forward", "s", plain),
+        Figure.of("calibrate / forward", "x", _ratios(whole, plain), "<= 2.0"),
+    ]
+    settings = {**asdict(shape), "samples": samples, "sequence_length": sequence_length, "batch_size": batch_size}
+    return Benchmark("calibrate", str(model.device), _dtype(model), settings, figures)
+
+
+def bench_prune(
+    shape: Shape,
+    *,
+    ratio: float = 0.5,
+    device: str = "auto",
+    dtype: str = "auto",
+    repetitions: int = 3,
+    progress: Progress | None = None,
+) -> Benchmark:
+    """Peak memory while a model is pruned and compensated, over the memory of its weights.
+
+    Counted are the weights, the pruned copy and everything temporary; the Gram matrices, which calibration left
+    there, are stated apart. On a GPU it is torch's own count; on a CPU the resident memory of a fresh process,
+    which Linux alone tells.
+    """
+    target = resolve_device(device)
+    if target.type != "cuda" and not (target.type == "cpu" and CLEAR_REFS.exists()):
+        note = f"The peak memory on {target} is not known here; measure on CUDA, or on a CPU under Linux."
+        return Benchmark("prune", str(target), dtype, {**asdict(shape), "ratio": ratio}, [], [note])
+    runs = []
+    for repetition in range(repetitions):
+        runs.append((_prune_memory if target.type == "cuda" else _in_fresh_process)(shape, ratio, device, dtype))
+        _tell(progress, repetition + 1, repetitions, "pruning")
+    last = runs[-1]
+    growth = [run.growth for run in runs]
+    figures = [
+        Figure.of("weights + growth / weights", "x", [(last.weights + bytes) / last.weights for bytes in growth]),
+        Figure.of("growth", "bytes", growth),
+        Figure.of("weights", "bytes", [last.weights]),
+        Figure.of("pruned weights", "bytes", [last.pruned]),
+        Figure.of("Gram matrices", "bytes", [last.grams]),
+        Figure.of("Gram matrices / weights", "x", [last.grams / last.weights]),
+    ]
+    return Benchmark("prune", last.device, last.dtype, {**asdict(shape), "ratio": ratio}, figures)
+
+
+def bench_speed(
+    shape: Shape,
+    *,
+    ratio: float = 0.5,
+    prompt_tokens: int = 64,
+    new_tokens: int = 64,
+    device: str = "auto",
+    dtype: str = "auto",
+    repetitions: int = 3,
+    progress: Progress | None = None,
+) -> Benchmark:
+    """Prefill and decode speed of a pruned model over the dense one's, beside what the parameters promise."""
+    dense = random_llama(shape, device=device, dtype=dtype)
+    stats = _statistics(dense, shape)
+    pruned = prune(dense, _plan(dense, stats, ratio), stats)
+    speeds: dict[str, list[float]] = {}
+    for repetition in range(repetitions):
+        for name, model in (("dense", dense), ("pruned", pruned)):
+            speed = measure_speed(model, prompt_tokens=prompt_tokens, new_tokens=new_tokens, repetitions=1)
+            speeds.setdefault(f"{name} prefill", []).append(speed.prefill[0])
+            speeds.setdefault(f"{name} decode", []).append(speed.decode[0])
+        _tell(progress, repetition + 1, repetitions, "measuring speed")
+    figures = [Figure.of(name, "tokens/s", values) for name, values in speeds.items()]
+    # A token reads one row of the input embedding and every other weight.
+    promised = _read_per_token(dense) / _read_per_token(pruned)
+    for phase in ("prefill", "decode"):
+        gains = _ratios(speeds[f"pruned {phase}"], speeds[f"dense {phase}"])
+        figures.append(Figure.of(f"{phase}, pruned / dense", "x", gains, f"promised {promised:.2f}"))
+    settings = {**asdict(shape), "ratio": ratio, "prompt_tokens": prompt_tokens, "new_tokens": new_tokens}
+    settings |= {"parameters_dense": dense.parameters, "parameters_pruned": pruned.parameters}
+    return Benchmark("speed", str(dense.device), _dtype(dense), settings, figures)
+
+
+@dataclass(frozen=True)
+class _Memory:
+    """What pruning needed, in bytes: `growth` is the peak over the state before."""
+
+    growth: int
+    weights: int
+    pruned: int
+    grams: int
+    device: str
+    dtype: str
+
+
+def _in_fresh_process(*args: Any) -> _Memory:
+    """`_prune_memory` where no memory is left over from before, which would hide what it needs."""
+    # Ctrl-C reaches the whole process group; the message is the parent's to print.
+    ignore = (signal.SIGINT, signal.SIG_IGN)
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, mp_context=context, initializer=signal.signal, initargs=ignore) as pool:
+        return pool.submit(_prune_memory, *args).result()
+
+
+def _prune_memory(shape: Shape, ratio: float, device: str, dtype: str) -> _Memory:
+    model = random_llama(shape, device=device, dtype=dtype)
+    stats = _statistics(model, shape)
+    plan = _plan(model, stats, ratio)
+    before = _reset_peak(model.device)
+    pruned = prune(model, plan, stats)
+    growth = _peak(model.device) - before
+    grams = sum(module.gram.numel() * module.gram.element_size() for module in stats.modules.values())
+    return _Memory(growth, model.bytes, pruned.bytes, grams, str(model.device), _dtype(model))
+
+
+def _reset_peak(device: torch.device) -> int:
+    """Bytes in use now; the peak starts from there."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        return torch.cuda.memory_allocated(device)
+    with suppress(AttributeError):  # only glibc keeps freed memory, and has this to give it back
+        ctypes.CDLL(None).malloc_trim(0)
+    CLEAR_REFS.write_text("5")
+    return _status("VmRSS")
+
+
+def _peak(device: torch.device) -> int:
+    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else _status("VmHWM")
+
+
+def _status(name: str) -> int:
+    """A line of this process's status, in bytes."""
+    line = next(line for line in STATUS.read_text().splitlines() if line.startswith(f"{name}:"))
+    return int(line.split()[1]) * 1024
+
+
+def _random_tokens(shape: Shape, samples: int, sequence_length: int) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(0)
+    return torch.randint(shape.vocabulary, (samples, sequence_length), generator=generator)
+
+
+def _statistics(model: Model, shape: Shape) -> CalibrationStats:
+    return calibrate(model, _random_tokens(shape, 4, 128), samples=4, sequence_length=128)
+
+
+def _plan(model: Model, stats: CalibrationStats, ratio: float) -> PruningPlan:
+    return allocate(score(model, stats), Recipe(ratio=ratio, allocation="uniform"))
+
+
+def _read_per_token(model: Model) -> int:
+    return model.parameters - model.module.get_input_embeddings().weight.numel()
+
+
+def timed(work: Callable[[], Any], device: torch.device) -> float:
+    """Seconds until the device has finished `work`."""
+    began = now(device)
+    work()
+    return now(device) - began
+
+
+def _ratios(above: Sequence[float], below: Sequence[float]) -> list[float]:
+    return [a / b for a, b in zip(above, below, strict=True)]
+
+
+def _dtype(model: Model) -> str:
+    return str(model.dtype).removeprefix("torch.")
+
+
+def _tell(progress: Progress | None, done: int, total: int, what: str) -> None:
+    if progress is not None:
+        progress(done, total, what)

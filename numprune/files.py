@@ -1,0 +1,97 @@
+"""Writing files and folders so that nothing half-written ever looks complete."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from numprune.errors import InputError, NumpruneError
+
+MARKER = "numprune.json"
+"""File that marks a folder as written by numprune; only such a folder is ever replaced."""
+
+
+@contextmanager
+def atomic_folder(target: str | os.PathLike[str]) -> Iterator[Path]:
+    """Yield an empty folder beside `target`; rename it to `target` when the block ends without an error.
+
+    Raises:
+        InputError: when `target` exists and is not an earlier output of numprune.
+        NumpruneError: when the disk refuses; the partial folder is removed.
+    """
+    target = Path(target)
+    check_output(target)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        partial = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".partial", dir=target.parent))
+    except OSError as error:
+        raise NumpruneError(f"Cannot write beside {target}: {error.strerror}; choose another output folder.") from error
+    try:
+        partial.chmod(0o755)
+        yield partial
+        _swap(partial, target)
+    except OSError as error:
+        raise NumpruneError(
+            f"Writing {target} failed: {error.strerror or error}; nothing was left there, free some space and repeat."
+        ) from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def check_output(target: str | os.PathLike[str]) -> None:
+    """Raise at once what `atomic_folder` would raise, for callers with long work to do before they write."""
+    target = Path(target)
+    if target.exists() and not replaceable(target):
+        raise InputError(f"{target} exists and was not written by numprune; choose another output folder.")
+    there = next(parent for parent in target.absolute().parents if parent.exists())
+    if not (there.is_dir() and os.access(there, os.W_OK | os.X_OK)):
+        raise NumpruneError(f"Cannot write beside {target}: {there} takes no files; choose another output folder.")
+
+
+def replaceable(target: Path) -> bool:
+    """Whether a folder is empty or an earlier output of ours."""
+    return target.is_dir() and ((target / MARKER).is_file() or not any(target.iterdir()))
+
+
+def _swap(partial: Path, target: Path) -> None:
+    if not target.exists():
+        partial.rename(target)
+        return
+    old = partial.with_suffix(".old")
+    target.rename(old)
+    try:
+        partial.rename(target)
+    except OSError:
+        old.rename(target)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def write_text(path: str | os.PathLike[str], text: str) -> None:
+    """Write a text file beside its target, then rename it there."""
+    path = Path(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    except OSError as error:
+        raise NumpruneError(f"Cannot write {path}: {error.strerror}; choose another place.") from error
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+        Path(name).replace(path)
+    except OSError as error:
+        Path(name).unlink(missing_ok=True)
+        raise NumpruneError(
+            f"Cannot write {path}: {error.strerror}; free some space or choose another place."
+        ) from error
+
+
+def to_json(value: Any) -> str:
+    """JSON text with a trailing newline; NaN and infinity are refused rather than written."""
+    return json.dumps(value, indent=2, allow_nan=False) + "\n"

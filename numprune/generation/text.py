@@ -1,0 +1,213 @@
+"""Sampling token by token.
+
+The loop is ours, not transformers' `generate`, for three reasons: every row draws from a generator of its own,
+so a seed gives the same text whatever else runs in the process and however rows are batched; it is a Python
+generator, so the dashboard streams and stops it; and calibration can let a row start over after a document ends.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from transformers import (
+    DynamicCache,
+    LogitsProcessorList,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
+
+from numprune.errors import CancelEvent, InputError, NumericalError, Progress, check_cancelled
+from numprune.models.model import Model
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How tokens are drawn.
+
+    Attributes:
+        max_new_tokens: most tokens to write; the model's maximum length also ends a text.
+        temperature: 0 takes the likeliest token each time.
+        top_k: draw among the k likeliest tokens; 0 for all.
+        top_p: draw among the likeliest tokens that hold this much probability; 1 for all.
+        seed: row i of a batch draws from the generator seeded with seed + i.
+    """
+
+    max_new_tokens: int = 200
+    temperature: float = 0.8
+    top_k: int = 0
+    top_p: float = 0.95
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.max_new_tokens < 1:
+            raise InputError(f"max_new_tokens is {self.max_new_tokens}; give at least 1.")
+        if not (math.isfinite(self.temperature) and self.temperature >= 0):
+            raise InputError(f"temperature is {self.temperature}; give 0 (greedy) or a positive number.")
+        if self.top_k < 0:
+            raise InputError(f"top_k is {self.top_k}; give 0 (all tokens) or a positive number.")
+        if not 0 < self.top_p <= 1:
+            raise InputError(f"top_p is {self.top_p}; give a number above 0 and at most 1.")
+
+    def warpers(self) -> LogitsProcessorList:
+        chosen = LogitsProcessorList()
+        if self.temperature not in (0, 1):
+            chosen.append(TemperatureLogitsWarper(float(self.temperature)))
+        if self.top_k:
+            chosen.append(TopKLogitsWarper(self.top_k))
+        if self.top_p < 1:
+            chosen.append(TopPLogitsWarper(self.top_p))
+        return chosen
+
+
+def generate(
+    model: Model,
+    prompt: str | Sequence[str],
+    *,
+    max_new_tokens: int = 200,
+    temperature: float = 0.8,
+    top_k: int = 0,
+    top_p: float = 0.95,
+    seed: int = 0,
+    progress: Progress | None = None,
+    cancel: CancelEvent | None = None,
+) -> str | list[str]:
+    """Continue one prompt (a string) or several (a list); returns prompt and continuation, as given.
+
+    The same model, prompt, settings and seed give the same text. See `Sampling` for the arguments.
+
+    Raises:
+        InputError: a setting is out of range or a prompt is too long.
+        Cancelled: `cancel` was set.
+    """
+    sampling = Sampling(max_new_tokens, temperature, top_k, top_p, seed)
+    prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+    texts = prompts
+    for step, so_far in enumerate(stream_text(model, prompts, sampling, cancel=cancel), 1):
+        texts = so_far
+        if progress is not None:
+            progress(step, max_new_tokens, "writing")
+    return texts[0] if isinstance(prompt, str) else texts
+
+
+def stream_text(
+    model: Model, prompts: Sequence[str], sampling: Sampling, *, cancel: CancelEvent | None = None
+) -> Iterator[list[str]]:
+    """Yield, after every token, the texts so far (prompt and continuation) of all prompts."""
+    ids, mask = encode_prompts(model, prompts)
+    rows = [row[keep.bool()].tolist() for row, keep in zip(ids, mask, strict=True)]
+    eos = end_tokens(model)
+    for tokens in sample_tokens(model, ids, mask, sampling, cancel=cancel):
+        for row, token in zip(rows, tokens.tolist(), strict=True):
+            if token >= 0 and token not in eos:
+                row.append(token)
+        yield [model.tokenizer.decode(row, skip_special_tokens=True) for row in rows]
+
+
+def encode_prompts(model: Model, prompts: Sequence[str]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Left-padded ids and attention mask, (prompts, tokens) each, on the model's device."""
+    if model.tokenizer is None:
+        raise InputError("This model has no tokenizer; load a folder that has one to generate text.")
+    if not prompts:
+        raise InputError("There is no prompt; give at least one.")
+    encoded = [row or [start_token(model)] for row in model.tokenizer(list(prompts), verbose=False)["input_ids"]]
+    length = max(map(len, encoded))
+    limit = model.maximum_length
+    if limit is not None and length >= limit:
+        raise InputError(f"The prompt has {length} tokens; this model reads {limit} in all, so shorten it.")
+    pad = model.tokenizer.pad_token_id or 0
+    ids = torch.tensor([[pad] * (length - len(row)) + row for row in encoded])
+    mask = torch.tensor([[0] * (length - len(row)) + [1] * len(row) for row in encoded])
+    return ids.to(model.device), mask.to(model.device)
+
+
+def start_token(model: Model) -> int:
+    """The token a text begins with: BOS, or EOS for tokenizers without one."""
+    config = model.config
+    for token in (model.tokenizer and model.tokenizer.bos_token_id, config.bos_token_id, config.eos_token_id):
+        if isinstance(token, int):
+            return token
+    raise InputError("The model defines no token to begin a text with; give a prompt.")
+
+
+def end_tokens(model: Model) -> set[int]:
+    """Tokens that end a text."""
+    eos = model.module.generation_config.eos_token_id
+    if eos is None:
+        eos = model.config.eos_token_id
+    return set() if eos is None else {eos} if isinstance(eos, int) else set(eos)
+
+
+@torch.inference_mode()
+def sample_tokens(
+    model: Model,
+    ids: torch.Tensor,
+    mask: torch.Tensor,
+    sampling: Sampling,
+    *,
+    restart: bool = False,
+    use_cache: bool = True,
+    cancel: CancelEvent | None = None,
+) -> Iterator[torch.Tensor]:
+    """Yield the next token of every row, (rows,) on the CPU, until all rows ended or the length is reached.
+
+    Args:
+        ids, mask: left-padded ids and attention mask, (rows, tokens).
+        restart: let a row that ended go on with a new document instead of yielding -1 for it.
+        use_cache: False recomputes the whole sequence at every step.
+    """
+    eos = torch.tensor(sorted(end_tokens(model)), dtype=torch.long)
+    generators = [torch.Generator().manual_seed(sampling.seed + row) for row in range(len(ids))]
+    warpers = sampling.warpers()
+    begin = start_token(model) if restart else -1
+    room = sampling.max_new_tokens
+    if model.maximum_length is not None:
+        room = min(room, model.maximum_length - ids.shape[1])
+    cache = DynamicCache(config=model.config) if use_cache else None
+    ended = torch.zeros(len(ids), dtype=torch.bool)
+    step_ids = ids
+    for _ in range(room):
+        check_cancelled(cancel)
+        positions = (mask.cumsum(-1) - 1).clamp(min=0)[:, -step_ids.shape[1] :]
+        logits = model.module(
+            input_ids=step_ids,
+            attention_mask=mask,
+            past_key_values=cache,
+            use_cache=use_cache,
+            position_ids=positions,
+            logits_to_keep=1,
+        ).logits[:, -1]
+        if not bool(torch.isfinite(logits).all()):
+            raise NumericalError("The model's logits are not finite; load it in float32 or prune less.")
+        tokens = _draw(logits.float(), ids, warpers, sampling.temperature, generators)
+        tokens[ended] = begin
+        yield tokens.clone()
+        ended = torch.isin(tokens, eos) if restart else ended | torch.isin(tokens, eos)
+        if not restart and bool(ended.all()):
+            return
+        # A row that ended keeps its place in the batch; what it is fed does not matter.
+        column = tokens.clamp(min=0)[:, None].to(ids.device)
+        ids = torch.cat([ids, column], dim=1)
+        mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
+        step_ids = column if use_cache else ids
+
+
+def _draw(
+    logits: torch.Tensor,
+    ids: torch.Tensor,
+    warpers: LogitsProcessorList,
+    temperature: float,
+    generators: list[torch.Generator],
+) -> torch.Tensor:
+    """Inverse-CDF sampling with one uniform number a row, drawn on the CPU; (rows,) on the CPU."""
+    if temperature == 0:
+        return logits.argmax(-1).cpu()
+    probabilities = warpers(ids, logits).softmax(-1)
+    cumulative = probabilities.cumsum(-1)
+    uniform = torch.cat([torch.rand(1, generator=generator) for generator in generators]).to(logits.device)
+    target = uniform[:, None] * cumulative[:, -1:]
+    drawn = torch.searchsorted(cumulative, target, right=True).clamp(max=logits.shape[-1] - 1)
+    return drawn[:, 0].cpu()

@@ -1,0 +1,231 @@
+"""Opening a model: an embedded name, a hub id or a folder."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+from textwrap import shorten
+from typing import Any
+
+import torch
+import transformers
+from accelerate import init_empty_weights
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+
+from numprune.errors import InputError, LoadError, NumpruneError
+from numprune.files import MARKER
+from numprune.models import gpt_neox, llama, opt, phi3  # noqa: F401  (each registers its adapter)
+from numprune.models.adapter import Adapter, ModuleKey, adapter_for
+from numprune.models.embedded import embedded_model, embedded_models
+from numprune.models.model import FORMAT, Model, slice_module
+
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+_WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "pytorch_model*.bin", "pytorch_model*.bin.index.json")
+
+
+def load(
+    name_or_path: str | os.PathLike[str],
+    *,
+    device: str = "auto",
+    dtype: str | torch.dtype = "auto",
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+) -> Model:
+    """Open a model for scoring, pruning and generation.
+
+    Args:
+        name_or_path: an embedded name (`numprune.embedded_models()`), a hub id, or a folder written by
+            transformers or by `Model.save`.
+        device: a torch device, or "auto": CUDA, then MPS, then CPU.
+        dtype: a torch dtype or its name, or "auto": the checkpoint's own on an accelerator, float32 on a CPU
+            (half precision is slower there and gains nothing).
+        revision: branch, tag or commit of a hub id.
+        trust_remote_code: run modelling code that comes with the checkpoint.
+
+    Raises:
+        UnsupportedArchitecture: when no adapter fits, before any weight is read.
+        LoadError: when something is missing, damaged or not to be had.
+    """
+    name = os.fspath(name_or_path)
+    source = _source(name)
+    target = resolve_device(device)
+    options = {"trust_remote_code": trust_remote_code, "revision": revision}
+    config = _attempt(name, lambda: AutoConfig.from_pretrained(source, **options))
+    adapter = adapter_for(config)
+    tokenizer = _attempt(name, lambda: AutoTokenizer.from_pretrained(source, **options), what="the tokenizer of ")
+    wanted = resolve_dtype(dtype, config, target)
+    marker = Path(source) / MARKER
+    if marker.is_file():
+        module = _attempt(name, lambda: _load_sliced(Path(source), marker, config, adapter, wanted))
+    else:
+        module = _attempt(name, lambda: _load_stock(source, config, wanted, options))
+    _check_tokenizer(name, tokenizer, module)
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    tokenizer.padding_side = "left"
+    try:
+        module = module.to(target).eval().requires_grad_(False)
+    except torch.OutOfMemoryError as error:
+        raise LoadError(f"{name} does not fit the memory of {target}; choose dtype bfloat16 or device cpu.") from error
+    model = Model(module=module, tokenizer=tokenizer, adapter=adapter, name=name)
+    if marker.is_file():
+        _attempt(name, lambda: _restore_history(model, Path(source)))
+    return model
+
+
+def resolve_device(device: str) -> torch.device:
+    """The torch device `device` means; "auto" is CUDA, then MPS, then CPU."""
+    if device == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        resolved = torch.device(device)
+        torch.zeros(1, device=resolved).item()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise InputError(f"Device '{device}' is not available here; use auto, cpu, cuda or mps.") from error
+    return resolved
+
+
+def resolve_dtype(dtype: str | torch.dtype, config: Any, device: torch.device) -> torch.dtype:
+    """The torch dtype `dtype` means for a checkpoint on a device."""
+    if isinstance(dtype, torch.dtype):
+        if not dtype.is_floating_point:
+            raise InputError(f"Data type {dtype} cannot hold a model; use auto, {', '.join(DTYPES)}.")
+        return dtype
+    if dtype == "auto":
+        return torch.float32 if device.type == "cpu" else (getattr(config, "dtype", None) or torch.float32)
+    if dtype not in DTYPES:
+        raise InputError(f"Data type '{dtype}' is not known; use auto, {', '.join(DTYPES)}.")
+    return DTYPES[dtype]
+
+
+def _source(name: str) -> str:
+    embedded = embedded_model(name)
+    if embedded is not None:
+        return str(embedded)
+    known = ", ".join(embedded_models())
+    try:
+        path = Path(name).expanduser()
+        exists = bool(name) and path.exists()
+    except (OSError, RuntimeError):  # longer than a path can be, or the home of an unknown user
+        exists = False
+    if exists and path.is_dir():
+        if not (path / "config.json").is_file():
+            raise LoadError(f"Folder {name} has no config.json; give a folder written by transformers or numprune.")
+        if not any(file for pattern in _WEIGHTS for file in path.glob(pattern)):
+            raise LoadError(f"Folder {name} has no weights (*.safetensors); copy them there or choose another folder.")
+        return str(path)
+    if exists:
+        raise LoadError(f"{name} is a file, not a model folder; give the folder that holds its config.json.")
+    looks_local = name.startswith(("/", ".", "~")) or name.count("/") != 1
+    if looks_local:
+        raise LoadError(
+            f"'{name[:80]}' is neither an embedded model ({known}) nor an existing folder nor a hub id"
+            " (owner/name); check the spelling."
+        )
+    return name
+
+
+def _load_stock(source: str, config: Any, dtype: torch.dtype, options: dict[str, Any]) -> PreTrainedModel:
+    module, info = AutoModelForCausalLM.from_pretrained(
+        source,
+        config=config,
+        dtype=dtype,
+        weights_only=True,
+        ignore_mismatched_sizes=True,  # they are refused below, by name
+        output_loading_info=True,
+        **options,
+    )
+    for keys, what in (
+        (info["missing_keys"], "are missing"),
+        ({key for key, *_ in info["mismatched_keys"]}, "have another shape than the config says"),
+    ):
+        if keys:
+            raise LoadError(
+                f"{len(keys)} tensors of the weights in {source} {what} (such as {min(keys)}); download the checkpoint"
+                " again."
+            )
+    return module
+
+
+def _load_sliced(folder: Path, marker: Path, config: Any, adapter: Adapter, dtype: torch.dtype) -> PreTrainedModel:
+    """A folder written by Model.save: build the architecture without memory, narrow it, then read the weights."""
+    keep = _saved_units(marker)
+    with init_empty_weights(include_buffers=False):
+        module = AutoModelForCausalLM.from_config(config, dtype=dtype)
+    module = slice_module(module, adapter, keep)
+    state: dict[str, torch.Tensor] = {}
+    for file in sorted(folder.glob("model*.safetensors")):
+        state.update(load_file(file))
+    state = {key: value.to(dtype) for key, value in state.items()}
+    shapes = {key: value.shape for key, value in module.state_dict().items()}
+    wrong = sorted(key for key, value in state.items() if shapes.get(key) != value.shape)
+    if not wrong:
+        module.load_state_dict(state, strict=False, assign=True)
+        module.tie_weights()
+        wrong = [key for key, value in module.named_parameters() if value.is_meta]
+    if wrong:
+        raise LoadError(f"The weights in {folder} do not match its {MARKER} (see {wrong[0]}); prune and save again.")
+    if (folder / "generation_config.json").is_file():
+        module.generation_config = transformers.GenerationConfig.from_pretrained(folder)
+    return module
+
+
+def _restore_history(model: Model, folder: Path) -> None:
+    """How the model was pruned, when `Model.save` wrote it down."""
+    # Both modules import this package, so they are imported when a saved model is opened.
+    from numprune.pruning import PruningReport
+    from numprune.recipe import Recipe
+
+    if (folder / "recipe.json").is_file():
+        model.recipe = Recipe.read(folder / "recipe.json")
+    if (folder / "report.json").is_file():
+        model.report = PruningReport.from_dict(json.loads((folder / "report.json").read_text()))
+
+
+def _saved_units(marker: Path) -> dict[ModuleKey, range]:
+    """The units `Model.save` recorded for every module."""
+    try:
+        saved = json.loads(marker.read_text())
+        if saved["format"] != FORMAT:
+            raise LoadError(f"{marker} has format {saved['format']}, this version reads {FORMAT}; update numprune.")
+        return {ModuleKey.parse(key): range(count) for key, count in saved["units"].items()}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise LoadError(f"{marker} is damaged; prune and save again.") from error
+
+
+def _check_tokenizer(name: str, tokenizer: Any, module: PreTrainedModel) -> None:
+    rows = module.get_input_embeddings().weight.shape[0]
+    highest = max(tokenizer.get_vocab().values(), default=-1)
+    if highest >= rows:
+        raise LoadError(
+            f"The tokenizer of {name} has ids up to {highest} but the model embeds {rows} tokens;"
+            " use the tokenizer the model was trained with."
+        )
+
+
+def _attempt(name: str, step: Callable[[], Any], *, what: str = "") -> Any:
+    """Run one step of loading and turn what libraries raise, in many types, into one sentence."""
+    try:
+        return step()
+    except NumpruneError:
+        raise
+    except SafetensorError as error:
+        raise LoadError(
+            f"The weights of {name} are damaged or cut short ({error}); download or save them again."
+        ) from error
+    except (pickle.UnpicklingError, EOFError) as error:
+        raise LoadError(
+            f"The weights of {name} are a damaged pickle or one that wants to run code, which is refused;"
+            " convert them to safetensors."
+        ) from error
+    except Exception as error:
+        reason = shorten(str(error) or type(error).__name__, 200, placeholder=" …").rstrip(" .:")
+        advice = "mend that folder" if Path(name).exists() else "check the name and the network"
+        raise LoadError(f"Cannot load {what}{name}: {reason}; {advice}, or choose an embedded model.") from error

@@ -1,0 +1,192 @@
+"""The model as the rest of the package sees it: a transformers module, its tokenizer and its adapter."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from numprune.errors import NumpruneError
+from numprune.files import MARKER, atomic_folder, to_json
+from numprune.models.adapter import (
+    Adapter,
+    Block,
+    EmptyAttention,
+    ModuleKey,
+    blocks_parameters,
+    make_linear,
+    narrow_linear,
+)
+
+if TYPE_CHECKING:
+    from numprune.pruning import PruningReport
+    from numprune.recipe import Recipe
+
+FORMAT = 1
+
+
+@dataclass
+class Model:
+    """A loaded language model.
+
+    Attributes:
+        module: the transformers model itself, in eval mode, on its device.
+        tokenizer: its tokenizer, or None for a model without one (perplexity and calibration then need token ids).
+        adapter: what numprune knows about the architecture.
+        name: the embedded name, hub id or folder it came from.
+        recipe: how it was pruned; None for a dense model.
+        report: what pruning did to each module; None for a dense model.
+    """
+
+    module: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase | None
+    adapter: Adapter
+    name: str
+    recipe: Recipe | None = None
+    report: PruningReport | None = None
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def config(self) -> Any:
+        return self.module.config
+
+    @property
+    def device(self) -> torch.device:
+        return self.module.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.module.dtype
+
+    @property
+    def architecture(self) -> str:
+        return type(self.module).__name__
+
+    @property
+    def blocks(self) -> list[Block]:
+        """The prunable modules, attention before MLP in each layer."""
+        return self.adapter.blocks(self.module)
+
+    @property
+    def layers(self) -> int:
+        return len(self.adapter.layers(self.module))
+
+    @property
+    def parameters(self) -> int:
+        """Parameters counted once each (a tied embedding is one tensor)."""
+        return sum(p.numel() for p in self.module.parameters())
+
+    @property
+    def prunable_parameters(self) -> int:
+        """Parameters that belong to heads and channels."""
+        return blocks_parameters(self.blocks)
+
+    @property
+    def bytes(self) -> int:
+        """Memory of the weights, in bytes."""
+        return sum(p.numel() * p.element_size() for p in self.module.parameters())
+
+    @property
+    def maximum_length(self) -> int | None:
+        """Longest sequence in tokens the model supports; None when its config does not say."""
+        return self.adapter.maximum_length(self.config)
+
+    def units(self) -> dict[ModuleKey, int]:
+        """Units left in each prunable module, emptied modules included as 0."""
+        present = {block.key: block.units for block in self.blocks}
+        keys = [ModuleKey(layer, kind) for layer in range(self.layers) for kind in ("attention", "mlp")]
+        return {key: present.get(key, 0) for key in keys}
+
+    def fingerprint(self) -> str:
+        """Short hash of the architecture and of a sample of every weight; the same on every device.
+
+        Sixty-four evenly spaced values of each tensor are hashed, which tells fine-tuned siblings apart at the
+        cost of reading a few thousand numbers. They are rounded to bfloat16 first, so that a checkpoint keeps its
+        fingerprint in float32 and bfloat16; float16 keeps it too where it holds the checkpoint's values exactly.
+        """
+        digest = hashlib.sha256(json.dumps([self.config.model_type, self.layers]).encode())
+        for name, parameter in sorted(self.module.named_parameters()):
+            flat = parameter.detach().reshape(-1)
+            step = max(1, flat.numel() // 64)
+            sample = flat[::step][:64].to("cpu", torch.float32).to(torch.bfloat16).float()
+            digest.update(f"{name}{tuple(parameter.shape)}".encode())
+            digest.update(sample.numpy().tobytes())
+        return digest.hexdigest()[:16]
+
+    def save(self, folder: str | os.PathLike[str]) -> None:
+        """Write weights (safetensors), config, tokenizer, per-layer shapes, recipe and report to `folder`.
+
+        The folder is written beside its target and renamed at the end. An existing folder is replaced only when
+        numprune wrote it.
+
+        Raises:
+            InputError: when `folder` exists and is something else.
+            NumpruneError: when it cannot be written.
+        """
+        with atomic_folder(folder) as partial:
+            try:
+                # Tensors keep the module's own names: transformers would undo its renamings (GPT-NeoX's lm_head),
+                # which only its own loader of whole checkpoints applies again.
+                self.module.save_pretrained(partial, save_original_format=False)
+                if self.tokenizer is not None:
+                    self.tokenizer.save_pretrained(partial)
+            except OSError:
+                raise
+            except Exception as error:  # safetensors reports a full disk as an error type of its own
+                raise NumpruneError(f"Writing {folder} failed: {error}; nothing was left there.") from error
+            units = {str(key): count for key, count in self.units().items()}
+            (partial / MARKER).write_text(to_json({"format": FORMAT, "base": self.name, "units": units}))
+            if self.recipe is not None:
+                (partial / "recipe.json").write_text(self.recipe.to_json())
+            if self.report is not None:
+                (partial / "report.json").write_text(self.report.to_json())
+
+
+def slice_module(
+    module: PreTrainedModel,
+    adapter: Adapter,
+    keep: Mapping[ModuleKey, Sequence[int]],
+    last_weights: Mapping[ModuleKey, torch.Tensor] | None = None,
+) -> PreTrainedModel:
+    """A copy of `module` with only the units in `keep`; modules not named keep all of theirs.
+
+    Linears that shrink are never copied at full size, so the peak memory is that of the two models.
+
+    Args:
+        keep: ascending unit indices kept in each module; empty to empty it.
+        last_weights: replacements (out, kept in-features) for the sliced weight of a module's last linear.
+    """
+    memo: dict[int, nn.Module] = {}
+    changed: list[ModuleKey] = []
+    layers = adapter.layers(module)
+    for block in adapter.blocks(module):
+        kept = keep.get(block.key)
+        if kept is None or len(kept) == block.units:
+            if last_weights and block.key in last_weights:
+                memo[id(block.last)] = make_linear(last_weights[block.key], block.last.bias)
+            continue
+        changed.append(block.key)
+        if block.key.kind == "attention" and not kept:
+            owner, name = adapter.attention_owner(layers[block.key.layer])
+            memo[id(getattr(owner, name))] = EmptyAttention(block.key.layer, block.last.bias)
+            continue
+        for linear, sections in block.inputs:
+            rows = torch.cat([section.indices(kept) for section in sections])
+            memo[id(linear)] = narrow_linear(linear, rows=rows)
+        if last_weights and block.key in last_weights:
+            memo[id(block.last)] = make_linear(last_weights[block.key], block.last.bias)
+        else:
+            memo[id(block.last)] = narrow_linear(block.last, columns=block.channels(kept))
+    sliced = copy.deepcopy(module, memo)
+    for key in changed:
+        if key.kind == "attention" and keep[key]:
+            adapter.settle_attention(adapter.layers(sliced)[key.layer], len(keep[key]), sliced.config)
+    return sliced

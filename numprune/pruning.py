@@ -1,0 +1,163 @@
+"""From a plan to a smaller model."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import pandas as pd
+import torch
+
+from numprune.allocation import PruningPlan
+from numprune.calibration.statistics import CalibrationStats
+from numprune.compensation import compensate, relative_error
+from numprune.errors import CancelEvent, InputError, NumericalError, Progress, check_cancelled
+from numprune.files import to_json
+from numprune.models.adapter import ModuleKey
+from numprune.models.model import Model, slice_module
+from numprune.recipe import COMPENSATIONS
+
+
+@dataclass(frozen=True)
+class ModuleReport:
+    """What pruning did to one module.
+
+    `error_before` and `error_after` are ||X W - X_S W'|| / ||X W|| of the module's output on the calibration
+    data, with the kept weights as they were and as they are now.
+    """
+
+    layer: int
+    module: str
+    units: int
+    kept: int
+    error_before: float
+    error_after: float
+    seconds: float
+
+
+@dataclass(frozen=True)
+class PruningReport:
+    """Sizes, errors and times of one pruning."""
+
+    modules: list[ModuleReport]
+    parameters_before: int
+    parameters_after: int
+    bytes_before: int
+    bytes_after: int
+    ratio_asked: float
+    ratio_reached: float
+    compensation: str
+    damping: float
+    device: str
+    dtype: str
+    seconds: float
+    notes: list[str] = field(default_factory=list)
+
+    def to_pandas(self) -> pd.DataFrame:
+        """One row per module."""
+        return pd.DataFrame([asdict(module) for module in self.modules])
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, given: dict[str, Any]) -> PruningReport:
+        """The report that `to_dict` was called on."""
+        return cls(**{**given, "modules": [ModuleReport(**module) for module in given["modules"]]})
+
+    def to_json(self) -> str:
+        return to_json(self.to_dict())
+
+
+def prune(
+    model: Model,
+    plan: PruningPlan,
+    stats: CalibrationStats,
+    *,
+    compensation: str = "paper",
+    damping: float = 0.01,
+    progress: Progress | None = None,
+    cancel: CancelEvent | None = None,
+) -> Model:
+    """A copy of `model` whose projections are physically narrower; `model` itself is not touched.
+
+    Args:
+        plan: from `allocate`, for this model.
+        stats: from `calibrate`, for this model; used for compensation and for the errors in the report.
+        compensation: "paper" refits the kept columns of o_proj and down_proj (theorem 3); "none" leaves them.
+        damping: of the compensation, see `numprune.compensation.compensate`.
+
+    Returns:
+        A model on the same device in the same dtype, with `.recipe` and `.report`.
+
+    Raises:
+        InputError: plan or statistics are another model's, or an option is not known.
+        NumericalError: a compensation cannot be solved; the module is named.
+        Cancelled: `cancel` was set.
+    """
+    began = time.monotonic()
+    if compensation not in COMPENSATIONS:
+        raise InputError(f"compensation '{compensation}' is not known; use {', '.join(COMPENSATIONS)}.")
+    fingerprint = model.fingerprint()
+    for what, owner in (("plan", plan.fingerprint), ("statistics", stats.fingerprint)):
+        if owner != fingerprint:
+            raise InputError(f"The {what} belong to another model than {model.name}; make them for this one.")
+
+    weights: dict[ModuleKey, torch.Tensor] = {}
+    reports: list[ModuleReport] = []
+    blocks = model.blocks
+    for done, block in enumerate(blocks, 1):
+        check_cancelled(cancel)
+        started = time.monotonic()
+        kept = plan.keep[block.key]
+        before = after = 0.0
+        if len(kept) < block.units:
+            channels = block.channels(kept)
+            gram = stats.modules[block.key].gram
+            dense = block.last.weight.detach()
+            sliced = dense[:, channels.to(dense.device)]
+            before = after = relative_error(dense, gram, channels, sliced)
+            if compensation == "paper" and kept:
+                try:
+                    updated = compensate(dense, gram, channels, damping=damping).to(dense.device, dense.dtype)
+                except NumericalError as error:
+                    raise NumericalError(f"Compensating {block.key}: {error}") from error
+                weights[block.key] = updated
+                after = relative_error(dense, gram, channels, updated)
+        reports.append(
+            ModuleReport(
+                layer=block.key.layer,
+                module=block.key.kind,
+                units=block.units,
+                kept=len(kept),
+                error_before=before,
+                error_after=after,
+                seconds=time.monotonic() - started,
+            )
+        )
+        if progress is not None:
+            progress(done, len(blocks), f"pruning {block.key}")
+
+    check_cancelled(cancel)
+    module = slice_module(model.module, model.adapter, plan.keep, weights)
+    pruned = Model(module=module, tokenizer=model.tokenizer, adapter=model.adapter, name=model.name)
+    pruned.recipe = plan.recipe.replace(
+        model=model.name, fingerprint=fingerprint, compensation=compensation, damping=damping
+    )
+    pruned.report = PruningReport(
+        modules=reports,
+        parameters_before=model.parameters,
+        parameters_after=pruned.parameters,
+        bytes_before=model.bytes,
+        bytes_after=pruned.bytes,
+        ratio_asked=plan.ratio_asked,
+        ratio_reached=plan.ratio_reached,
+        compensation=compensation,
+        damping=damping,
+        device=str(model.device),
+        dtype=str(model.dtype).removeprefix("torch."),
+        seconds=time.monotonic() - began,
+        notes=[*stats.notes, *plan.notes],
+    )
+    return pruned

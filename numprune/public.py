@@ -1,0 +1,54 @@
+"""The public names. `numprune` itself offers them too, and imports this module when the first one is used."""
+
+from numprune.allocation import PruningPlan, allocate
+from numprune.calibration import DATASETS, CalibrationStats, calibrate
+from numprune.compensation import compensate
+from numprune.errors import (
+    Cancelled,
+    InputError,
+    LoadError,
+    NumericalError,
+    NumpruneError,
+    UnsupportedArchitecture,
+)
+from numprune.evaluation import Perplexity, Speed, measure_speed, perplexity
+from numprune.generation import Sampling, generate, stream_text
+from numprune.models import Model, ModuleKey, embedded_models, held_out_text, load
+from numprune.pruning import PruningReport, prune
+from numprune.recipe import CalibrationRecipe, Recipe
+from numprune.scoring import SCORERS, ScoreTable, score, scorer
+
+__all__ = [
+    "DATASETS",
+    "SCORERS",
+    "CalibrationRecipe",
+    "CalibrationStats",
+    "Cancelled",
+    "InputError",
+    "LoadError",
+    "Model",
+    "ModuleKey",
+    "NumericalError",
+    "NumpruneError",
+    "Perplexity",
+    "PruningPlan",
+    "PruningReport",
+    "Recipe",
+    "Sampling",
+    "ScoreTable",
+    "Speed",
+    "UnsupportedArchitecture",
+    "allocate",
+    "calibrate",
+    "compensate",
+    "embedded_models",
+    "generate",
+    "held_out_text",
+    "load",
+    "measure_speed",
+    "perplexity",
+    "prune",
+    "score",
+    "scorer",
+    "stream_text",
+]

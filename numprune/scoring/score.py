@@ -1,0 +1,112 @@
+"""From statistics to one score per head and channel."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+import torch
+
+from numprune.calibration.statistics import CalibrationStats, ModuleStats
+from numprune.errors import CancelEvent, InputError, Progress, check_cancelled
+from numprune.models.model import Model
+from numprune.scoring.newton import check_ratio, numerical_score
+from numprune.scoring.table import ModuleScores, ScoreTable
+
+
+class Scorer(Protocol):
+    """Scores the input channels of a module's last linear.
+
+    Takes the weight (out, in) as torch stores it, the statistics of its inputs and the sparsity ratio; returns
+    (in,) scores, higher meaning more worth keeping, comparable between modules.
+    """
+
+    def __call__(self, weight: torch.Tensor, stats: ModuleStats, *, ratio: float) -> torch.Tensor: ...
+
+
+SCORERS: dict[str, Scorer] = {}
+
+
+def scorer(name: str) -> Callable[[Scorer], Scorer]:
+    """Decorator that makes a scorer known by name to `score`, recipes, the command line and the dashboard."""
+
+    def add(function: Scorer) -> Scorer:
+        SCORERS[name] = function
+        return function
+
+    return add
+
+
+def _unit_gram(stats: ModuleStats) -> torch.Tensor:
+    """XᵀX of X scaled to Frobenius norm 1, as the paper bounds its norm; zeros stay zeros."""
+    return stats.gram / stats.gram.trace().clamp(min=torch.finfo(torch.float64).tiny)
+
+
+@scorer("newton")
+def newton(weight: torch.Tensor, stats: ModuleStats, *, ratio: float) -> torch.Tensor:
+    """The numerical score in closed form."""
+    return numerical_score(weight, _unit_gram(stats), ratio=ratio)
+
+
+@scorer("newton_loop")
+def newton_loop(weight: torch.Tensor, stats: ModuleStats, *, ratio: float) -> torch.Tensor:
+    """The numerical score by Algorithm 1 of the paper, 50 steps."""
+    return numerical_score(weight, _unit_gram(stats), ratio=ratio, method="newton")
+
+
+@scorer("newton_boxed")
+def newton_boxed(weight: torch.Tensor, stats: ModuleStats, *, ratio: float) -> torch.Tensor:
+    """The numerical score under 0 <= z <= 1."""
+    return numerical_score(weight, _unit_gram(stats), ratio=ratio, method="boxed", steps=200)
+
+
+def score(
+    model: Model,
+    stats: CalibrationStats,
+    *,
+    method: str = "newton",
+    ratio: float = 0.5,
+    progress: Progress | None = None,
+    cancel: CancelEvent | None = None,
+) -> ScoreTable:
+    """One score per unit of every module; a head's (KV group's) is the mean over its channels (section 3.3).
+
+    Args:
+        method: a name in `SCORERS`.
+        ratio: the sparsity the scores are computed for, in [0, 1). It shifts the Newton scores of a module
+            towards 1 - ratio and leaves their order as it is.
+
+    Raises:
+        InputError: the method is unknown, the ratio out of range, or the statistics are another model's.
+        NumericalError: a module cannot be scored.
+        Cancelled: `cancel` was set.
+    """
+    check_ratio(ratio)
+    if method not in SCORERS:
+        raise InputError(f"Scorer '{method}' is not known; use {', '.join(SCORERS)}.")
+    fingerprint = model.fingerprint()
+    if stats.fingerprint != fingerprint:
+        raise InputError(f"The statistics are of another model than {model.name}; calibrate it first.")
+    modules = {}
+    blocks = model.blocks
+    for done, block in enumerate(blocks, 1):
+        check_cancelled(cancel)
+        module_stats = stats.modules[block.key]
+        weight = block.last.weight.detach().to(module_stats.gram.device)
+        channels = SCORERS[method](weight, module_stats, ratio=ratio).cpu()
+        modules[block.key] = ModuleScores(
+            units=channels.reshape(block.units, block.width).mean(1).numpy(),
+            channels=channels.numpy(),
+            cost=block.cost,
+            remainder=block.remainder,
+        )
+        if progress is not None:
+            progress(done, len(blocks), f"scoring {block.key}")
+    return ScoreTable(
+        modules=modules,
+        method=method,
+        ratio=ratio,
+        model=model.name,
+        fingerprint=fingerprint,
+        parameters=model.parameters,
+    )
