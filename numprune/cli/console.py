@@ -1,0 +1,76 @@
+"""What a command writes: its result to stdout; progress, notes and errors to stderr."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, TextIO
+
+from numprune.errors import Progress
+from numprune.files import to_json
+
+
+@dataclass
+class Console:
+    """Where results and progress go.
+
+    Attributes:
+        json: whether the result is printed as JSON.
+        quiet: no progress and no notes.
+        out: standard output as it was when the command began.
+    """
+
+    json: bool = False
+    quiet: bool = False
+    out: TextIO = field(default_factory=lambda: sys.stdout)
+
+    @property
+    def shows_progress(self) -> bool:
+        return not self.quiet and sys.stderr.isatty()
+
+    def result(self, value: Any, text: str) -> None:
+        """Print the result: `value` as JSON, or `text` for people."""
+        self.out.write(to_json(value) if self.json else text + "\n")
+        self.out.flush()
+
+    def notes(self, notes: Iterable[str]) -> None:
+        """Print sentences a person should read, each once."""
+        if not self.quiet:
+            for note in dict.fromkeys(notes):
+                print(f"Note: {note}", file=sys.stderr)
+
+    def error(self, sentence: str) -> None:
+        print(sentence, file=sys.stderr)
+
+    @contextmanager
+    def progress(self) -> Iterator[Progress | None]:
+        """A callback for `progress` arguments that draws one bar a stage; None when nobody watches."""
+        if not self.shows_progress:
+            yield None
+            return
+        from tqdm import tqdm
+
+        bar = None
+
+        def show(done: int, total: int, what: str, /) -> None:
+            nonlocal bar
+            if bar is None or bar.total != total or done < bar.n:
+                if bar is not None:
+                    bar.close()
+                bar = tqdm(total=total, leave=False, file=sys.stderr)
+            bar.set_description(what, refresh=False)
+            bar.update(done - bar.n)
+
+        try:
+            yield show
+        finally:
+            if bar is not None:
+                bar.close()
+
+
+def labelled(rows: dict[str, str]) -> str:
+    """Aligned `name  value` lines."""
+    width = max(map(len, rows))
+    return "\n".join(f"  {name:<{width}}  {value}" for name, value in rows.items())

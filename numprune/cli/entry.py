@@ -1,0 +1,90 @@
+"""The parser of all commands, and what becomes of errors."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import traceback
+import warnings
+from collections.abc import Sequence
+from contextlib import nullcontext, redirect_stdout
+
+import numprune
+from numprune.cli import bench, evaluate, generate, prune, score, serve
+from numprune.cli.console import Console
+from numprune.errors import InputError, LoadError, NumpruneError
+
+COMMANDS = (score, prune, evaluate, generate, bench, serve)
+
+OK, BAD_INPUT, CANNOT_LOAD, FAILED, STOPPED = 0, 2, 3, 4, 130
+
+EPILOG = f"""\
+exit codes:
+  {OK:<4} done
+  {BAD_INPUT:<4} wrong usage, or an input (file, text, recipe, number) that cannot be used
+  {CANNOT_LOAD:<4} the model cannot be loaded
+  {FAILED:<4} the computation or the writing failed
+  {STOPPED:<4} stopped by Ctrl-C
+
+example:
+  numprune prune tiny-stories --ratio 0.3 --out smaller
+  numprune eval tiny-stories smaller
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code."""
+    try:
+        args = build_parser().parse_args(argv)
+    except SystemExit as stop:  # argparse has printed its message or the help
+        return int(stop.code or OK)
+    console = Console(json=getattr(args, "json", False), quiet=args.quiet)
+    try:
+        # Whatever libraries print, JSON stays alone on stdout.
+        with warnings.catch_warnings(), redirect_stdout(sys.stderr) if console.json else nullcontext():
+            if not args.debug:
+                warnings.simplefilter("ignore")
+            args.run(args, console)
+        return OK
+    except KeyboardInterrupt:
+        console.error("Stopped; nothing was written.")
+        return STOPPED
+    except BrokenPipeError:
+        # The reader (head, less) has seen enough. Python would complain again when it flushes at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return OK
+    except Exception as error:
+        if args.debug:
+            traceback.print_exc()
+        code, sentence = _explain(error)
+        console.error(f"numprune: {sentence}")
+        return code
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="numprune",
+        description=(numprune.__doc__ or "").splitlines()[0],
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"numprune {numprune.__version__}")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    for command in COMMANDS:
+        command.add(commands)
+    return parser
+
+
+def _explain(error: Exception) -> tuple[int, str]:
+    """Exit code and one sentence."""
+    if isinstance(error, InputError):
+        return BAD_INPUT, str(error)
+    if isinstance(error, LoadError):
+        return CANNOT_LOAD, str(error)
+    if isinstance(error, NumpruneError):
+        return FAILED, str(error)
+    first = (str(error).strip() or "no message").splitlines()[0]
+    if isinstance(error, MemoryError) or "out of memory" in first.lower():
+        return FAILED, f"Out of memory ({first}); use fewer samples, a shorter sequence length or another device."
+    return FAILED, f"{type(error).__name__}: {first}; this should not happen, repeat with --debug for the traceback."

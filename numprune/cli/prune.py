@@ -1,0 +1,164 @@
+"""`numprune prune`."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import numprune
+from numprune.cli.console import Console, labelled
+from numprune.cli.options import (
+    Commands,
+    add_calibration,
+    add_command,
+    add_model,
+    calibrate_model,
+    calibration_changes,
+    describe,
+    given,
+    load_model,
+)
+from numprune.files import check_output
+
+if TYPE_CHECKING:
+    from numprune import Model, PruningReport, Recipe
+
+EXAMPLE = """\
+  numprune prune tiny-stories --ratio 0.3 --set 0.mlp=0.1 --keep 2.attention:0,1 --out smaller
+  numprune prune --recipe smaller/recipe.json --out again
+
+  writes a model with 30 % of its prunable parameters removed, its recipe.json and report.json; the second line
+  makes the same model from the recipe alone. Flags that are given go before what the recipe says. --device and
+  --dtype are not part of a recipe."""
+
+
+def add(commands: Commands) -> None:
+    parser = add_command(commands, "prune", "write a smaller model", example=EXAMPLE)
+    add_model(
+        parser,
+        nargs="?",
+        help="embedded name (tiny-stories), hub id or folder; may be left out when the recipe names it",
+    )
+    parser.add_argument("--out", required=True, metavar="DIR", help="folder to write; an earlier output is replaced")
+    parser.add_argument("--recipe", metavar="FILE", help="a recipe.json to start from")
+    add_calibration(parser)
+    group = parser.add_argument_group("pruning")
+    group.add_argument("--ratio", type=float, metavar="R", help="share of prunable parameters to remove (default 0.3)")
+    group.add_argument("--scorer", metavar="NAME", help="newton (the default), newton_loop or newton_boxed")
+    group.add_argument("--allocation", metavar="NAME", help="global (the default), uniform or paper_printed")
+    group.add_argument("--compensation", metavar="NAME", help="paper (the default) or none")
+    group.add_argument(
+        "--damping", type=float, metavar="D", help="of the compensation, as a share of the mean Gram diagonal (0.01)"
+    )
+    group.add_argument("--round-heads", type=int, metavar="N", help="keep multiples of N heads (default 1)")
+    group.add_argument("--round-channels", type=int, metavar="N", help="keep multiples of N channels (default 1)")
+    group.add_argument(
+        "--allow-empty", action=argparse.BooleanOptionalAction, help="let a module lose its last unit (default: no)"
+    )
+    group.add_argument(
+        "--set",
+        dest="ratios",
+        type=_entry("=", float),
+        action="append",
+        metavar="MODULE=R",
+        help="ratio of one module, such as 3.mlp=0.5; repeatable; '3.mlp=' drops the recipe's",
+    )
+    for flag, what in (("--keep", "keep"), ("--prune-units", "remove")):
+        group.add_argument(
+            flag,
+            type=_entry(":", lambda text: tuple(int(unit) for unit in text.split(","))),
+            action="append",
+            metavar="MODULE:UNITS",
+            help=f"{what} these units whatever their score, such as 0.attention:1,2; repeatable; "
+            "'0.attention:' drops the recipe's",
+        )
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace, console: Console) -> None:
+    began = time.monotonic()
+    check_output(args.out)
+    recipe = _recipe(args)
+    name = args.model or recipe.model
+    if name is None:
+        raise numprune.InputError("There is no model to prune; give MODEL or a --recipe that names one.")
+    model = load_model(name, args, console)
+    units = {key: count for key, count in model.units().items() if count}
+    recipe.check_for(model.name, model.fingerprint(), units)
+    stats = calibrate_model(model, recipe.calibration, console)
+    with console.progress() as progress:
+        scores = numprune.score(model, stats, method=recipe.scorer, progress=progress)
+        plan = numprune.allocate(scores, recipe)
+        pruned = numprune.prune(
+            model, plan, stats, compensation=recipe.compensation, damping=recipe.damping, progress=progress
+        )
+    pruned.save(args.out)
+    _report(args.out, model, pruned, time.monotonic() - began, console)
+
+
+def _recipe(args: argparse.Namespace) -> Recipe:
+    """The recipe file, or the defaults, with the given flags on top."""
+    recipe = numprune.Recipe.read(args.recipe) if args.recipe else numprune.Recipe()
+    names = ("ratio", "scorer", "allocation", "compensation", "damping", "round_heads", "round_channels", "allow_empty")
+    calibration = {**recipe.to_dict()["calibration"], **calibration_changes(args)}
+    return recipe.replace(
+        **given(**{name: getattr(args, name) for name in names}),
+        calibration=numprune.CalibrationRecipe(**calibration),
+        ratios=_merged(recipe.ratios, args.ratios),
+        keep=_merged(recipe.keep, args.keep),
+        prune=_merged(recipe.prune, args.prune_units),
+    )
+
+
+def _entry(separator: str, convert: Callable[[str], Any]) -> Callable[[str], tuple[str, Any]]:
+    """Argument type `MODULE<separator>VALUE`; the value is None when nothing follows."""
+
+    def parse(text: str) -> tuple[str, Any]:
+        module, found, value = text.partition(separator)
+        if not found:
+            raise argparse.ArgumentTypeError(f"'{text}' has no '{separator}'; write 3.mlp=0.5 or 0.attention:1,2")
+        try:
+            return module, convert(value) if value else None
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(f"'{value}' in '{text}' is not a number") from error
+
+    return parse
+
+
+def _merged(of_recipe: dict[Any, Any], flags: list[tuple[str, Any]] | None) -> dict[Any, Any]:
+    """The recipe's entries with the flags' ones in their place; a flag without a value drops the entry."""
+    entries = {**of_recipe, **{numprune.ModuleKey.parse(module): value for module, value in flags or ()}}
+    return {key: value for key, value in entries.items() if value is not None}
+
+
+def _report(out: str, dense: Model, pruned: Model, seconds: float, console: Console) -> None:
+    report = pruned.report
+    before, after = _mean_errors(report)
+    console.notes([*dense.notes, *report.notes])
+    result = {
+        **describe(pruned),
+        "out": out,
+        "recipe": pruned.recipe.to_dict(),
+        "report": report.to_dict(),
+        "mean_error_before": before,
+        "mean_error_after": after,
+        "seconds": seconds,
+    }
+    rows = {
+        "ratio": f"{report.ratio_asked:.2%} asked, {report.ratio_reached:.2%} reached, of the prunable parameters",
+        "parameters": f"{report.parameters_before:,} before, {report.parameters_after:,} after",
+        "bytes": f"{report.bytes_before:,} before, {report.bytes_after:,} after ({report.dtype})",
+        "mean error": f"{before:.4f} before compensation ({report.compensation}), {after:.4f} after",
+        "time": f"{seconds:.1f} s on {report.device}",
+    }
+    console.result(result, f"{dense.name} -> {out}\n{labelled(rows)}")
+
+
+def _mean_errors(report: PruningReport) -> tuple[float, float]:
+    """Mean relative error of the pruned modules' outputs, before and after compensation; 0 when none was pruned."""
+    cut = [module for module in report.modules if module.kept < module.units]
+    if not cut:
+        return 0.0, 0.0
+    return sum(m.error_before for m in cut) / len(cut), sum(m.error_after for m in cut) / len(cut)
