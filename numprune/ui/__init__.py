@@ -1,0 +1,1 @@
+"""The dashboard. Importing it needs gradio; nothing else in the package does."""
