@@ -1,0 +1,115 @@
+"""Tiny random models of every supported architecture, and a tiny tokenizer for them."""
+
+import numpy as np
+import torch
+import transformers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
+
+from numprune import Model
+from numprune.models.adapter import adapter_for
+from numprune.scoring import ModuleScores, ScoreTable
+
+VOCABULARY = 112
+
+_LLAMA = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 32,
+    "intermediate_size": 24,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 64,
+    "bos_token_id": 0,
+    "eos_token_id": 1,
+    "pad_token_id": 1,
+}
+_GQA = {**_LLAMA, "num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 8}
+_LLAMA3_ROPE = {
+    "rope_type": "llama3",
+    "rope_theta": 10000.0,
+    "factor": 4.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 16,
+}
+_NEOX = {**_LLAMA, "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.5}}
+
+# Per name: the config, units of one attention module, units of one MLP module.
+ARCHITECTURES = {
+    "llama": (lambda: transformers.LlamaConfig(**_LLAMA), 4, 24),
+    "llama-biases": (lambda: transformers.LlamaConfig(**_LLAMA, attention_bias=True, mlp_bias=True), 4, 24),
+    "llama-gqa-tied": (lambda: transformers.LlamaConfig(**_GQA, tie_word_embeddings=True), 4, 24),
+    "llama3-rope": (lambda: transformers.LlamaConfig(**_GQA, rope_parameters=_LLAMA3_ROPE), 4, 24),
+    "mistral": (lambda: transformers.MistralConfig(**_GQA, sliding_window=6), 4, 24),
+    "qwen2": (lambda: transformers.Qwen2Config(**{**_LLAMA, "num_key_value_heads": 2}), 2, 24),
+    "qwen3": (lambda: transformers.Qwen3Config(**_GQA), 4, 24),
+    "gemma": (lambda: transformers.GemmaConfig(**_GQA), 4, 24),
+    "gemma2": (lambda: transformers.Gemma2Config(**_GQA, sliding_window=6, query_pre_attn_scalar=8), 4, 24),
+    "gemma3": (
+        lambda: transformers.Gemma3TextConfig(
+            **_GQA,
+            sliding_window=6,
+            query_pre_attn_scalar=8,
+            layer_types=["sliding_attention", "full_attention"],
+        ),
+        4,
+        24,
+    ),
+    "phi3": (lambda: transformers.Phi3Config(**{**_LLAMA, "num_key_value_heads": 2}), 2, 24),
+    "smollm3": (lambda: transformers.SmolLM3Config(**_GQA, no_rope_layers=[1, 0]), 4, 24),
+    "gpt-neox-parallel": (lambda: transformers.GPTNeoXConfig(**_NEOX, use_parallel_residual=True), 4, 24),
+    "gpt-neox-sequential": (lambda: transformers.GPTNeoXConfig(**_NEOX, use_parallel_residual=False), 4, 24),
+    "opt": (lambda: transformers.OPTConfig(**_LLAMA, ffn_dim=24, word_embed_proj_dim=32), 4, 24),
+}
+
+
+def random_module(config, *, seed=0, attention=None):
+    """A float32 model whose weights, biases and norms are all random, so that forgetting any of them shows."""
+    module = AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation=attention)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            noise = torch.randn(parameter.shape, generator=generator)
+            if parameter.ndim > 1:
+                parameter.copy_(noise * 0.8 / parameter.shape[1] ** 0.5)
+            else:
+                parameter.add_(noise * 0.3)
+    return module.eval().requires_grad_(False)
+
+
+def tiny_model(name="llama", *, tokenizer=None, seed=0, attention=None, **changes):
+    """A tiny random model of one of ARCHITECTURES; `changes` go into its config."""
+    config = ARCHITECTURES[name][0]()
+    for key, value in changes.items():
+        setattr(config, key, value)
+    module = random_module(config, seed=seed, attention=attention)
+    return Model(module=module, tokenizer=tokenizer, adapter=adapter_for(config), name=f"tiny {name}")
+
+
+def make_tokenizer():
+    """Byte-level BPE that knows printable ASCII, the line break and a few merges: 104 ids."""
+    characters = ["Ġ", "Ċ", *(chr(code) for code in range(33, 127))]
+    merges = [("t", "h"), ("th", "e"), ("Ġ", "the"), ("a", "n"), ("an", "d"), ("Ġ", "a")]
+    tokens = ["<s>", "</s>", *characters, *(left + right for left, right in merges)]
+    tokenizer = Tokenizer(models.BPE(vocab={token: i for i, token in enumerate(tokens)}, merges=merges))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", pad_token="</s>", padding_side="left"
+    )
+
+
+def random_ids(rows, tokens, *, seed=0):
+    # Ids 0 and 1 begin and end a text.
+    return torch.randint(2, VOCABULARY, (rows, tokens), generator=torch.Generator().manual_seed(seed))
+
+
+def random_scores(model, *, seed=0):
+    """Standard normal scores for every channel of every module of a model."""
+    rng = np.random.default_rng(seed)
+    modules = {}
+    for block in model.blocks:
+        channels = rng.standard_normal(block.units * block.width)
+        units = channels.reshape(block.units, block.width).mean(1)
+        modules[block.key] = ModuleScores(units, channels, block.cost, block.remainder)
+    return ScoreTable(modules, "random", 0.5, model.name, model.fingerprint(), model.parameters)
