@@ -59,7 +59,8 @@ class Console:
             if bar is None or bar.total != total or done < bar.n:
                 if bar is not None:
                     bar.close()
-                bar = tqdm(total=total, leave=False, file=sys.stderr)
+                # Named from the start: a short stage is over before its bar is drawn a second time.
+                bar = tqdm(total=total, desc=what, leave=False, file=sys.stderr)
             bar.set_description(what, refresh=False)
             bar.update(done - bar.n)
 

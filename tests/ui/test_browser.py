@@ -76,6 +76,16 @@ def says(page, text):
     page.wait_for_function("text => document.body.innerText.includes(text)", arg=text, timeout=PATIENCE)
 
 
+def edit(page, cell, text):
+    """Type over a cell of a table. A redraw that arrives meanwhile closes the editor, so wait until it is open."""
+    page.wait_for_timeout(500)
+    cell.dblclick()
+    editor = cell.locator("textarea, input")
+    editor.wait_for(timeout=PATIENCE)
+    editor.fill(text)
+    editor.press("Enter")
+
+
 def test_the_first_visit_shows_both_heatmaps_and_the_plan_without_a_click(page):
     playwright.expect(page.locator(".js-plotly-plot .heatmaplayer")).to_have_count(2)
     says(page, "of the prunable parameters go (30% asked for)")
@@ -104,16 +114,10 @@ def test_moving_the_ratio_and_editing_a_layer_change_the_plan(page):
     says(page, "(50% asked for)")
     page.get_by_text("Ratios per layer").first.click()
     cell = page.get_by_test_id("cell-2-1")
-    cell.dblclick()
-    page.keyboard.press("Control+A")
-    page.keyboard.type("0.125")
-    page.keyboard.press("Enter")
+    edit(page, cell, "0.125")
     playwright.expect(page.get_by_test_id("cell-2-3")).to_contain_text("7 of 8", timeout=PATIENCE)
     playwright.expect(page.get_by_test_id("cell-2-5")).to_contain_text("attention", timeout=PATIENCE)
-    cell.dblclick()
-    page.keyboard.press("Control+A")
-    page.keyboard.type("1.5")
-    page.keyboard.press("Enter")
+    edit(page, cell, "1.5")
     says(page, "ratio is 1.5")
     playwright.expect(cell).to_contain_text("0.125", timeout=PATIENCE)
 
