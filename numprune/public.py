@@ -11,7 +11,19 @@ from numprune.errors import (
     NumpruneError,
     UnsupportedArchitecture,
 )
-from numprune.evaluation import Perplexity, Speed, measure_speed, perplexity
+from numprune.evaluation import (
+    AttentionPatterns,
+    Divergence,
+    Perplexity,
+    Speed,
+    SweepPoint,
+    attention_patterns,
+    divergence,
+    measure_speed,
+    perplexity,
+    sweep,
+)
+from numprune.footprint import Sizes, sizes
 from numprune.generation import Sampling, generate, stream_text
 from numprune.models import Model, ModuleKey, embedded_models, held_out_text, load
 from numprune.pruning import PruningReport, prune
@@ -21,9 +33,11 @@ from numprune.scoring import SCORERS, ScoreTable, score, scorer
 __all__ = [
     "DATASETS",
     "SCORERS",
+    "AttentionPatterns",
     "CalibrationRecipe",
     "CalibrationStats",
     "Cancelled",
+    "Divergence",
     "InputError",
     "LoadError",
     "Model",
@@ -36,11 +50,15 @@ __all__ = [
     "Recipe",
     "Sampling",
     "ScoreTable",
+    "Sizes",
     "Speed",
+    "SweepPoint",
     "UnsupportedArchitecture",
     "allocate",
+    "attention_patterns",
     "calibrate",
     "compensate",
+    "divergence",
     "embedded_models",
     "generate",
     "held_out_text",
@@ -50,5 +68,7 @@ __all__ = [
     "prune",
     "score",
     "scorer",
+    "sizes",
     "stream_text",
+    "sweep",
 ]

@@ -1,6 +1,20 @@
 """Measuring dense and pruned models."""
 
+from numprune.evaluation.attention import AttentionPatterns, attention_patterns
+from numprune.evaluation.divergence import Divergence, divergence
 from numprune.evaluation.perplexity import Perplexity, perplexity
 from numprune.evaluation.speed import Speed, measure_speed
+from numprune.evaluation.sweep import SweepPoint, sweep
 
-__all__ = ["Perplexity", "Speed", "measure_speed", "perplexity"]
+__all__ = [
+    "AttentionPatterns",
+    "Divergence",
+    "Perplexity",
+    "Speed",
+    "SweepPoint",
+    "attention_patterns",
+    "divergence",
+    "measure_speed",
+    "perplexity",
+    "sweep",
+]

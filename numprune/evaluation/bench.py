@@ -6,16 +6,13 @@ measured alternately, and a ratio is taken repetition by repetition.
 
 from __future__ import annotations
 
-import ctypes
 import multiprocessing
 import platform
 import signal
 import statistics
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import suppress
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -24,6 +21,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from numprune.allocation import PruningPlan, allocate
 from numprune.calibration import CalibrationStats, calibrate
 from numprune.errors import InputError, Progress
+from numprune.evaluation.memory import growth, measurable
 from numprune.evaluation.speed import measure_speed, now
 from numprune.linalg import symmetric_product, to_float64
 from numprune.models.adapter import adapter_for
@@ -36,8 +34,6 @@ from numprune.scoring.newton import numerical_score
 
 PAPER_STEPS = 50
 """T of Algorithm 1."""
-
-STATUS, CLEAR_REFS = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
 @dataclass(frozen=True)
@@ -235,7 +231,7 @@ def bench_prune(
     which Linux alone tells.
     """
     target = resolve_device(device)
-    if target.type != "cuda" and not (target.type == "cpu" and CLEAR_REFS.exists()):
+    if not measurable(target):
         note = f"The peak memory on {target} is not known here; measure on CUDA, or on a CPU under Linux."
         return Benchmark("prune", str(target), dtype, {**asdict(shape), "ratio": ratio}, [], [note])
     runs = []
@@ -243,10 +239,10 @@ def bench_prune(
         runs.append((_prune_memory if target.type == "cuda" else _in_fresh_process)(shape, ratio, device, dtype))
         _tell(progress, repetition + 1, repetitions, "pruning")
     last = runs[-1]
-    growth = [run.growth for run in runs]
+    grown = [run.growth for run in runs]
     figures = [
-        Figure.of("weights + growth / weights", "x", [(last.weights + bytes) / last.weights for bytes in growth]),
-        Figure.of("growth", "bytes", growth),
+        Figure.of("weights + growth / weights", "x", [(last.weights + bytes) / last.weights for bytes in grown]),
+        Figure.of("growth", "bytes", grown),
         Figure.of("weights", "bytes", [last.weights]),
         Figure.of("pruned weights", "bytes", [last.pruned]),
         Figure.of("Gram matrices", "bytes", [last.grams]),
@@ -266,23 +262,38 @@ def bench_speed(
     repetitions: int = 3,
     progress: Progress | None = None,
 ) -> Benchmark:
-    """Prefill and decode speed of a pruned model over the dense one's, beside what the parameters promise."""
+    """Speed and memory of a pruned model over the dense one's, beside what the parameters promise.
+
+    Times are of prefill, of decoding and to the first token; for the memory see `Speed.peak_bytes`.
+    """
     dense = random_llama(shape, device=device, dtype=dtype)
     stats = _statistics(dense, shape)
     pruned = prune(dense, _plan(dense, stats, ratio), stats)
     speeds: dict[str, list[float]] = {}
+    waits: dict[str, list[float]] = {}
+    peaks: dict[str, list[float]] = {}
     for repetition in range(repetitions):
         for name, model in (("dense", dense), ("pruned", pruned)):
             speed = measure_speed(model, prompt_tokens=prompt_tokens, new_tokens=new_tokens, repetitions=1)
             speeds.setdefault(f"{name} prefill", []).append(speed.prefill[0])
             speeds.setdefault(f"{name} decode", []).append(speed.decode[0])
+            waits.setdefault(f"{name} first token", []).append(speed.first_token[0])
+            if speed.peak_bytes is not None:
+                peaks.setdefault(f"{name} peak memory", []).append(speed.peak_bytes[0])
         _tell(progress, repetition + 1, repetitions, "measuring speed")
-    figures = [Figure.of(name, "tokens/s", values) for name, values in speeds.items()]
+    figures = [
+        Figure.of(name, unit, values)
+        for unit, by_name in (("tokens/s", speeds), ("s", waits), ("bytes", peaks))
+        for name, values in by_name.items()
+    ]
     # A token reads one row of the input embedding and every other weight.
     promised = _read_per_token(dense) / _read_per_token(pruned)
     for phase in ("prefill", "decode"):
         gains = _ratios(speeds[f"pruned {phase}"], speeds[f"dense {phase}"])
         figures.append(Figure.of(f"{phase}, pruned / dense", "x", gains, f"promised {promised:.2f}"))
+    if peaks:
+        shares = _ratios(peaks["pruned peak memory"], peaks["dense peak memory"])
+        figures.append(Figure.of("peak memory, pruned / dense", "x", shares))
     settings = {**asdict(shape), "ratio": ratio, "prompt_tokens": prompt_tokens, "new_tokens": new_tokens}
     settings |= {"parameters_dense": dense.parameters, "parameters_pruned": pruned.parameters}
     return Benchmark("speed", str(dense.device), _dtype(dense), settings, figures)
@@ -313,32 +324,10 @@ def _prune_memory(shape: Shape, ratio: float, device: str, dtype: str) -> _Memor
     model = random_llama(shape, device=device, dtype=dtype)
     stats = _statistics(model, shape)
     plan = _plan(model, stats, ratio)
-    before = _reset_peak(model.device)
-    pruned = prune(model, plan, stats)
-    growth = _peak(model.device) - before
+    pruned: list[Model] = []
+    grown = growth(lambda: pruned.append(prune(model, plan, stats)), model.device)
     grams = sum(module.gram.numel() * module.gram.element_size() for module in stats.modules.values())
-    return _Memory(growth, model.bytes, pruned.bytes, grams, str(model.device), _dtype(model))
-
-
-def _reset_peak(device: torch.device) -> int:
-    """Bytes in use now; the peak starts from there."""
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-        return torch.cuda.memory_allocated(device)
-    with suppress(AttributeError):  # only glibc keeps freed memory, and has this to give it back
-        ctypes.CDLL(None).malloc_trim(0)
-    CLEAR_REFS.write_text("5")
-    return _status("VmRSS")
-
-
-def _peak(device: torch.device) -> int:
-    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else _status("VmHWM")
-
-
-def _status(name: str) -> int:
-    """A line of this process's status, in bytes."""
-    line = next(line for line in STATUS.read_text().splitlines() if line.startswith(f"{name}:"))
-    return int(line.split()[1]) * 1024
+    return _Memory(grown, model.bytes, pruned[0].bytes, grams, str(model.device), _dtype(model))
 
 
 def _random_tokens(shape: Shape, samples: int, sequence_length: int) -> torch.Tensor:

@@ -11,6 +11,7 @@ import torch
 from transformers import DynamicCache
 
 from numprune.errors import CancelEvent, InputError, Progress, check_cancelled
+from numprune.evaluation.memory import growth, measurable
 from numprune.models.model import Model
 
 
@@ -20,13 +21,20 @@ class Speed:
 
     Attributes:
         prefill, decode: (median, lowest, highest) tokens per second.
+        first_token: (median, lowest, highest) seconds from the prompt to the first token.
+        peak_bytes: (median, lowest, highest) peak memory of the model at work: the bytes of its weights and what
+            is in use at the peak beyond what was before, the cache above all. In use means allocated by torch on
+            CUDA and resident, for the whole process, on a CPU under Linux; None elsewhere, where it is not known.
+            Other models in memory do not count.
         prompt_tokens, new_tokens, batch: the shape of one repetition.
-        repetitions: measured ones, after one warm-up.
+        repetitions: timed ones, after one warm-up; up to three more tell the memory.
         device, dtype: where and in what.
     """
 
     prefill: tuple[float, float, float]
     decode: tuple[float, float, float]
+    first_token: tuple[float, float, float]
+    peak_bytes: tuple[float, float, float] | None
     prompt_tokens: int
     new_tokens: int
     batch: int
@@ -49,7 +57,7 @@ def measure_speed(
     progress: Progress | None = None,
     cancel: CancelEvent | None = None,
 ) -> Speed:
-    """Tokens per second of prefill and of greedy decoding with a cache (paper, section 4: input of 64 tokens).
+    """Speed and peak memory of prefill and of greedy decoding with a cache (paper, section 4: input of 64 tokens).
 
     Token values do not change the work, so the prompt is arbitrary; no token ends a repetition early.
 
@@ -65,24 +73,24 @@ def measure_speed(
     if min(prompt_tokens, new_tokens, batch, repetitions) < 1:
         raise InputError("prompt_tokens, new_tokens, batch and repetitions must be at least 1.")
     prompt = torch.full((batch, prompt_tokens), 1, device=model.device)
-    prefill, decode = [], []
-    for repetition in range(repetitions + 1):
+    # Memory is told by repetitions of their own: what it takes to measure it would disturb the times.
+    weighed = min(repetitions, 3) if measurable(model.device) else 0
+    runs: list[tuple[float, float]] = []
+    peaks: list[float] = []
+    for done in range(1 + repetitions + weighed):
         check_cancelled(cancel)
-        cache = DynamicCache(config=model.config)
-        started = now(model.device)
-        step = _step(model, prompt, cache)
-        first = now(model.device)
-        for _ in range(new_tokens):
-            step = _step(model, step, cache)
-        last = now(model.device)
-        if repetition:
-            prefill.append(batch * prompt_tokens / (first - started))
-            decode.append(batch * new_tokens / (last - first))
+        if done <= repetitions:
+            runs.append(_repetition(model, prompt, new_tokens))
+        else:
+            peaks.append(model.bytes + growth(lambda: _repetition(model, prompt, new_tokens), model.device))
         if progress is not None:
-            progress(repetition + 1, repetitions + 1, "measuring speed")
+            progress(done + 1, 1 + repetitions + weighed, "measuring speed")
+    measured = runs[1:]
     return Speed(
-        prefill=_spread(prefill),
-        decode=_spread(decode),
+        prefill=_spread([batch * prompt_tokens / first for first, _ in measured]),
+        decode=_spread([batch * new_tokens / rest for _, rest in measured]),
+        first_token=_spread([first for first, _ in measured]),
+        peak_bytes=_spread(peaks) if peaks else None,
         prompt_tokens=prompt_tokens,
         new_tokens=new_tokens,
         batch=batch,
@@ -90,6 +98,17 @@ def measure_speed(
         device=str(model.device),
         dtype=str(model.dtype).removeprefix("torch."),
     )
+
+
+def _repetition(model: Model, prompt: torch.Tensor, new_tokens: int) -> tuple[float, float]:
+    """Seconds to the first token, and from there through `new_tokens` steps."""
+    cache = DynamicCache(config=model.config)
+    started = now(model.device)
+    step = _step(model, prompt, cache)
+    first = now(model.device)
+    for _ in range(new_tokens):
+        step = _step(model, step, cache)
+    return first - started, now(model.device) - first
 
 
 def _step(model: Model, ids: torch.Tensor, cache: DynamicCache) -> torch.Tensor:

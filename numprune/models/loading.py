@@ -35,6 +35,7 @@ def load(
     dtype: str | torch.dtype = "auto",
     revision: str | None = None,
     trust_remote_code: bool = False,
+    max_parameters: int | None = None,
 ) -> Model:
     """Open a model for scoring, pruning and generation.
 
@@ -46,6 +47,7 @@ def load(
             (half precision is slower there and gains nothing).
         revision: branch, tag or commit of a hub id.
         trust_remote_code: run modelling code that comes with the checkpoint.
+        max_parameters: refuse a model with more, before any weight is read.
 
     Raises:
         UnsupportedArchitecture: when no adapter fits, before any weight is read.
@@ -57,6 +59,8 @@ def load(
     options = {"trust_remote_code": trust_remote_code, "revision": revision}
     config = _attempt(name, lambda: AutoConfig.from_pretrained(source, **options))
     adapter = adapter_for(config)
+    if max_parameters is not None:
+        _check_size(name, config, max_parameters)
     tokenizer = _attempt(name, lambda: AutoTokenizer.from_pretrained(source, **options), what="the tokenizer of ")
     wanted = resolve_dtype(dtype, config, target)
     marker = Path(source) / MARKER
@@ -130,6 +134,17 @@ def _source(name: str) -> str:
             " (owner/name); check the spelling."
         )
     return name
+
+
+def _check_size(name: str, config: Any, limit: int) -> None:
+    with init_empty_weights():
+        shell = _attempt(name, lambda: AutoModelForCausalLM.from_config(config))
+    shell.tie_weights()
+    if shell.num_parameters() > limit:
+        raise LoadError(
+            f"{name} has {shell.num_parameters():,} parameters, more than the {limit:,} allowed here;"
+            " choose a smaller model."
+        )
 
 
 def _load_stock(source: str, config: Any, dtype: torch.dtype, options: dict[str, Any]) -> PreTrainedModel:

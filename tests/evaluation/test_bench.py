@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from numprune import InputError
-from numprune.evaluation import bench
+from numprune.evaluation import bench, memory
 from numprune.evaluation.bench import Figure, Shape, bench_calibrate, bench_prune, bench_score, bench_speed
 
 TINY = Shape(hidden=32, channels=48, layers=1, heads=2, vocabulary=64)
@@ -58,7 +58,7 @@ def test_calibrate_is_measured_over_forward():
     assert figures["calibrate"].min > 0
 
 
-@pytest.mark.skipif(not bench.CLEAR_REFS.exists(), reason="needs Linux")
+@pytest.mark.skipif(not memory.CLEAR_REFS.exists(), reason="needs Linux")
 def test_prune_memory_holds_at_least_the_pruned_weights():
     shape = Shape(hidden=256, channels=1024, layers=4, heads=8, vocabulary=64)
     figures = check(bench_prune(shape, device="cpu", repetitions=1))
@@ -69,7 +69,7 @@ def test_prune_memory_holds_at_least_the_pruned_weights():
 
 
 def test_prune_memory_that_cannot_be_known_is_a_note(monkeypatch, tmp_path):
-    monkeypatch.setattr(bench, "CLEAR_REFS", tmp_path / "missing")
+    monkeypatch.setattr(memory, "CLEAR_REFS", tmp_path / "missing")
     benchmark = bench_prune(TINY, device="cpu")
     assert benchmark.figures == []
     assert "not known" in benchmark.notes[0]
@@ -82,6 +82,26 @@ def test_speed_stands_beside_what_the_parameters_promise():
     for phase in ("prefill", "decode"):
         assert figures[f"dense {phase}"].unit == "tokens/s"
         assert figures[f"{phase}, pruned / dense"].aim == f"promised {read[0] / read[1]:.2f}"
+    for model in ("dense", "pruned"):
+        assert figures[f"{model} first token"].unit == "s"
+        assert figures[f"{model} first token"].median == pytest.approx(4 / figures[f"{model} prefill"].median, rel=0.5)
+
+
+@pytest.mark.skipif(not memory.CLEAR_REFS.exists(), reason="needs Linux")
+def test_speed_tells_the_peak_memory():
+    shape = Shape(hidden=256, channels=2048, layers=4, heads=4, vocabulary=64)
+    benchmark = bench_speed(shape, new_tokens=2, prompt_tokens=4, device="cpu", repetitions=1)
+    figures = check(benchmark)
+    for model in ("dense", "pruned"):
+        assert figures[f"{model} peak memory"].unit == "bytes"
+        assert figures[f"{model} peak memory"].min >= 4 * benchmark.settings[f"parameters_{model}"]
+    assert figures["peak memory, pruned / dense"].max < 1
+
+
+def test_speed_without_a_known_memory_has_no_figure_of_it(monkeypatch, tmp_path):
+    monkeypatch.setattr(memory, "CLEAR_REFS", tmp_path / "missing")
+    figures = check(bench_speed(TINY, new_tokens=2, prompt_tokens=4, device="cpu", repetitions=1))
+    assert not any("memory" in name for name in figures)
 
 
 def test_progress_is_told():

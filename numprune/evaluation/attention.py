@@ -1,0 +1,96 @@
+"""What the heads of a layer look at."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+
+import torch
+from transformers import PreTrainedModel
+
+from numprune.errors import InputError, NumericalError
+from numprune.evaluation.pieces import pieces
+from numprune.models.adapter import ModuleKey
+from numprune.models.model import Model
+
+
+@dataclass(frozen=True)
+class AttentionPatterns:
+    """Attention weights of one layer on one text.
+
+    Attributes:
+        layer: its index.
+        units: KV groups of the layer, as many as are left in a pruned model.
+        tokens: the text of every token, (t,).
+        weights: how much of each key's value a query takes, (query_heads, t, t) float32 on the CPU: rows are
+            queries and sum to 1, columns are keys.
+    """
+
+    layer: int
+    units: int
+    tokens: list[str]
+    weights: torch.Tensor
+
+    def heads_of_unit(self, unit: int) -> range:
+        """The query heads that a KV group serves; indices into `weights`.
+
+        Args:
+            unit: among the groups the layer has, so in a pruned model among those that were kept.
+
+        Raises:
+            InputError: the layer has no such group.
+        """
+        if not 0 <= unit < self.units:
+            raise InputError(f"Unit {unit} is not in {self.layer}.attention; give 0 to {self.units - 1}.")
+        group = len(self.weights) // self.units
+        return range(unit * group, (unit + 1) * group)
+
+
+@torch.inference_mode()
+def attention_patterns(model: Model, text: str, layer: int, *, limit: int = 48) -> AttentionPatterns:
+    """Attention weights of every query head of a layer, whichever attention implementation the model runs with.
+
+    Args:
+        text: read as the tokenizer begins a text (with BOS where it adds one).
+        layer: index of a decoder layer.
+        limit: read at most this many tokens, from the beginning; the model's maximum length also ends the text.
+
+    Raises:
+        InputError: the layer does not exist or has no heads left, the model has no tokenizer, the text is empty,
+            or `limit` is out of range.
+        NumericalError: the weights are not finite.
+    """
+    if limit < 1:
+        raise InputError(f"limit is {limit}; give at least 1 token.")
+    if not 0 <= layer < model.layers:
+        raise InputError(f"Layer {layer} is not in {model.name}; give 0 to {model.layers - 1}.")
+    if model.tokenizer is None:
+        raise InputError("This model has no tokenizer; load it with one to read a text.")
+    units = model.units()[ModuleKey(layer, "attention")]
+    if not units:
+        raise InputError(f"Layer {layer} of {model.name} has no attention head left; choose another layer.")
+    ids = model.tokenizer(text, verbose=False)["input_ids"][: min(limit, model.maximum_length or limit)]
+    if not ids:
+        raise InputError("The text is empty; give at least one word.")
+    module = _eager_twin(model.module)
+    owner, name = model.adapter.attention_owner(model.adapter.layers(module)[layer])
+    outputs: list[torch.Tensor] = []
+    getattr(owner, name).register_forward_hook(lambda module, args, output: outputs.append(output[1]))
+    module.base_model(input_ids=torch.tensor([ids], device=model.device), use_cache=False)
+    weights = outputs[0][0].float().cpu()
+    if not bool(torch.isfinite(weights).all()):
+        raise NumericalError(f"The attention of layer {layer} is not finite on this text; load the model in float32.")
+    # Half precision rounds the weights, and with them their sum.
+    return AttentionPatterns(layer, units, pieces(model.tokenizer, ids), weights / weights.sum(-1, keepdim=True))
+
+
+def _eager_twin(module: PreTrainedModel) -> PreTrainedModel:
+    """A model of the same tensors that computes attention step by step.
+
+    Only eager attention returns its weights, and masks are made for one implementation throughout a model. The
+    twin has a config of its own, so the original goes on undisturbed, on other threads too.
+    """
+    tensors = {id(tensor): tensor for tensor in (*module.parameters(), *module.buffers())}
+    twin = copy.deepcopy(module, tensors)
+    twin.set_attn_implementation("eager")
+    return twin

@@ -1,0 +1,148 @@
+"""How far another model's predictions are from the dense model's."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from numprune.calibration.data import Data, check_ids, token_rows
+from numprune.errors import CancelEvent, InputError, NumericalError, Progress, check_cancelled
+from numprune.evaluation.perplexity import cut_windows
+from numprune.evaluation.pieces import pieces
+from numprune.linalg import all_finite, to_float64
+from numprune.models.model import Model
+
+CHUNK = 128
+"""Positions whose distributions are in memory in float64 at once."""
+
+
+@dataclass(frozen=True)
+class Divergence:
+    """Divergence of the predicted distributions, position by position.
+
+    Attributes:
+        tokens: the text of every predicted token, or its id in digits for models without a tokenizer.
+        kl: KL(dense || other) of the distributions that predict it, in nats, (n,) float64.
+        agree: whether both models find the same token the likeliest, (n,) bool.
+    """
+
+    tokens: list[str]
+    kl: np.ndarray
+    agree: np.ndarray
+
+    @property
+    def n(self) -> int:
+        """Predicted tokens."""
+        return len(self.kl)
+
+    @property
+    def mean_kl(self) -> float:
+        """Mean over positions, in nats."""
+        return float(self.kl.mean())
+
+    @property
+    def standard_error(self) -> float:
+        """Of the mean over positions, taken as independent, which neighbours are not quite; NaN for one."""
+        return float(self.kl.std(ddof=1)) / math.sqrt(self.n) if self.n > 1 else math.nan
+
+    @property
+    def agreement(self) -> float:
+        """Share of positions where both models find the same token the likeliest."""
+        return float(self.agree.mean())
+
+
+@torch.inference_mode()
+def divergence(
+    dense: Model,
+    other: Model,
+    text: Data,
+    *,
+    sequence_length: int = 2048,
+    limit: int | None = None,
+    progress: Progress | None = None,
+    cancel: CancelEvent | None = None,
+) -> Divergence:
+    """KL divergence of `other` from `dense` at every predicted token of a text.
+
+    Each document is cut into windows of `sequence_length` tokens, side by side; both models predict every token
+    of a window but the first from those before it there.
+
+    Args:
+        text: as in `numprune.perplexity`, read with the tokenizer of `dense`.
+        sequence_length: tokens per window; capped at what the models support.
+        limit: predict at most this many tokens, from the beginning of the text; None for all.
+
+    Raises:
+        InputError: the models have different vocabularies, the text cannot be read or has no token to predict,
+            or a number is out of range.
+        NumericalError: the logits of a model, which is named, are not finite.
+        Cancelled: `cancel` was set.
+    """
+    if sequence_length < 2:
+        raise InputError(f"sequence_length is {sequence_length}; give at least 2.")
+    if limit is not None and limit < 1:
+        raise InputError(f"limit is {limit}; give at least 1 token, or None for all.")
+    _check_vocabularies(dense, other)
+    for model in (dense, other):
+        sequence_length = min(sequence_length, model.maximum_length or sequence_length)
+    rows = token_rows(text, dense.tokenizer, "test")
+    check_ids(rows, dense)
+    windows = _first(
+        [window for row in rows for window, _ in cut_windows(row, sequence_length, sequence_length)], limit
+    )
+    if not windows:
+        raise InputError("The text has no token to predict; give at least two tokens.")
+    tokens: list[str] = []
+    kl: list[np.ndarray] = []
+    agree: list[np.ndarray] = []
+    for done, window in enumerate(windows, 1):
+        check_cancelled(cancel)
+        ours, theirs = _logits(dense, window), _logits(other, window).to(dense.device)
+        for begin in range(0, len(ours), CHUNK):
+            p, q = (torch.log_softmax(to_float64(x[begin : begin + CHUNK]), -1) for x in (ours, theirs))
+            # Equal distributions may differ by a rounding error, which has no sign.
+            kl.append((p.exp() * (p - q)).sum(-1).clamp(min=0).cpu().numpy())
+            agree.append((p.argmax(-1) == q.argmax(-1)).cpu().numpy())
+        ids = window.tolist()
+        tokens += ([str(token) for token in ids] if dense.tokenizer is None else pieces(dense.tokenizer, ids))[1:]
+        if progress is not None:
+            progress(done, len(windows), "comparing predictions")
+    return Divergence(tokens, np.concatenate(kl), np.concatenate(agree))
+
+
+def _check_vocabularies(dense: Model, other: Model) -> None:
+    rows = [model.module.get_input_embeddings().weight.shape[0] for model in (dense, other)]
+    readers = [model.tokenizer for model in (dense, other)]
+    same = rows[0] == rows[1]
+    if same and None not in readers and readers[0] is not readers[1]:
+        same = readers[0].get_vocab() == readers[1].get_vocab()
+    if not same:
+        raise InputError(
+            f"{dense.name} and {other.name} have different vocabularies; compare a model with what it was pruned to."
+        )
+
+
+def _first(windows: list[torch.Tensor], limit: int | None) -> list[torch.Tensor]:
+    """As many windows, the last cut short, as predict `limit` tokens."""
+    if limit is None:
+        return windows
+    chosen = []
+    for window in windows:
+        if limit < 1:
+            break
+        chosen.append(window[: limit + 1])
+        limit -= len(window) - 1
+    return chosen
+
+
+def _logits(model: Model, window: torch.Tensor) -> torch.Tensor:
+    """Logits that predict a window's tokens from its second on, (tokens - 1, vocabulary)."""
+    logits = model.module(input_ids=window[None].to(model.device), use_cache=False).logits[0, :-1]
+    if not all_finite(logits):
+        raise NumericalError(
+            f"The logits of {model.name} are not finite on this text; load it in float32 or prune less."
+        )
+    return logits

@@ -1,0 +1,52 @@
+"""Peak memory of a piece of work, where the device or the system tells it."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+
+STATUS, CLEAR_REFS = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+
+
+def measurable(device: torch.device) -> bool:
+    """Whether `growth` is known on a device: on CUDA, and on a CPU under Linux."""
+    return device.type == "cuda" or (device.type == "cpu" and os.access(CLEAR_REFS, os.W_OK))
+
+
+def growth(work: Callable[[], Any], device: torch.device) -> int:
+    """Bytes by which memory at its peak during `work` exceeds memory before it.
+
+    On CUDA this is what torch allocated on the device, on a CPU the resident memory of the whole process, other
+    threads included. Freed memory is handed back first where the system allows it; taking it again costs time,
+    so `work` should not be timed.
+
+    Args:
+        device: a `measurable` one.
+    """
+    before = _reset_peak(device)
+    work()
+    peak = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else _status("VmHWM")
+    return max(peak - before, 0)
+
+
+def _reset_peak(device: torch.device) -> int:
+    """Bytes in use now; the peak starts from there."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        return torch.cuda.memory_allocated(device)
+    with suppress(AttributeError):  # only glibc keeps freed memory, and has this to give it back
+        ctypes.CDLL(None).malloc_trim(0)
+    CLEAR_REFS.write_text("5")
+    return _status("VmRSS")
+
+
+def _status(name: str) -> int:
+    """A line of this process's status, in bytes."""
+    line = next(line for line in STATUS.read_text().splitlines() if line.startswith(f"{name}:"))
+    return int(line.split()[1]) * 1024

@@ -1,0 +1,121 @@
+"""One recipe at several ratios: what each costs and what it gains (paper, figure 5)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from numprune.allocation import allocate
+from numprune.calibration.data import Data
+from numprune.calibration.statistics import CalibrationStats
+from numprune.errors import CancelEvent, InputError, Progress
+from numprune.evaluation.perplexity import Perplexity, perplexity
+from numprune.evaluation.speed import Speed, measure_speed
+from numprune.footprint import Sizes, sizes
+from numprune.models.model import Model
+from numprune.pruning import prune
+from numprune.recipe import Recipe
+from numprune.scoring.table import ScoreTable
+
+
+@dataclass(frozen=True)
+class SweepPoint:
+    """A model pruned at one ratio.
+
+    Attributes:
+        ratio: share of the prunable parameters asked to go; 0 is the dense model itself.
+        reached: share that went.
+        sizes, speed: of the pruned model.
+        perplexity: of the pruned model; None when no text was given.
+    """
+
+    ratio: float
+    reached: float
+    sizes: Sizes
+    speed: Speed
+    perplexity: Perplexity | None
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "ratio": self.ratio,
+            "reached": self.reached,
+            "sizes": self.sizes.to_dict(),
+            "speed": self.speed.to_dict(),
+            "perplexity": None if self.perplexity is None else self.perplexity.to_dict(),
+        }
+
+
+def sweep(
+    model: Model,
+    stats: CalibrationStats,
+    scores: ScoreTable,
+    recipe: Recipe,
+    ratios: Sequence[float],
+    *,
+    data: Data | None = None,
+    repetitions: int = 5,
+    prompt_tokens: int = 64,
+    new_tokens: int = 64,
+    progress: Progress | None = None,
+    cancel: CancelEvent | None = None,
+) -> Iterator[SweepPoint]:
+    """Prune at every ratio with the settings of one recipe, and measure.
+
+    Points come one by one, in the order of `ratios`; a pruned model is gone before its point is handed out, so
+    that memory never holds more than the dense model and one other.
+
+    Args:
+        stats, scores: from `calibrate` and `score`, for this model.
+        recipe: its ratio is not used; at ratio 0 the dense model is measured, whatever the recipe forces.
+        ratios: shares of the prunable parameters to remove, each in [0, 1).
+        data: text to measure perplexity on, as in `numprune.perplexity`; None leaves perplexity out.
+        repetitions, prompt_tokens, new_tokens: as in `numprune.measure_speed`.
+
+    Raises:
+        InputError: a ratio is out of range or there is none; and what `allocate`, `prune`, `perplexity` and
+            `measure_speed` raise, while the points are drawn.
+        Cancelled: `cancel` was set.
+    """
+    if not ratios:
+        raise InputError("There is no ratio to prune at; give at least one, such as 0.3.")
+    # Speed does not depend on the values of weights, so they are refitted only where their predictions are read.
+    settings = recipe if data is not None else recipe.replace(compensation="none")
+    recipes = [settings.replace(ratio=ratio) for ratio in ratios]
+
+    def point(asked: Recipe) -> SweepPoint:
+        tell = None if progress is None else _at(asked.ratio, progress)
+        chosen, reached = model, 0.0
+        if asked.ratio:
+            plan = allocate(scores, asked)
+            reached = plan.ratio_reached
+            chosen = prune(
+                model,
+                plan,
+                stats,
+                compensation=asked.compensation,
+                damping=asked.damping,
+                progress=tell,
+                cancel=cancel,
+            )
+        return SweepPoint(
+            ratio=asked.ratio,
+            reached=reached,
+            sizes=sizes(chosen),
+            speed=measure_speed(
+                chosen,
+                prompt_tokens=prompt_tokens,
+                new_tokens=new_tokens,
+                repetitions=repetitions,
+                progress=tell,
+                cancel=cancel,
+            ),
+            perplexity=None if data is None else perplexity(chosen, data, progress=tell, cancel=cancel),
+        )
+
+    return map(point, recipes)
+
+
+def _at(ratio: float, progress: Progress) -> Progress:
+    """`progress` that says which point is worked on."""
+    return lambda done, total, what, /: progress(done, total, f"ratio {ratio:g}: {what}")

@@ -1,0 +1,138 @@
+import gc
+import json
+import sys
+import weakref
+
+import pytest
+from architectures import random_ids
+
+from numprune import (
+    Cancelled,
+    InputError,
+    Recipe,
+    SweepPoint,
+    allocate,
+    measure_speed,
+    perplexity,
+    prune,
+    score,
+    sizes,
+    sweep,
+)
+
+QUICK = {"repetitions": 1, "prompt_tokens": 4, "new_tokens": 3}
+MODULE = sys.modules["numprune.evaluation.sweep"]
+
+
+@pytest.fixture
+def scores(model, stats):
+    return score(model, stats)
+
+
+@pytest.fixture
+def pruned_models(monkeypatch):
+    """Weak references to what `sweep` pruned, with the arguments."""
+    calls = []
+
+    def recording(model, plan, stats, **options):
+        pruned = prune(model, plan, stats, **options)
+        calls.append((weakref.ref(pruned.module), plan, options))
+        return pruned
+
+    monkeypatch.setattr(MODULE, "prune", recording)
+    return calls
+
+
+def test_points_are_those_of_models_pruned_by_hand(model, stats, scores):
+    recipe = Recipe(ratio=0.7, allocation="uniform", ratios={"0.mlp": 0.25}, damping=0.1)
+    data = random_ids(4, 32)
+    points = list(sweep(model, stats, scores, recipe, [0.2, 0, 0.5], data=data, **QUICK))
+    assert [point.ratio for point in points] == [0.2, 0, 0.5]
+    for point in (points[0], points[2]):
+        plan = allocate(scores, recipe.replace(ratio=point.ratio))
+        pruned = prune(model, plan, stats, damping=0.1)
+        assert point.reached == plan.ratio_reached == pytest.approx(point.ratio, abs=0.05)
+        assert point.sizes == sizes(pruned) == sizes(model, plan)
+        assert point.perplexity == perplexity(pruned, data)
+    assert points[1].reached == 0
+    assert points[1].sizes == sizes(model)
+    assert points[1].perplexity == perplexity(model, data)
+    for point in points:
+        assert (point.speed.prompt_tokens, point.speed.new_tokens, point.speed.repetitions) == (4, 3, 1)
+        assert point.speed.decode[0] > 0
+
+
+def test_the_dense_model_is_measured_itself(model, stats, scores, pruned_models, monkeypatch):
+    seen = []
+
+    def recording(chosen, **options):
+        seen.append(chosen)
+        return measure_speed(chosen, **options)
+
+    monkeypatch.setattr(MODULE, "measure_speed", recording)
+    list(sweep(model, stats, scores, Recipe(prune={"0.mlp": (0,)}), [0.0], **QUICK))
+    assert seen == [model]
+    assert seen[0] is model
+    assert not pruned_models
+
+
+def test_weights_are_refitted_only_for_perplexity(model, stats, scores, pruned_models):
+    (bare,) = sweep(model, stats, scores, Recipe(), [0.3], **QUICK)
+    assert bare.perplexity is None
+    list(sweep(model, stats, scores, Recipe(), [0.3], data=random_ids(1, 16), **QUICK))
+    list(sweep(model, stats, scores, Recipe(compensation="none"), [0.3], data=random_ids(1, 16), **QUICK))
+    assert [options["compensation"] for _, _, options in pruned_models] == ["none", "paper", "none"]
+
+
+def test_a_pruned_model_is_gone_when_its_point_is_there(model, stats, scores, pruned_models):
+    gc.disable()
+    try:
+        for count, _ in enumerate(sweep(model, stats, scores, Recipe(), [0.2, 0.4, 0.6], **QUICK), 1):
+            assert len(pruned_models) == count
+            assert pruned_models[-1][0]() is None
+    finally:
+        gc.enable()
+
+
+def test_the_model_is_left_in_peace(model, stats, scores, dense_state):
+    list(sweep(model, stats, scores, Recipe(), [0.0, 0.5], data=random_ids(1, 16), **QUICK))
+    state = model.module.state_dict()
+    assert all((state[name] == dense_state[name]).all() for name in dense_state)
+
+
+def test_points_become_json(model, stats, scores):
+    for data in (None, random_ids(2, 16)):
+        for point in sweep(model, stats, scores, Recipe(), [0.3], data=data, **QUICK):
+            assert isinstance(point, SweepPoint)
+            plain = point.to_dict()
+            assert json.loads(json.dumps(plain, allow_nan=False)).keys() == plain.keys()
+            assert plain["sizes"]["parameters"] == point.sizes.parameters
+            assert (plain["perplexity"] is None) == (data is None)
+
+
+def test_progress_names_the_point_and_cancel_stops(model, stats, scores):
+    calls = []
+    data = random_ids(1, 16)
+    list(sweep(model, stats, scores, Recipe(), [0, 0.5], data=data, progress=lambda *c: calls.append(c), **QUICK))
+    stages = list(dict.fromkeys(what for _, _, what in calls))
+    assert stages[:2] == ["ratio 0: measuring speed", "ratio 0: measuring perplexity"]
+    assert stages[2] == "ratio 0.5: pruning 0.attention"
+
+    class Event:
+        def is_set(self):
+            return True
+
+    for ratio in (0, 0.5):
+        with pytest.raises(Cancelled):
+            list(sweep(model, stats, scores, Recipe(), [ratio], cancel=Event(), **QUICK))
+
+
+@pytest.mark.parametrize(("ratios", "says"), [([], "no ratio to prune at; give at least one"), ([0.1, 1.5], "1.5")])
+def test_ratios_are_checked_before_the_first_point(model, stats, scores, ratios, says):
+    with pytest.raises(InputError, match=says):
+        sweep(model, stats, scores, Recipe(), ratios, **QUICK)
+
+
+def test_a_recipe_of_another_model_is_refused(model, stats, scores):
+    with pytest.raises(InputError, match="made for another model"):
+        list(sweep(model, stats, scores, Recipe(fingerprint="0" * 16), [0.3], **QUICK))
