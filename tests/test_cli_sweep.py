@@ -1,0 +1,122 @@
+import json
+
+import pytest
+
+import numprune
+from numprune import Recipe
+from numprune.cli import main
+
+MODEL = "tiny-stories"
+SMALL = ("--samples", "2", "--sequence-length", "64")
+QUICK = (*SMALL, "--repetitions", "1", "--prompt-tokens", "4", "--new-tokens", "2", "--device", "cpu")
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory):
+    animals = ["fox", "bird", "cat", "dog", "frog", "bear", "duck", "mouse"]
+    path = tmp_path_factory.mktemp("text") / "stories.jsonl"
+    stories = [f"Once upon a time there was a little {animal}. The {animal} ran to the park." for animal in animals]
+    path.write_text("\n".join(json.dumps({"text": story}) for story in stories))
+    return path
+
+
+@pytest.fixture
+def run(capsys):
+    """Run `numprune sweep` in this process; returns exit code, stdout and stderr."""
+
+    def call(*argv):
+        capsys.readouterr()
+        code = main(["sweep", *map(str, argv)])
+        return code, *capsys.readouterr()
+
+    return call
+
+
+def test_json_holds_a_point_per_ratio(run, text):
+    argv = (MODEL, "--ratios", "0,0.2,0.5", "--calibration", text, "--data", text, *QUICK, "--json")
+    code, out, err = run(*argv)
+    assert code == 0, err
+    value = json.loads(out)
+    model = numprune.load(MODEL, device="cpu")
+    assert (value["model"], value["parameters"], value["data"]) == (MODEL, model.parameters, str(text))
+    assert value["recipe"]["calibration"] == {"data": str(text), "samples": 2, "sequence_length": 64, "seed": 0}
+    dense, *pruned = value["points"]
+    assert (dense["ratio"], dense["reached"]) == (0, 0)
+    assert dense["sizes"] == numprune.sizes(model).to_dict()
+    assert dense["perplexity"]["perplexity"] == pytest.approx(float(numprune.perplexity(model, text)))
+    assert [point["ratio"] for point in pruned] == [0.2, 0.5]
+    for point in pruned:
+        assert point["reached"] == pytest.approx(point["ratio"], abs=0.01)
+        assert point["sizes"]["flops"] < dense["sizes"]["flops"]
+        assert point["speed"]["repetitions"] == 1
+        assert point["perplexity"]["tokens"] == dense["perplexity"]["tokens"]
+    assert value["seconds"] > 0
+
+
+def test_the_table_has_a_line_per_ratio(run, text):
+    code, out, err = run(MODEL, "--ratios", "0,0.4", "--calibration", text, "--data", text, *QUICK)
+    assert code == 0, err
+    head, *lines = out.splitlines()
+    for name in ("ratio", "parameters", "cache bytes/token", "first token ms", "decode tokens/s", "perplexity"):
+        assert name in head
+    assert [line.split()[0] for line in lines] == ["0", "0.4"]
+
+
+def test_perplexity_can_be_left_out(run, text):
+    argv = (MODEL, "--ratios", "0.3", "--calibration", text, "--no-perplexity", *QUICK)
+    code, out, _ = run(*argv, "--json")
+    assert code == 0
+    value = json.loads(out)
+    assert value["data"] is None
+    assert value["points"][0]["perplexity"] is None
+    assert "perplexity" not in run(*argv)[1]
+
+
+def test_perplexity_is_that_of_the_held_out_stories_by_default(run, text, monkeypatch):
+    monkeypatch.setattr(numprune, "held_out_text", lambda: text)
+    code, out, _ = run(MODEL, "--ratios", "0", "--calibration", text, *QUICK, "--json")
+    assert code == 0
+    assert json.loads(out)["data"] == str(text)
+
+
+def test_a_recipe_gives_the_settings(run, text, tmp_path):
+    recipe = Recipe(ratio=0.9, allocation="uniform", ratios={"3.mlp": 0.6}, round_channels=16)
+    (tmp_path / "recipe.json").write_text(recipe.to_json())
+    flags = ("--recipe", tmp_path / "recipe.json", "--ratios", "0.3", "--calibration", text, "--no-perplexity")
+    code, out, err = run(MODEL, *flags, *QUICK, "--json")
+    assert code == 0, err
+    value = json.loads(out)
+    assert value["recipe"]["allocation"] == "uniform"
+    assert value["recipe"]["ratios"] == {"3.mlp": 0.6}
+    model = numprune.load(MODEL, device="cpu")
+    stats = numprune.calibrate(model, text, samples=2, sequence_length=64)
+    plan = numprune.allocate(numprune.score(model, stats), recipe.replace(ratio=0.3))
+    assert value["points"][0]["sizes"] == numprune.sizes(model, plan).to_dict()
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        (["--ratios", "0,x"], "ratios is '0,x'; give numbers such as 0,0.3,0.5"),
+        (["--ratios", ""], "ratios is ''"),
+        (["--ratios", "0,1"], "1"),
+        (["--recipe", "missing.json"], "missing.json"),
+        (["--data", "no-such-text"], "no-such-text"),
+        (["--new-tokens", "9999"], "ask for fewer"),
+        (["--repetitions", "0"], "at least 1"),
+    ],
+)
+def test_wrong_input_is_one_sentence(run, text, flags, says):
+    code, out, err = run(MODEL, "--calibration", text, *QUICK, *flags)
+    assert code == 2
+    assert out == ""
+    assert says in err
+    assert len(err.splitlines()) == 1
+
+
+def test_a_recipe_of_another_model_is_refused_before_calibration(run, text, tmp_path, monkeypatch):
+    monkeypatch.setattr(numprune, "calibrate", None)
+    (tmp_path / "recipe.json").write_text(Recipe(model="other", fingerprint="0" * 16).to_json())
+    code, _, err = run(MODEL, "--recipe", tmp_path / "recipe.json", "--calibration", text, *QUICK)
+    assert code == 2
+    assert "made for other" in err
