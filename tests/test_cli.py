@@ -260,18 +260,52 @@ def test_generate_streams_to_a_terminal(run, monkeypatch):
     assert len(writes) > 5
 
 
-def test_serve_opens_the_dashboard(run, monkeypatch):
+@pytest.fixture
+def served(monkeypatch):
+    """What `serve` hands to the dashboard, without opening one."""
     calls = []
     page = types.ModuleType("numprune.ui.launch")
-    page.launch = lambda model, host, port: calls.append((model, host, port))
+    page.launch = lambda model, serving, policy: calls.append((model, serving, policy))
     monkeypatch.setitem(sys.modules, "numprune.ui.launch", page)
+    monkeypatch.delenv("GRADIO_SERVER_NAME", raising=False)
+    return calls
+
+
+def test_serve_listens_on_this_machine_only_unless_told_otherwise(run, served, monkeypatch):
     assert run("serve")[0] == 0
     assert run("serve", "--model", "other", "--host", "0.0.0.0", "--port", "9000")[0] == 0
-    assert calls == [(MODEL, "127.0.0.1", 7860), ("other", "0.0.0.0", 9000)]
+    monkeypatch.setenv("GRADIO_SERVER_NAME", "::1")
+    assert run("serve")[0] == 0
+    assert [(model, serving.host, serving.port) for model, serving, _ in served] == [
+        (MODEL, "127.0.0.1", 7860),
+        ("other", "0.0.0.0", 9000),
+        (MODEL, "::1", 7860),
+    ]
+    _, serving, policy = served[0]
+    assert (serving.auth, serving.root_path, serving.share) == (None, "", False)
+    assert (policy.models, policy.max_parameters) == (None, None)
+
+
+def test_serve_takes_limits_for_visitors(run, served):
+    limits = ["--allow-models", "a/b, c/d", "--max-model-params", "1.5B"]
+    assert run("serve", "--auth", "ada:se:cret", "--root-path", "/prune", *limits)[0] == 0
+    _, serving, policy = served[0]
+    assert serving.auth == ("ada", "se:cret")
+    assert serving.root_path == "/prune"
+    assert policy.models == (MODEL, "a/b", "c/d")
+    assert policy.max_parameters == 1_500_000_000
+
+
+@pytest.mark.parametrize("flags", [["--auth", "ada"], ["--max-model-params", "many"], ["--max-model-params", "0"]])
+def test_serve_refuses_limits_it_cannot_read(run, served, flags):
+    code, _, err = run("serve", *flags)
+    assert code == 2
+    assert flags[0] in err
+    assert not served
 
 
 def test_serve_names_a_port_that_is_taken(run, monkeypatch):
-    def launch(model, host, port):
+    def launch(model, serving, policy):
         raise OSError("in use")
 
     page = types.ModuleType("numprune.ui.launch")

@@ -15,7 +15,7 @@ from numprune.files import to_json, write_text
 if TYPE_CHECKING:
     from numprune.evaluation.bench import Benchmark
 
-BENCHMARKS = ("score", "calibrate", "prune", "speed")
+BENCHMARKS = ("score", "calibrate", "prune", "speed", "dashboard")
 
 EXAMPLE = """\
   numprune bench score --sizes 4096 --json
@@ -25,7 +25,9 @@ EXAMPLE = """\
 
 def add(commands: Commands) -> None:
     parser = add_command(commands, "bench", "measure what the method costs, on random data", example=EXAMPLE)
-    parser.add_argument("which", nargs="?", choices=BENCHMARKS, help="one of the benchmarks (default: all)")
+    parser.add_argument(
+        "which", nargs="?", choices=BENCHMARKS, help="one of the benchmarks (default: all but dashboard)"
+    )
     add_device(parser)
     parser.add_argument("--repetitions", type=int, default=3, metavar="N", help="of every measurement (default 3)")
     parser.add_argument("--out", metavar="FILE", help="also write the JSON to a file")
@@ -101,6 +103,10 @@ def _chosen(args: argparse.Namespace, sizes: list[int]) -> Iterator[Callable[...
         yield partial(bench.bench_prune, shape, ratio=args.ratio, **on)
     if args.which in (None, "speed"):
         yield partial(bench.bench_speed, shape, ratio=args.ratio, new_tokens=args.new_tokens, **on)
+    if args.which == "dashboard":
+        from numprune.ui.bench import bench_dashboard
+
+        yield partial(bench_dashboard, repetitions=max(args.repetitions, 20))
 
 
 def _table(result: Benchmark) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 
 from numprune.cli.console import Console
 from numprune.cli.options import Commands, add_command, quiet_libraries
@@ -12,21 +13,69 @@ EXAMPLE = """\
   numprune serve --model tiny-stories --port 7860
 
   opens the dashboard on http://127.0.0.1:7860."""
+SIZES = {"K": 1e3, "M": 1e6, "B": 1e9}
 
 
 def add(commands: Commands) -> None:
     parser = add_command(commands, "serve", "start the dashboard", example=EXAMPLE, json=False)
     parser.add_argument("--model", default="tiny-stories", metavar="MODEL", help="model to open (default tiny-stories)")
-    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default 127.0.0.1)")
-    parser.add_argument("--port", type=int, default=7860, help="port to listen on (default 7860)")
+    group = parser.add_argument_group("serving")
+    # Hosts of Gradio programs, Hugging Face Spaces among them, say by these variables where to listen.
+    host, port = os.environ.get("GRADIO_SERVER_NAME", "127.0.0.1"), os.environ.get("GRADIO_SERVER_PORT", "7860")
+    group.add_argument("--host", default=host, help="address to listen on (default $GRADIO_SERVER_NAME or 127.0.0.1)")
+    group.add_argument("--port", type=int, default=port, help="port (default $GRADIO_SERVER_PORT or 7860)")
+    group.add_argument("--auth", metavar="USER:PASSWORD", help="ask visitors for a name and a password")
+    group.add_argument("--root-path", default="", metavar="PATH", help="path under which a proxy shows the dashboard")
+    group.add_argument("--share", action="store_true", help="also open a public link through gradio's servers")
+    group.add_argument(
+        "--allow-models",
+        metavar="NAMES",
+        help="only these models, separated by commas; visitors then cannot read files of this machine either",
+    )
+    group.add_argument(
+        "--max-model-params", metavar="N", help="refuse larger models before their weights are read, such as 8B"
+    )
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace, console: Console) -> None:
     from numprune.ui.launch import launch
+    from numprune.ui.serving import Policy, Serving
 
     quiet_libraries(console)
+    serving = Serving(host=args.host, port=args.port, auth=_auth(args.auth), root_path=args.root_path, share=args.share)
+    policy = Policy(models=_names(args.allow_models, args.model), max_parameters=_count(args.max_model_params))
     try:
-        launch(args.model, args.host, args.port)
+        launch(args.model, serving, policy)
     except OSError as error:
         raise InputError(f"Cannot listen on {args.host}:{args.port} ({error}); choose another --port.") from error
+
+
+def _auth(text: str | None) -> tuple[str, str] | None:
+    if text is None:
+        return None
+    user, separator, password = text.partition(":")
+    if not (user and separator and password):
+        raise InputError("--auth takes a name and a password with a colon between them, such as ada:secret.")
+    return user, password
+
+
+def _names(text: str | None, opened: str) -> tuple[str, ...] | None:
+    if text is None:
+        return None
+    names = tuple(name for part in text.split(",") if (name := part.strip()))
+    return tuple(dict.fromkeys([opened, *names]))
+
+
+def _count(text: str | None) -> int | None:
+    """8B, 500M or a plain number."""
+    if text is None:
+        return None
+    number, unit = (text[:-1], SIZES[text[-1].upper()]) if text[-1:].upper() in SIZES else (text, 1)
+    try:
+        count = int(float(number) * unit)
+    except ValueError:
+        count = 0
+    if count < 1:
+        raise InputError(f"--max-model-params is '{text}'; give a number such as 8B or 500M.")
+    return count

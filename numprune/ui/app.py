@@ -6,12 +6,14 @@ from collections.abc import Iterator
 
 import gradio as gr
 
-from numprune.generation import Sampling
+from numprune.ui import api
 from numprune.ui.page import ACCELERATOR, Page, Updates, owner_of, toasts
-from numprune.ui.steps import compare, inspect, prune, tune
+from numprune.ui.serving import Serving
+from numprune.ui.session import Session
+from numprune.ui.steps import compare, inspect, prune, report, tune
 from numprune.ui.steps import load as load_step
 from numprune.ui.theme import CSS, THEME
-from numprune.ui.workbench import Jobs, Session, Workbench, reporter
+from numprune.ui.workbench import Jobs, Workbench, reporter
 
 PURPOSE = (
     "# numprune\nSee which attention heads and MLP channels a language model can do without, remove them, and compare"
@@ -25,8 +27,14 @@ SCROLL_TO_COMPARE = """(...inputs) => {
 
 def build(workbench: Workbench) -> gr.Blocks:
     """The page; it opens with the model the workbench starts with."""
+    return compose(workbench)[0]
+
+
+def compose(workbench: Workbench) -> tuple[gr.Blocks, Page]:
+    """The page and its parts."""
     jobs = Jobs()
-    with gr.Blocks(title="numprune", analytics_enabled=False) as blocks:
+    # Uploads and files made for download are swept after a day.
+    with gr.Blocks(title="numprune", analytics_enabled=False, delete_cache=(3600, 86400)) as blocks:
         with gr.Row(equal_height=True):
             with gr.Column(scale=4, min_width=320):
                 gr.Markdown(PURPOSE, elem_classes="np-title")
@@ -39,45 +47,42 @@ def build(workbench: Workbench) -> gr.Blocks:
             session=gr.State(Session()),
             example=example,
             stop=stop,
-            load=load_step.build(),
+            download=gr.DownloadButton("Download", elem_id="np-download"),
+            load=load_step.build(workbench),
             inspect=inspect.build(),
             tune=tune.build(),
             prune=prune.build(),
             compare=compare.build(),
+            report=report.build(),
         )
-        for step in (load_step, inspect, tune, prune, compare):
+        for step in (load_step, inspect, tune, prune, compare, report):
             step.wire(page)
         _wire(page, blocks)
-    return blocks
+        api.add(workbench, jobs)
+    return blocks, page
 
 
 def _wire(page: Page, blocks: gr.Blocks) -> None:
-    def first_visit(request: gr.Request) -> Updates:
+    def first_visit(given: Updates, request: gr.Request) -> Updates:
         with toasts():
             start = page.workbench.start
             loaded = page.workbench.load(start, owner_of(request))
-            return {page.load.model: start.model, **page.opened(page.workbench.open(loaded, Session()))}
+            return {page.load.model: start.model, **page.opened(page.workbench.open(loaded, Session()), given)}
 
     def run_example(
-        prompt: str,
-        tokens: int,
-        temperature: float,
-        seed: int,
-        text: str,
-        session: Session,
+        given: Updates,
         request: gr.Request,
         bar: gr.Progress = gr.Progress(),  # noqa: B008
     ) -> Iterator[Updates]:
         """Prune by the recipe on the page, write with both models, then measure both."""
+        owner, session = owner_of(request), given[page.session]
         with page.job(request) as cancel:
-            done = page.workbench.prune(session, owner_of(request), progress=reporter(bar), cancel=cancel)
-            dense, pruned = page.workbench.dense(done).model, page.workbench.pruned(done)
-            yield {page.session: done, **page.prune.show(pruned), **page.compare.clear()}
-            sampling = Sampling(max_new_tokens=int(tokens), temperature=float(temperature), seed=int(seed))
-            for left, right in compare.write_both(dense, pruned, prompt, sampling, cancel):
-                yield {page.compare.dense: left, page.compare.pruned: right}
-            both = [compare.measure_one(model, text, reporter(bar), cancel) for model in (dense, pruned)]
-            yield {page.compare.figures: compare.figures_table(*both)}
+            name = page.workbench.prune(session, owner, progress=reporter(bar), cancel=cancel)
+            variants = page.workbench.variants(owner)
+            models = {compare.DENSE: page.workbench.dense(session).model, name: variants[name]}
+            yield {**page.prune.show(variants), **page.compare.clear(), **page.compare.offer(variants)}
+            yield from compare.written(page, models, given, owner, cancel)
+            yield compare.measured(page, models, given, owner, reporter(bar), cancel)
 
     def stop(request: gr.Request) -> None:
         if not page.jobs.stop(owner_of(request)):
@@ -89,19 +94,18 @@ def _wire(page: Page, blocks: gr.Blocks) -> None:
 
     blocks.load(
         first_visit,
-        None,
+        page.look,
         {page.load.model, *page.all_outputs},
         api_visibility="private",
         show_progress_on=page.load.facts,
         **ACCELERATOR,
     )
-    step = page.compare
     page.example.click(
         run_example,
-        [step.prompt, step.tokens, step.temperature, step.seed, step.own_text, page.session],
-        {page.session, *page.prune.outputs, *step.outputs},
+        {page.session, page.compare.own_text, *page.compare.sampling},
+        {*page.prune.outputs, *page.compare.outputs},
         api_visibility="private",
-        show_progress_on=[page.prune.summary, step.figures],
+        show_progress_on=[page.prune.summary, page.compare.figures],
         js=SCROLL_TO_COMPARE,
         **ACCELERATOR,
     )
@@ -109,22 +113,24 @@ def _wire(page: Page, blocks: gr.Blocks) -> None:
     blocks.unload(leave)
 
 
-def serve(workbench: Workbench, host: str, port: int) -> None:
+def serve(workbench: Workbench, serving: Serving) -> None:
     """Serve the dashboard until interrupted.
 
     Raises:
         OSError: when the port is taken.
     """
     build(workbench).queue(default_concurrency_limit=8).launch(
-        server_name=host,
-        server_port=port,
-        share=False,
+        server_name=serving.host,
+        server_port=serving.port,
+        auth=serving.auth,
+        root_path=serving.root_path or None,
+        share=serving.share,
         theme=THEME,
         css=CSS,
         run_history=False,
         enable_monitoring=False,
         strict_cors=True,
         max_file_size="20mb",
-        footer_links=[],
+        footer_links=["api"],
         ssr_mode=False,
     )

@@ -30,7 +30,8 @@ def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
         body += (
             f"<tr><th scope='row'>{escape(name)}</th>" + "".join(f"<td>{escape(cell)}</td>" for cell in cells) + "</tr>"
         )
-    return f"<table class='np-table'><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+    inside = f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody>"
+    return f"<div class='np-scroll'><table class='np-table'>{inside}</table></div>"
 
 
 def count(number: int) -> str:

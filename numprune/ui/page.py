@@ -3,31 +3,39 @@
 from __future__ import annotations
 
 import logging
+import re
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 import torch
 
 from numprune.errors import CancelEvent, Cancelled, NumpruneError
-from numprune.ui.workbench import Jobs, Session, Workbench
+from numprune.ui.session import Session
+from numprune.ui.workbench import Jobs, Workbench
 
 if TYPE_CHECKING:
     from numprune.ui.steps.compare import CompareStep
     from numprune.ui.steps.inspect import InspectStep
     from numprune.ui.steps.load import LoadStep
     from numprune.ui.steps.prune import PruneStep
+    from numprune.ui.steps.report import ReportStep
     from numprune.ui.steps.tune import TuneStep
 
 logger = logging.getLogger("numprune")
 
 Updates = dict[Any, Any]
-"""New values by component, as gradio handlers return them."""
+"""New values by component, as gradio handlers return them; also the values a handler is given."""
 
 ACCELERATOR: dict[str, Any] = {"concurrency_id": "accelerator", "concurrency_limit": 1}
 """For every handler that computes with a model: one at a time, in one queue."""
+
+LIVE: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden", "trigger_mode": "always_last"}
+"""For handlers that answer a control at once; while one runs, only the newest event waits."""
 
 
 @dataclass
@@ -39,27 +47,18 @@ class Page:
     session: gr.State
     example: gr.Button
     stop: gr.Button
+    download: gr.DownloadButton
     load: LoadStep
     inspect: InspectStep
     tune: TuneStep
     prune: PruneStep
     compare: CompareStep
+    report: ReportStep
 
-    def planned(self, session: Session) -> Updates:
-        """Everything that follows from the session's model and recipe."""
-        loaded, plan = self.workbench.dense(session), self.workbench.plan(session)
-        return {self.session: session, **self.inspect.show(loaded, plan), **self.tune.show(loaded, plan)}
-
-    def opened(self, session: Session) -> Updates:
-        """Everything that follows from a newly loaded model."""
-        loaded = self.workbench.dense(session)
-        return {
-            **self.planned(session),
-            **self.load.show(loaded),
-            **self.tune.reset(session),
-            **self.prune.clear(),
-            **self.compare.clear(),
-        }
+    @property
+    def look(self) -> set[Any]:
+        """Inputs of every handler that redraws the plan: the session and how it is shown."""
+        return {self.session, *self.inspect.look}
 
     @property
     def plan_outputs(self) -> set[Any]:
@@ -67,8 +66,39 @@ class Page:
 
     @property
     def all_outputs(self) -> set[Any]:
-        everything = (self.load, self.inspect, self.tune, self.prune, self.compare)
-        return {self.session, *self.tune.inputs, *(part for step in everything for part in step.outputs)}
+        steps = (self.load, self.inspect, self.tune, self.prune, self.compare)
+        return {self.session, *self.tune.inputs, *self.prune.inputs, *(part for step in steps for part in step.outputs)}
+
+    def planned(self, session: Session, given: Updates) -> Updates:
+        """Everything that follows from the session's model and recipe; `given` holds the values of `look`."""
+        loaded, plan = self.workbench.dense(session), self.workbench.plan(session)
+        return {
+            self.session: session,
+            **self.inspect.show(loaded, plan, session, given),
+            **self.tune.show(loaded, plan),
+        }
+
+    def opened(self, session: Session, given: Updates) -> Updates:
+        """Everything that follows from a newly loaded model."""
+        return {
+            **self.planned(session, given),
+            **self.load.show(self.workbench.dense(session)),
+            **self.tune.settings(session.recipe),
+            **self.prune.settings(session.recipe),
+            **self.prune.show({}),
+            **self.compare.clear(),
+        }
+
+    def offer(self, name: str, text: str) -> Updates:
+        """A file for the browser to download at once, made by a handler that `save_with` follows."""
+        safe = re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-")
+        file = Path(tempfile.mkdtemp(prefix="numprune-")) / safe
+        file.write_text(text, encoding="utf-8")
+        return {self.download: gr.DownloadButton(value=str(file))}
+
+    def save_with(self, event: Any) -> None:
+        """Let the browser save what the handler of `event` offered."""
+        event.success(None, None, None, js=CLICK_DOWNLOAD, api_visibility="private")
 
     @contextmanager
     def job(self, request: gr.Request) -> Iterator[CancelEvent]:
@@ -80,6 +110,12 @@ class Page:
                 yield event
         finally:
             self.jobs.end(owner, event)
+
+
+CLICK_DOWNLOAD = """() => new Promise((done) => setTimeout(() => {
+  document.querySelector("#np-download a, a#np-download, #np-download")?.click();
+  done();
+}, 150))"""
 
 
 @contextmanager

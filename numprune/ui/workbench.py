@@ -1,29 +1,24 @@
-"""What the dashboard keeps between clicks: models shared by all sessions, and one small session per browser tab."""
+"""The models of the dashboard, shared by all browser tabs."""
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from typing import Any
+
+import psutil
+import torch
 
 from numprune.allocation import PruningPlan, allocate
 from numprune.calibration import CalibrationStats, calibrate
 from numprune.errors import CancelEvent, InputError, Progress
-from numprune.models import Model, load
+from numprune.models import Model, embedded_models, load
 from numprune.pruning import prune
-from numprune.recipe import CalibrationRecipe, Recipe
+from numprune.recipe import Recipe
 from numprune.scoring import ScoreTable, score
-
-
-@dataclass(frozen=True)
-class LoadRequest:
-    """Everything that decides which scores are shown; equal requests share one loaded model."""
-
-    model: str
-    device: str = "auto"
-    dtype: str = "auto"
-    calibration: CalibrationRecipe = field(default_factory=CalibrationRecipe)
-    scorer: str = "newton"
+from numprune.ui.serving import Policy
+from numprune.ui.session import LoadRequest, Session
 
 
 @dataclass(frozen=True)
@@ -35,41 +30,72 @@ class Loaded:
     stats: CalibrationStats
     scores: ScoreTable
 
+    @property
+    def bytes(self) -> int:
+        """Memory of the weights and of the Gram matrices."""
+        grams = (module.gram for module in self.stats.modules.values())
+        return self.model.bytes + sum(gram.numel() * gram.element_size() for gram in grams)
 
-@dataclass(frozen=True)
-class Session:
-    """What one browser tab works on. Handlers return a new one, so a failed step leaves the old one in place."""
 
-    dense: LoadRequest | None = None
-    recipe: Recipe = field(default_factory=Recipe)
-    pruned: int | None = None
+def default_budget(device: torch.device) -> int:
+    """Four fifths of the memory of a device, in bytes."""
+    if device.type == "cuda":
+        total = torch.cuda.get_device_properties(device).total_memory
+    else:
+        total = psutil.virtual_memory().total
+    return total * 4 // 5
+
+
+@dataclass
+class Tab:
+    """What the long steps of one browser tab have made: pruned models by name, and findings for the report."""
+
+    variants: dict[str, Model] = field(default_factory=dict)
+    findings: dict[str, tuple[Any, ...]] = field(default_factory=dict)
 
 
 class Workbench:
-    """Models by request and pruned models by number, freed when their last browser tab closes.
+    """Models by request, shared, and pruned models by tab, freed when their (last) browser tab closes.
 
-    `opened` is the model the program starts with; `start` is the request a first visit makes.
+    `opened` is the model the program starts with; `start` is the request a first visit makes. `budget` bounds
+    the bytes of all models and Gram matrices that are kept.
     """
 
-    def __init__(self, opened: Model) -> None:
+    def __init__(self, opened: Model, *, policy: Policy | None = None, budget: int | None = None) -> None:
         self._lock = threading.Lock()
         self._building: dict[LoadRequest, threading.Lock] = {}
         self._loaded: dict[LoadRequest, Loaded] = {}
         self._claims: dict[LoadRequest, set[str]] = {}
-        self._pruned: dict[int, tuple[Model, str]] = {}
-        self._numbers = 0
+        self._tabs: dict[str, Tab] = {}
         self._opened = opened
+        self.policy = policy or Policy()
+        self.budget = default_budget(opened.device) if budget is None else budget
         self.start = LoadRequest(model=opened.name)
+
+    @property
+    def choices(self) -> list[str]:
+        """Model names to offer."""
+        return list(self.policy.models) if self.policy.models is not None else embedded_models()
+
+    @property
+    def used(self) -> int:
+        """Bytes of everything that is kept."""
+        with self._lock:
+            variants = [model for tab in self._tabs.values() for model in tab.variants.values()]
+            return sum(model.bytes for model in variants) + sum(loaded.bytes for loaded in self._loaded.values())
 
     def load(
         self,
         request: LoadRequest,
         owner: str,
         *,
+        own_texts: str = "",
         progress: Progress | None = None,
         cancel: CancelEvent | None = None,
     ) -> Loaded:
         """The model of `request`, calibrated and scored; built once and shared. `owner` keeps it alive."""
+        if request != self.start:
+            self.policy.check(request, own_texts)
         with self._lock:
             building = self._building.setdefault(request, threading.Lock())
         with building:
@@ -77,21 +103,22 @@ class Workbench:
                 loaded = self._loaded.get(request)
             if loaded is None:
                 loaded = self._build(request, progress, cancel)
-            with self._lock:
-                self._loaded[request] = loaded
-                self._claims.setdefault(request, set()).add(owner)
+            self.put(loaded, owner)
         return loaded
 
+    def put(self, loaded: Loaded, owner: str) -> None:
+        """Keep a model that is calibrated and scored; `owner` keeps it alive."""
+        with self._lock:
+            self._loaded[loaded.request] = loaded
+            self._claims.setdefault(loaded.request, set()).add(owner)
+
     def _build(self, request: LoadRequest, progress: Progress | None, cancel: CancelEvent | None) -> Loaded:
-        if request == self.start:
-            model = self._opened
-        else:
-            if progress is not None:
-                progress(0, 1, f"loading {request.model}")
-            model = load(request.model, device=request.device, dtype=request.dtype)
+        model = self._model(request, progress)
         source = request.calibration
         if source.data is None:
             raise InputError("There is no calibration data; choose a dataset, a file or the model's own samples.")
+        grams = 8 * sum(block.last.in_features**2 for block in model.blocks)
+        self._check_budget(model.bytes + grams, f"{request.model} with its Gram matrices")
         length = min(source.sequence_length, model.maximum_length or source.sequence_length)
         stats = calibrate(
             model,
@@ -105,6 +132,27 @@ class Workbench:
         scores = score(model, stats, method=request.scorer, progress=progress, cancel=cancel)
         return Loaded(request, model, stats, scores)
 
+    def _model(self, request: LoadRequest, progress: Progress | None) -> Model:
+        """The model of `request`, from another calibration of it when there is one."""
+        with self._lock:
+            present = {loaded.request: loaded.model for loaded in self._loaded.values()} | {self.start: self._opened}
+        for other, model in present.items():
+            if (other.model, other.device, other.dtype) == (request.model, request.device, request.dtype):
+                return model
+        if progress is not None:
+            progress(0, 1, f"loading {request.model}")
+        return load(
+            request.model, device=request.device, dtype=request.dtype, max_parameters=self.policy.max_parameters
+        )
+
+    def _check_budget(self, wanted: int, what: str) -> None:
+        used = self.used
+        if used + wanted > self.budget:
+            raise InputError(
+                f"{what} needs {wanted / 1e9:.2f} GB, and {used / 1e9:.2f} of {self.budget / 1e9:.2f} GB are in use;"
+                " remove pruned models in step 4, close other tabs or choose a smaller model."
+            )
+
     def dense(self, session: Session) -> Loaded:
         """The session's dense model."""
         with self._lock:
@@ -113,13 +161,30 @@ class Workbench:
             raise InputError("No model is loaded in this tab; load one in step 1.")
         return loaded
 
-    def pruned(self, session: Session) -> Model:
-        """The session's pruned model."""
+    def variants(self, owner: str) -> Mapping[str, Model]:
+        """The tab's pruned models by name, oldest first."""
         with self._lock:
-            entry = None if session.pruned is None else self._pruned.get(session.pruned)
-        if entry is None:
+            return dict(self._tabs.get(owner, Tab()).variants)
+
+    def pruned(self, owner: str, name: str | None = None) -> Model:
+        """A pruned model of the tab; the newest when no name is given."""
+        variants = self.variants(owner)
+        if not variants:
             raise InputError("There is no pruned model yet; press Prune in step 4.")
-        return entry[0]
+        name = next(reversed(variants)) if name is None else name
+        if name not in variants:
+            raise InputError(f"There is no pruned model '{name}'; press Prune in step 4.")
+        return variants[name]
+
+    def find(self, owner: str, title: str, *parts: Any) -> None:
+        """Keep a result of the tab for its report: pieces of HTML, figures or tables."""
+        with self._lock:
+            self._tabs.setdefault(owner, Tab()).findings[title] = parts
+
+    def findings(self, owner: str) -> Mapping[str, tuple[Any, ...]]:
+        """The tab's results by title."""
+        with self._lock:
+            return dict(self._tabs.get(owner, Tab()).findings)
 
     def open(self, loaded: Loaded, session: Session) -> Session:
         """The session after loading: a fresh recipe for the model, with the ratio kept."""
@@ -145,15 +210,19 @@ class Workbench:
         session: Session,
         owner: str,
         *,
+        name: str = "",
         progress: Progress | None = None,
         cancel: CancelEvent | None = None,
-    ) -> Session:
-        """The session with its recipe carried out; its earlier pruned model is freed."""
+    ) -> str:
+        """Carry the session's recipe out and keep the result for the tab; returns the name it is kept under."""
         loaded = self.dense(session)
         recipe = session.recipe
+        plan = allocate(loaded.scores, recipe)
+        wanted = name.strip()[:40] or f"{recipe.ratio:.0%} {recipe.allocation}"
+        self._check_budget(loaded.model.bytes * plan.parameters_after // plan.parameters_before, f"'{wanted}'")
         model = prune(
             loaded.model,
-            allocate(loaded.scores, recipe),
+            plan,
             loaded.stats,
             compensation=recipe.compensation,
             damping=recipe.damping,
@@ -161,22 +230,29 @@ class Workbench:
             cancel=cancel,
         )
         with self._lock:
-            self._numbers += 1
-            self._pruned[self._numbers] = (model, owner)
-            if session.pruned is not None:
-                self._pruned.pop(session.pruned, None)
-            return replace(session, pruned=self._numbers)
+            variants = self._tabs.setdefault(owner, Tab()).variants
+            name, number = wanted, 1
+            while name in variants:
+                number += 1
+                name = f"{wanted} ({number})"
+            variants[name] = model
+        return name
+
+    def remove(self, owner: str, name: str) -> None:
+        """Free one of the tab's pruned models."""
+        self.pruned(owner, name)
+        with self._lock:
+            del self._tabs[owner].variants[name]
 
     def release(self, owner: str, keep: LoadRequest | None = None) -> None:
-        """Free what only `owner` used, except its claim on `keep`."""
+        """Free what only `owner` used, its pruned models included, except its claim on `keep`."""
         with self._lock:
             for request, owners in list(self._claims.items()):
                 if request != keep:
                     owners.discard(owner)
                 if not owners:
                     del self._claims[request], self._loaded[request]
-            if keep is None:
-                self._pruned = {number: entry for number, entry in self._pruned.items() if entry[1] != owner}
+            self._tabs.pop(owner, None)
 
 
 class Jobs:

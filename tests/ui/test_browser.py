@@ -1,14 +1,7 @@
 """The dashboard in a real browser. Skipped where there is no playwright or no Chromium."""
 
-import os
 import re
 import shutil
-import socket
-import subprocess
-import sys
-import time
-import urllib.request
-from pathlib import Path
 
 import pytest
 
@@ -16,34 +9,10 @@ playwright = pytest.importorskip("playwright.sync_api", reason="playwright is no
 CHROMIUM = shutil.which("chromium")
 pytestmark = [pytest.mark.browser, pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed")]
 
-ROOT = Path(__file__).parents[2]
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-sync", "--no-first-run"]
 PATIENCE = 120_000
-
-
-@pytest.fixture(scope="module")
-def url(tmp_path_factory):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    log = tmp_path_factory.mktemp("server") / "log"
-    environment = os.environ | {"HF_HUB_OFFLINE": "1", "NUMPRUNE_CACHE": str(log.parent)}
-    with log.open("w") as output:
-        server = subprocess.Popen(
-            [sys.executable, "app.py", "--port", str(port)], cwd=ROOT, env=environment, stdout=output, stderr=output
-        )
-    address = f"http://127.0.0.1:{port}"
-    for _ in range(240):
-        if server.poll() is not None:
-            pytest.fail(f"the server ended:\n{log.read_text()}")
-        try:
-            urllib.request.urlopen(address, timeout=5).close()
-            break
-        except OSError:
-            time.sleep(0.5)
-    yield address
-    server.terminate()
-    server.wait(20)
+expect = playwright.expect
+HEAT = ".np-heat"
 
 
 @pytest.fixture(scope="module")
@@ -55,56 +24,147 @@ def browser():
 
 
 @pytest.fixture
-def page(browser, url, tmp_path, request):
-    context = browser.new_context(viewport={"width": 1280, "height": 900})
-    opened = context.new_page()
-    problems = []
-    opened.on("console", lambda message: problems.append(message.text) if message.type == "error" else None)
-    opened.on("pageerror", lambda error: problems.append(str(error)))
+def visit(browser, url, tmp_path, request):
+    """Opens the page in a tab of its own; console errors and pictures of failures are kept."""
+    contexts = []
+
+    def opened(**options):
+        permissions = ["clipboard-read", "clipboard-write"]
+        options = {"viewport": {"width": 1280, "height": 900}, "permissions": permissions} | options
+        dark = options.get("color_scheme") == "dark"
+        context = browser.new_context(**options)
+        contexts.append(context)
+        page = context.new_page()
+        page.problems = []
+        page.on("console", lambda message: page.problems.append(message.text) if message.type == "error" else None)
+        page.on("pageerror", lambda error: page.problems.append(str(error)))
+        page.goto(f"{url}/?__theme=dark" if dark else url)
+        expect(page.locator(HEAT)).to_have_count(2, timeout=PATIENCE)
+        return page
+
     failed = request.session.testsfailed
-    opened.goto(url)
-    opened.wait_for_selector(".heatmaplayer", timeout=PATIENCE)
-    opened.problems = problems
     yield opened
-    if request.session.testsfailed > failed:
-        opened.screenshot(path=tmp_path / "failure.png", full_page=True)
-        print(f"screenshot: {tmp_path / 'failure.png'}")
-    context.close()
+    for number, context in enumerate(contexts):
+        if request.session.testsfailed > failed:
+            file = tmp_path / f"failure-{number}.png"
+            context.pages[0].screenshot(path=file, full_page=True)
+            print(f"screenshot: {file}")
+        context.close()
+
+
+@pytest.fixture
+def page(visit):
+    opened = visit()
+    yield opened
+    assert opened.problems == []
 
 
 def says(page, text):
     page.wait_for_function("text => document.body.innerText.includes(text)", arg=text, timeout=PATIENCE)
 
 
-def edit(page, cell, text):
-    """Type over a cell of a table. A redraw that arrives meanwhile closes the editor, so wait until it is open."""
-    page.wait_for_timeout(500)
-    cell.dblclick()
-    editor = cell.locator("textarea, input")
-    editor.wait_for(timeout=PATIENCE)
-    editor.fill(text)
-    editor.press("Enter")
+def toast(page, text):
+    """Wait for a toast and close it."""
+    found = page.get_by_test_id("toast-body").filter(has_text=text)
+    found.first.wait_for(timeout=PATIENCE)
+
+
+def heads(page):
+    return page.locator(HEAT).nth(0)
+
+
+def cell(page, name):
+    return page.locator(f"[data-cell='{name}']")
+
+
+def write_ratio(page, name, text):
+    cell(page, name).fill(text)
+    cell(page, name).press("Enter")
+
+
+def prune(page):
+    page.click("#np-prune")
+    says(page, "Parameters, counted")
+
+
+def click_head(page, row, column, layers=8, heads_=8):
+    box = heads(page).locator(".np-heat-plot").bounding_box()
+    page.mouse.click(box["x"] + (column + 0.5) / heads_ * box["width"], box["y"] + (row + 0.5) / layers * box["height"])
 
 
 def test_the_first_visit_shows_both_heatmaps_and_the_plan_without_a_click(page):
-    playwright.expect(page.locator(".js-plotly-plot .heatmaplayer")).to_have_count(2)
     says(page, "of the prunable parameters go (30% asked for)")
-    assert page.problems == []
+    says(page, "KV cache per 1,000 tokens")
+    expect(page.locator("[data-cell]")).to_have_count(16)
 
 
 def test_the_example_prunes_writes_and_measures(page):
     page.click("#np-example")
-    page.wait_for_selector("#np-compare .np-table", timeout=PATIENCE)
-    dense = page.get_by_label("Dense", exact=True).input_value()
-    pruned = page.get_by_label("Pruned", exact=True).input_value()
-    prompt = page.get_by_label("Prompt").input_value()
-    assert dense.startswith(prompt)
-    assert len(dense) > len(prompt) + 50
-    assert pruned.startswith(prompt)
-    assert pruned != dense
-    table = page.locator("#np-compare .np-table").inner_text()
+    page.wait_for_selector("#np-figures .np-table", timeout=PATIENCE)
+    prompt = page.get_by_label("Prompts").input_value()
+    articles = page.locator("#np-texts article")
+    expect(articles).to_have_count(2)
+    dense, pruned = articles.nth(0).inner_text(), articles.nth(1).inner_text()
+    for text in (dense, pruned):
+        assert prompt in text
+        assert len(text) > len(prompt) + 50
+    assert page.locator("#np-texts mark").count() > 0
+    table = page.locator("#np-figures .np-table").inner_text()
     assert re.search(r"Perplexity\s+[\d.]+ ± [\d.]+\s+[\d.]+ ± [\d.]+", table)
-    assert page.problems == []
+    assert "Time to first token" in table
+
+
+def test_a_clicked_head_is_explained_and_can_be_forced(page):
+    click_head(page, 2, 5)
+    says(page, "Layer 2, head 5")
+    page.wait_for_selector(".js-plotly-plot", timeout=PATIENCE)
+    unit = page.locator("#np-unit")
+    before = "pruned" if "pruned by the plan" in unit.inner_text() else "kept"
+    wanted, shown = ("keep it", "kept forced to stay") if before == "pruned" else ("prune it", "pruned forced to go")
+    page.get_by_label(wanted).check()
+    expect(unit).to_contain_text(shown, timeout=PATIENCE)
+    page.get_by_role("button", name="Undo").click()
+    expect(unit).to_contain_text(f"{before} by the plan", timeout=PATIENCE)
+
+
+def test_arrow_keys_walk_the_heads(page):
+    click_head(page, 0, 0)
+    says(page, "Layer 0, head 0")
+    page.keyboard.press("ArrowRight")
+    page.keyboard.press("ArrowDown")
+    says(page, "Layer 1, head 1")
+    assert page.evaluate("document.activeElement.classList.contains('np-heat')")
+
+
+def test_a_unit_can_be_named_by_numbers(page):
+    page.get_by_label("MLP", exact=True).check()
+    page.get_by_label("Layer", exact=True).fill("3")
+    unit = page.get_by_label("Unit", exact=True)
+    unit.fill("17")
+    unit.press("Enter")
+    says(page, "Layer 3, channel 17")
+    unit.fill("9999")
+    unit.press("Enter")
+    toast(page, "units 0 to 511")
+
+
+@pytest.mark.parametrize("kind", ["png", "svg"])
+def test_pictures_can_be_kept(page, kind):
+    with page.expect_download() as download:
+        heads(page).locator(f"[data-save={kind}]").click()
+    assert download.value.suggested_filename == f"attention-layer-x-head.{kind}"
+    start = download.value.path().read_bytes()[:8]
+    assert start.startswith(b"\x89PNG" if kind == "png" else b"<svg ")
+
+
+def test_the_numbers_behind_the_pictures_can_be_kept(page):
+    page.get_by_text("The numbers behind the pictures").click()
+    says(page, "score_mean")
+    with page.expect_download() as download:
+        page.get_by_role("button", name="Download as CSV").click()
+    lines = download.value.path().read_text().splitlines()
+    assert len(lines) == 17
+    assert "score_mean" in lines[0]
 
 
 def test_moving_the_ratio_and_editing_a_layer_change_the_plan(page):
@@ -112,19 +172,93 @@ def test_moving_the_ratio_and_editing_a_layer_change_the_plan(page):
     box.fill("0.5")
     box.press("Enter")
     says(page, "(50% asked for)")
-    page.get_by_text("Ratios per layer").first.click()
-    cell = page.get_by_test_id("cell-2-1")
-    edit(page, cell, "0.125")
-    playwright.expect(page.get_by_test_id("cell-2-3")).to_contain_text("7 of 8", timeout=PATIENCE)
-    playwright.expect(page.get_by_test_id("cell-2-5")).to_contain_text("attention", timeout=PATIENCE)
-    edit(page, cell, "1.5")
-    says(page, "ratio is 1.5")
-    playwright.expect(cell).to_contain_text("0.125", timeout=PATIENCE)
+    write_ratio(page, "2.attention", "12.5%")
+    expect(page.locator("[data-lock='2.attention']")).to_be_checked(timeout=PATIENCE)
+    expect(cell(page, "2.attention")).to_have_value("0.125")
+    expect(cell(page, "3.attention")).to_be_focused()
+    write_ratio(page, "2.attention", "1.5")
+    toast(page, "ratio is 1.5")
+    expect(cell(page, "2.attention")).to_have_value("0.125")
+    page.locator("[data-lock='2.attention']").uncheck()
+    says(page, "(50% asked for)")
+    expect(page.locator("[data-lock]:checked")).to_have_count(0, timeout=PATIENCE)
+
+
+def test_a_column_can_be_pasted(page):
+    page.evaluate("navigator.clipboard.writeText('0.25\\t0.5\\n0.5\\t0.25\\n')")
+    cell(page, "1.attention").click()
+    page.keyboard.press("Control+V")
+    expect(page.locator("[data-lock]:checked")).to_have_count(4, timeout=PATIENCE)
+    assert [cell(page, f"{layer}.{kind}").input_value() for layer in (1, 2) for kind in ("attention", "mlp")] == [
+        "0.250",
+        "0.500",
+        "0.500",
+        "0.250",
+    ]
+
+
+def test_undo_redo_reset_and_presets(page):
+    page.get_by_label("attention only").check()
+    expect(page.locator("[data-lock]:checked")).to_have_count(8, timeout=PATIENCE)
+    page.get_by_role("button", name="Undo").click()
+    expect(page.locator("[data-lock]:checked")).to_have_count(0, timeout=PATIENCE)
+    expect(page.get_by_label("one threshold for all")).to_be_checked()
+    page.get_by_role("button", name="Redo").click()
+    expect(page.get_by_label("attention only")).to_be_checked(timeout=PATIENCE)
+    page.get_by_role("button", name="Reset", exact=True).click()
+    expect(page.get_by_label("one threshold for all")).to_be_checked(timeout=PATIENCE)
+    page.get_by_role("button", name="Redo").click()
+    toast(page, "nothing to redo")
+
+
+def test_a_recipe_is_saved_and_opened_again(page, tmp_path):
+    write_ratio(page, "4.mlp", "0.75")
+    expect(page.locator("[data-lock='4.mlp']")).to_be_checked(timeout=PATIENCE)
+    page.get_by_text("Recipe, rounding and command line").click()
+    with page.expect_download() as download:
+        page.get_by_role("button", name="Save recipe").click()
+    file = tmp_path / "recipe.json"
+    download.value.save_as(file)
+    page.get_by_role("button", name="Reset", exact=True).click()
+    expect(page.locator("[data-lock]:checked")).to_have_count(0, timeout=PATIENCE)
+    page.get_by_test_id("Open recipe-upload-button").set_input_files(file)
+    expect(page.locator("[data-lock='4.mlp']")).to_be_checked(timeout=PATIENCE)
+    says(page, "--set 4.mlp=0.75")
+
+
+def test_several_pruned_models_are_kept_named_and_compared(page):
+    page.get_by_label("Name").fill("first")
+    prune(page)
+    says(page, "first")
+    page.get_by_label("Compensation").uncheck()
+    page.get_by_label("Name").fill("second")
+    page.click("#np-prune")
+    expect(page.get_by_role("checkbox", name="second")).to_be_checked(timeout=PATIENCE)
+    page.get_by_label("Prompts").fill("Once upon a time\nThe cat")
+    page.get_by_role("button", name="Write side by side").click()
+    expect(page.locator("#np-texts article")).to_have_count(6, timeout=PATIENCE)
+    page.get_by_role("button", name="Compare next-token distributions").click()
+    says(page, "Same likeliest token")
+    page.get_by_role("button", name="Remove this pruned model").click()
+    expect(page.get_by_role("checkbox", name="second")).to_have_count(0, timeout=PATIENCE)
+
+
+def test_the_report_is_one_page_with_what_was_found(page, browser, tmp_path):
+    prune(page)
+    with page.expect_download(timeout=PATIENCE) as download:
+        page.click("#np-report")
+    context = browser.new_context(offline=True)
+    report = context.new_page()
+    download.value.save_as(tmp_path / download.value.suggested_filename)
+    report.goto((tmp_path / "numprune-tiny-stories.html").as_uri())
+    expect(report.locator(HEAT)).to_have_count(2)
+    says(report, "Parameters, counted")
+    context.close()
 
 
 def test_writing_before_pruning_says_what_to_do(page):
     page.get_by_role("button", name="Write side by side").click()
-    says(page, "press Prune in step 4")
+    toast(page, "press Prune in step 4")
 
 
 def test_a_name_that_cannot_be_loaded_is_a_toast_and_the_old_model_still_works(page):
@@ -133,30 +267,44 @@ def test_a_name_that_cannot_be_loaded_is_a_toast_and_the_old_model_still_works(p
     name.fill("nobody/no-such-model")
     name.press("Enter")
     page.get_by_role("button", name="Load and score").click()
-    says(page, "nobody/no-such-model")
-    page.click("#np-prune")
-    says(page, "parameters, counted")
+    toast(page, "nobody/no-such-model")
+    prune(page)
 
 
 def test_a_running_job_can_be_stopped(page):
     page.get_by_text("Another model or other calibration text").click()
-    samples = page.get_by_label("Samples", exact=True)
-    samples.fill("5000")
+    page.get_by_label("Samples", exact=True).fill("5000")
     page.get_by_role("button", name="Load and score").click()
     says(page, "Sampling calibration text")
     page.get_by_role("button", name="Stop").click()
-    says(page, "Stopped on request")
-    page.click("#np-prune")
-    says(page, "parameters, counted")
+    toast(page, "Stopped on request")
+    prune(page)
+
+
+def test_two_tabs_do_not_mix(visit):
+    first, second = visit(), visit()
+    write_ratio(first, "5.mlp", "0.9")
+    expect(first.locator("[data-lock='5.mlp']")).to_be_checked(timeout=PATIENCE)
+    second.get_by_text("Another model or other calibration text").click()
+    second.get_by_label("Samples", exact=True).fill("4")
+    second.get_by_label("Length", exact=True).fill("32")
+    second.get_by_role("button", name="Load and score").click()
+    says(second, "4 x 32")
+    second.get_by_label("Name").fill("only here")
+    prune(second)
+    expect(second.locator("[data-lock]:checked")).to_have_count(0)
+    assert "128 x 256" in first.locator("body").inner_text()
+    prune(first)
+    assert "only here" not in first.locator("body").inner_text()
+    assert first.problems == second.problems == []
 
 
 @pytest.mark.parametrize("width", [390, 1280])
-def test_nothing_sticks_out_sideways(browser, url, width):
-    context = browser.new_context(viewport={"width": width, "height": 844}, color_scheme="dark")
-    page = context.new_page()
-    page.goto(f"{url}/?__theme=dark")
-    page.wait_for_selector(".heatmaplayer", timeout=PATIENCE)
+def test_dark_and_narrow_pages_are_readable(visit, width):
+    page = visit(viewport={"width": width, "height": 844}, color_scheme="dark")
     assert page.evaluate("document.documentElement.scrollWidth") <= width
     background = page.evaluate("getComputedStyle(document.body).backgroundColor")
-    assert sum(int(part) for part in re.findall(r"\d+", background)[:3]) < 200
-    context.close()
+    ink = page.evaluate("getComputedStyle(document.querySelector('.np-card b')).color")
+    background, ink = (sum(map(int, re.findall(r"\d+", colour)[:3])) for colour in (background, ink))
+    assert background < 200 < 400 < ink
+    assert page.problems == []

@@ -2,10 +2,12 @@ import threading
 
 import pytest
 
-from numprune.errors import Cancelled, InputError
+from numprune.errors import Cancelled, InputError, LoadError
 from numprune.models import ModuleKey, load
 from numprune.recipe import CalibrationRecipe, Recipe
-from numprune.ui.workbench import Jobs, LoadRequest, Session, Workbench
+from numprune.ui.serving import Policy
+from numprune.ui.session import LoadRequest, Session
+from numprune.ui.workbench import Jobs, Workbench, default_budget
 
 SMALL = CalibrationRecipe(data="self", samples=4, sequence_length=32)
 
@@ -24,7 +26,7 @@ def test_two_tabs_share_one_model_but_not_their_recipes(request_):
     bench = Workbench(load("tiny-stories"))
     first, second = opened(bench, request_, "a"), opened(bench, request_, "b")
     assert bench.dense(first) is bench.dense(second)
-    first = Session(first.dense, first.recipe.replace(ratio=0.6))
+    first = first.changed("", ratio=0.6)
     assert bench.plan(first).ratio_asked == 0.6
     assert bench.plan(second).ratio_asked == Recipe().ratio
 
@@ -55,15 +57,81 @@ def test_pruning_makes_a_smaller_model_and_leaves_the_dense_one(request_):
     session = opened(bench, request_)
     dense = bench.dense(session).model
     before = dense.parameters
-    done = bench.prune(session, "tab")
-    assert bench.pruned(done).parameters == bench.plan(session).parameters_after < before
+    name = bench.prune(session, "tab")
+    assert bench.pruned("tab", name).parameters == bench.plan(session).parameters_after < before
     assert dense.parameters == before
-    again = bench.prune(done, "tab")
+
+
+def test_pruned_models_are_kept_by_name_until_removed(request_):
+    bench = Workbench(load("tiny-stories"))
+    session = opened(bench, request_)
+    names = [bench.prune(session, "tab"), bench.prune(session, "tab"), bench.prune(session, "tab", name=" mine ")]
+    assert names == ["30% global", "30% global (2)", "mine"]
+    assert list(bench.variants("tab")) == names
+    assert bench.pruned("tab") is bench.pruned("tab", "mine")
+    bench.remove("tab", "30% global")
+    assert list(bench.variants("tab")) == names[1:]
+    with pytest.raises(InputError, match="no pruned model '30% global'"):
+        bench.pruned("tab", "30% global")
+
+
+def test_a_tab_sees_only_its_own_pruned_models_and_results(request_):
+    bench = Workbench(load("tiny-stories"))
+    bench.prune(opened(bench, request_, "a"), "a")
+    opened(bench, request_, "b")
+    bench.find("a", "Measured", "<table></table>")
+    assert bench.variants("b") == bench.findings("b") == {}
+    bench.release("a")
+    assert bench.variants("a") == bench.findings("a") == {}
     with pytest.raises(InputError, match="press Prune"):
-        bench.pruned(done)
-    bench.release("tab")
-    with pytest.raises(InputError):
-        bench.pruned(again)
+        bench.pruned("a")
+
+
+def test_memory_has_a_budget_and_a_refusal_leaves_everything_usable(request_):
+    model = load("tiny-stories")
+    bench = Workbench(model)
+    session = opened(bench, request_)
+    assert bench.used == bench.dense(session).bytes > model.bytes
+    bench.budget = bench.used + model.bytes // 2
+    with pytest.raises(InputError, match="remove pruned models"):
+        bench.prune(session, "tab")
+    assert bench.variants("tab") == {}
+    with pytest.raises(InputError, match="needs"):
+        bench.load(LoadRequest("tiny-stories", calibration=CalibrationRecipe("self", 2, 16)), "tab")
+    assert bench.plan(session)
+    bench.budget = default_budget(model.device)
+    assert bench.prune(session, "tab")
+
+
+def test_one_model_serves_several_calibrations(request_):
+    bench = Workbench(load("tiny-stories"))
+    first = opened(bench, request_)
+    second = opened(bench, LoadRequest("tiny-stories", calibration=CalibrationRecipe("self", 2, 16)))
+    assert bench.dense(first).model is bench.dense(second).model
+
+
+def test_a_list_of_models_keeps_others_and_the_server_s_files_out(request_, tmp_path):
+    bench = Workbench(load("tiny-stories"), policy=Policy(models=("tiny-stories",)))
+    assert bench.choices == ["tiny-stories"]
+    with pytest.raises(InputError, match="may not be loaded here"):
+        bench.load(LoadRequest("someone/else"), "tab")
+    secret = tmp_path / "secret.txt"
+    secret.write_text("Once upon a time there was a dog. " * 50)
+    reading = LoadRequest("tiny-stories", calibration=CalibrationRecipe(str(secret), 2, 16))
+    with pytest.raises(InputError, match="may not be read"):
+        bench.load(reading, "tab", own_texts=str(tmp_path / "texts"))
+    assert bench.load(reading, "tab", own_texts=str(tmp_path))
+    assert opened(bench, request_)
+
+
+def test_large_models_are_refused_before_their_weights_are_read(tmp_path):
+    model = load("tiny-stories")
+    bench = Workbench(model, policy=Policy(max_parameters=1000))
+    model.module.config.save_pretrained(tmp_path)
+    model.tokenizer.save_pretrained(tmp_path)
+    (tmp_path / "model.safetensors").write_bytes(b"never read")
+    with pytest.raises(LoadError, match="3,935,424 parameters"):
+        bench.load(LoadRequest(str(tmp_path)), "tab")
 
 
 def test_the_recipe_says_what_was_really_used(request_):
@@ -84,12 +152,13 @@ def test_a_stopped_load_leaves_no_model_behind_and_can_be_repeated(request_):
 
 def test_a_stopped_prune_leaves_the_session_as_it_was(request_):
     bench = Workbench(load("tiny-stories"))
-    session = bench.prune(opened(bench, request_), "tab")
+    session = opened(bench, request_)
+    bench.prune(session, "tab")
     stop = threading.Event()
     stop.set()
     with pytest.raises(Cancelled):
         bench.prune(session, "tab", cancel=stop)
-    assert bench.pruned(session)
+    assert list(bench.variants("tab")) == ["30% global"]
 
 
 def test_a_bad_name_does_not_disturb_the_loaded_model(request_):
@@ -120,5 +189,5 @@ def test_hand_set_ratios_reach_the_plan(request_):
     bench = Workbench(load("tiny-stories"))
     session = opened(bench, request_)
     key = ModuleKey(0, "mlp")
-    pinned = Session(session.dense, session.recipe.replace(ratios={key: 0.5}))
+    pinned = session.changed("", ratios={key: 0.5})
     assert len(bench.plan(pinned).keep[key]) == 256

@@ -2,21 +2,33 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 import numpy as np
+import pandas as pd
 
 from numprune.allocation import PruningPlan
+from numprune.errors import CancelEvent, InputError
+from numprune.evaluation import attention_patterns
 from numprune.models import Kind, ModuleKey
-from numprune.ui.figures import attention_heatmap, channel_heatmap
-from numprune.ui.page import Updates, toasts
+from numprune.models.adapter import KINDS
+from numprune.ui import heatmap, html
+from numprune.ui.figures import attention_pattern, layer_profile, layer_row, score_distribution
+from numprune.ui.heatmap import Rows, Scale, score_heatmap
+from numprune.ui.page import ACCELERATOR, LIVE, Updates, toasts
+from numprune.ui.session import Session, Unit
 from numprune.ui.steps.load import unit_name
-from numprune.ui.workbench import Loaded, Session
+from numprune.ui.workbench import Loaded
 
 if TYPE_CHECKING:
     from numprune.ui.page import Page
+
+SENTENCE = "Once upon a time, a little girl named Lily had a red ball."
+PICK = "Click a cell of a heatmap, or walk with the arrow keys, to see what that head or channel does."
+UNITS, LAYERS = "Every unit", "Every layer"
+ROWS_SHOWN = 2000
 
 
 @dataclass
@@ -25,77 +37,388 @@ class InspectStep:
 
     view: gr.Radio
     order: gr.Radio
-    heads: gr.Plot
-    channels: gr.Plot
+    heads: gr.HTML
+    channels: gr.HTML
+    unit: gr.HTML
+    forced: gr.Radio
+    kind: gr.Radio
+    layer: gr.Number
+    index: gr.Number
+    sentence: gr.Textbox
+    pattern: gr.Plot
+    charts: gr.Accordion
+    charts_open: gr.State
+    distribution: gr.Plot
+    profile: gr.Plot
+    numbers: gr.Accordion
+    numbers_open: gr.State
+    table_of: gr.Dropdown
+    table: gr.Dataframe
+    save_table: gr.Button
+
+    @property
+    def look(self) -> set[Any]:
+        return {self.view, self.order, self.charts_open, self.numbers_open, self.table_of}
 
     @property
     def outputs(self) -> set[Any]:
-        return {self.heads, self.channels}
+        details = {self.unit, self.forced, self.kind, self.layer, self.index}
+        return {self.heads, self.channels, self.distribution, self.profile, self.table, *details}
 
-    def show(self, loaded: Loaded, plan: PruningPlan, view: str = "raw", order: str = "sorted") -> Updates:
-        scores, pruned = rows_of(loaded, plan, "attention")
-        heads = attention_heatmap(scores, pruned, view=view, unit=unit_name(loaded))
-        channels = channel_heatmap(*rows_of(loaded, plan, "mlp"), view=view, order=order)
-        return {self.heads: heads, self.channels: channels}
+    def show(self, loaded: Loaded, plan: PruningPlan, session: Session, given: Updates) -> Updates:
+        updates = {**self.pictures(loaded, plan, session, given), **self.details(loaded, plan, session)}
+        if given.get(self.charts_open):
+            updates |= self.draw_charts(loaded, plan)
+        if given.get(self.numbers_open):
+            updates |= self.fill_table(loaded, plan, given)
+        return updates
+
+    def pictures(self, loaded: Loaded, plan: PruningPlan, session: Session, given: Updates) -> Updates:
+        heads, channels = rows_of(loaded, plan, "attention"), rows_of(loaded, plan, "mlp")
+        scale = Scale.of([heads, channels], given.get(self.view) or "raw", plan.threshold)
+        order = given.get(self.order) or "sorted"
+        return {
+            self.heads: score_heatmap(
+                heads,
+                scale,
+                order="index",
+                title=f"Attention: layer x {heads.name.lower()}",
+                selected=place_of(session.selected, "attention"),
+            ),
+            self.channels: score_heatmap(
+                channels,
+                scale,
+                order=order,
+                title="MLP: layer x channel",
+                selected=place_of(session.selected, "mlp"),
+            ),
+        }
+
+    def details(self, loaded: Loaded, plan: PruningPlan, session: Session) -> Updates:
+        unit = session.selected
+        if unit is None:
+            return {self.unit: html.empty(PICK), self.forced: gr.Radio(value=None, interactive=False)}
+        return {
+            self.unit: unit_card(loaded, plan, unit),
+            self.forced: gr.Radio(value=how_forced(session, unit), interactive=True),
+            self.kind: unit.key.kind,
+            self.layer: unit.key.layer,
+            self.index: unit.index,
+        }
+
+    def draw_charts(self, loaded: Loaded, plan: PruningPlan) -> Updates:
+        heads, channels = (rows_of(loaded, plan, kind).scores for kind in KINDS)
+        return {
+            self.distribution: score_distribution(*(together(rows) for rows in (heads, channels)), plan.threshold),
+            self.profile: layer_profile(heads, channels),
+        }
+
+    def fill_table(self, loaded: Loaded, plan: PruningPlan, given: Updates) -> Updates:
+        return {self.table: numbers(loaded, plan, str(given[self.table_of])).head(ROWS_SHOWN)}
 
 
-def rows_of(loaded: Loaded, plan: PruningPlan, kind: Kind) -> tuple[list[np.ndarray | None], list[np.ndarray | None]]:
-    """Scores, and whether the plan prunes them, one array per layer; None where a layer has no such module."""
+def together(rows: list[np.ndarray | None]) -> np.ndarray:
+    present = [row for row in rows if row is not None]
+    return np.concatenate(present) if present else np.empty(0)
+
+
+def rows_of(loaded: Loaded, plan: PruningPlan, kind: Kind) -> Rows:
+    """Scores, and whether the plan prunes them, layer by layer."""
     scores: list[np.ndarray | None] = []
     pruned: list[np.ndarray | None] = []
     for layer in range(loaded.model.layers):
         module = loaded.scores.modules.get(ModuleKey(layer, kind))
-        if module is None:
-            scores.append(None)
-            pruned.append(None)
-            continue
-        gone = np.ones(len(module.units), dtype=bool)
-        gone[list(plan.keep[ModuleKey(layer, kind)])] = False
-        scores.append(module.units)
-        pruned.append(gone)
-    return scores, pruned
+        scores.append(None if module is None else module.units)
+        pruned.append(None if module is None else gone(plan, ModuleKey(layer, kind)))
+    return Rows(scores, pruned, unit_name(loaded) if kind == "attention" else "Channel")
+
+
+def gone(plan: PruningPlan, key: ModuleKey) -> np.ndarray:
+    """Whether the plan prunes each unit of a module, bool."""
+    pruned = np.ones(plan.units[key], dtype=bool)
+    pruned[list(plan.keep[key])] = False
+    return pruned
+
+
+def place_of(unit: Unit | None, kind: Kind) -> tuple[int, int] | None:
+    return (unit.key.layer, unit.index) if unit is not None and unit.key.kind == kind else None
+
+
+def how_forced(session: Session, unit: Unit) -> str:
+    """ "keep", "prune" or "auto"."""
+    for how in ("keep", "prune"):
+        if unit.index in getattr(session.recipe, how).get(unit.key, ()):
+            return how
+    return "auto"
+
+
+def checked_unit(loaded: Loaded, kind: Any, layer: Any, index: Any) -> Unit:
+    """The unit a page names.
+
+    Raises:
+        InputError: the model has no such unit.
+    """
+    try:
+        key = ModuleKey(int(layer), kind)
+        index = int(index)
+    except (TypeError, ValueError):
+        raise InputError("Layer and unit must be whole numbers.") from None
+    if key not in loaded.scores.modules:
+        raise InputError(f"Layer {layer} has no {kind}; the model has layers 0 to {loaded.model.layers - 1}.")
+    units = len(loaded.scores.modules[key].units)
+    if not 0 <= index < units:
+        raise InputError(f"{key} has units 0 to {units - 1}, not {index}.")
+    return Unit(key, index)
+
+
+def unit_card(loaded: Loaded, plan: PruningPlan, unit: Unit) -> str:
+    """Everything known about one unit."""
+    key, index = unit
+    module, stats = loaded.scores.modules[key], loaded.stats.modules[key]
+    block = next(block for block in loaded.model.blocks if block.key == key)
+    channels = block.channels([index])
+    score = float(module.units[index])
+    everything = [scores.units for scores in loaded.scores.modules.values()]
+    total = sum(len(scores) for scores in everything)
+    rank = sum(int((scores < score).sum()) for scores in everything) + 1
+    weight = float(block.last.weight.detach()[:, channels.to(block.last.weight.device)].float().norm())
+    activation = float(stats.rms[channels.to(stats.rms.device)].square().mean().sqrt())
+    name = unit_name(loaded) if key.kind == "attention" else "Channel"
+    how = "pruned" if gone(plan, key)[index] else "kept"
+    forced = {"keep": "forced to stay", "prune": "forced to go"}.get(
+        next((way for way in ("keep", "prune") if index in getattr(plan.recipe, way).get(key, ())), ""), "by the plan"
+    )
+    items = [
+        (f"Layer {key.layer}, {name.lower()} {index}", f"of {len(module.units)}; {how} {forced}"),
+        (f"{score:.4g}", f"score ({loaded.scores.method})"),
+        (f"{int((module.units < score).sum()) + 1} of {len(module.units)}", "rank in its layer, 1 is the lowest"),
+        (f"{rank:,} of {total:,}", "rank in the whole model"),
+        (f"{module.cost:,}", "parameters go with it"),
+        (f"{weight:.3g}", f"norm of its weights in {'o_proj' if key.kind == 'attention' else 'down_proj'}"),
+        (f"{activation:.3g}", "root mean square activation"),
+    ]
+    return html.cards(items)
+
+
+def numbers(loaded: Loaded, plan: PruningPlan, which: str) -> pd.DataFrame:
+    """The table behind the pictures: one row per unit, or one per module."""
+    units = loaded.scores.to_pandas()
+    units["kept"] = ~np.concatenate([gone(plan, key) for key in loaded.scores.modules])
+    if which == UNITS:
+        return units
+    modules = units.groupby(["layer", "module"], sort=False)["score"].agg(["mean", "min", "max"]).reset_index()
+    return plan.to_pandas().merge(modules.rename(columns=lambda c: f"score_{c}" if c in ("mean", "min", "max") else c))
 
 
 def build() -> InspectStep:
     with gr.Column(elem_classes="np-step"):
         gr.Markdown(
             "## 2 · Inspect\nEach cell is a Newton numerical score: how much the layer's output misses that head or"
-            " channel. Bright stays, dark can go."
+            " channel. Bright stays, dark can go; crosses and the white line show what the plan below removes."
         )
         with gr.Row():
             view = gr.Radio(
-                [("score", "raw"), ("rank in the layer", "rank")],
+                [("score", "raw"), ("rank in its layer", "rank"), ("log of the score", "log")],
                 value="raw",
                 label="Colour",
                 min_width=320,
-                info="Scores of all layers on one scale, clipped at the 5th percentile, or ranks inside each layer.",
+                info="Both pictures share one scale. Scores are clipped at the 5th percentile; the log shows them all.",
             )
             order = gr.Radio(
                 [("by score", "sorted"), ("by index", "index")],
                 value="sorted",
                 label="Channels",
                 min_width=320,
-                info="By score: left of the white line is pruned. By index: pruned channels are blank.",
+                info="By score: left of the white line is pruned. By index: the strip under a layer is white where.",
             )
         with gr.Row():
-            heads = gr.Plot(label="Attention: layer x head (crosses are pruned)", scale=2, min_width=320)
-            channels = gr.Plot(label="MLP: layer x channel", scale=3, min_width=320)
-    return InspectStep(view, order, heads, channels)
+            heads = gr.HTML(html.empty("The scores of the heads appear here."), js_on_load=heatmap.JS, min_width=320)
+            channels = gr.HTML(
+                html.empty("The scores of the channels appear here."), js_on_load=heatmap.JS, min_width=320
+            )
+        unit = gr.HTML(html.empty(PICK), elem_id="np-unit")
+        with gr.Row():
+            with gr.Column(min_width=320):
+                forced = gr.Radio(
+                    [("by its score", "auto"), ("keep it", "keep"), ("prune it", "prune")],
+                    label="This unit",
+                    info="Overrides the plan for the selected head or channel.",
+                    interactive=False,
+                )
+                with gr.Row():
+                    kind = gr.Radio(
+                        [("attention", "attention"), ("MLP", "mlp")],
+                        value="attention",
+                        label="Module",
+                        info="Or name a unit by number.",
+                        min_width=170,
+                    )
+                    layer = gr.Number(
+                        0, precision=0, minimum=0, label="Layer", info="From 0; Enter selects.", min_width=90
+                    )
+                    index = gr.Number(
+                        0, precision=0, minimum=0, label="Unit", info="From 0; Enter selects.", min_width=90
+                    )
+                sentence = gr.Textbox(
+                    SENTENCE, label="Sentence", info="The attention pattern of a selected head is shown on it."
+                )
+            with gr.Column(min_width=320):
+                pattern = gr.Plot(label="The selected unit", visible=False)
+        with gr.Accordion("Distribution of the scores, and profile over the layers", open=False) as charts, gr.Row():
+            distribution = gr.Plot(label="Share of units by score", min_width=320)
+            profile = gr.Plot(label="Scores by layer", min_width=320)
+        with gr.Accordion("The numbers behind the pictures", open=False) as numbers_panel:
+            with gr.Row():
+                table_of = gr.Dropdown(
+                    [LAYERS, UNITS],
+                    value=LAYERS,
+                    label="Table",
+                    info=f"The page shows the first {ROWS_SHOWN:,} rows; the CSV file has all of them.",
+                )
+                save_table = gr.Button("Download as CSV", size="sm")
+            table = gr.Dataframe(interactive=False, label="Scores and plan", max_height=360)
+    return InspectStep(
+        view=view,
+        order=order,
+        heads=heads,
+        channels=channels,
+        unit=unit,
+        forced=forced,
+        kind=kind,
+        layer=layer,
+        index=index,
+        sentence=sentence,
+        pattern=pattern,
+        charts=charts,
+        charts_open=gr.State(False),
+        distribution=distribution,
+        profile=profile,
+        numbers=numbers_panel,
+        numbers_open=gr.State(False),
+        table_of=table_of,
+        table=table,
+        save_table=save_table,
+    )
 
 
 def wire(page: Page) -> None:
     step = page.inspect
 
-    def redraw(view: str, order: str, session: Session) -> Updates:
-        with toasts():
-            return step.show(page.workbench.dense(session), page.workbench.plan(session), view, order)
+    def both(session: Session) -> tuple[Loaded, PruningPlan]:
+        return page.workbench.dense(session), page.workbench.plan(session)
 
-    gr.on(
-        [step.view.input, step.order.input],
-        redraw,
-        [step.view, step.order, page.session],
-        step.outputs,
-        api_visibility="private",
-        show_progress="hidden",
-        trigger_mode="always_last",
+    def redraw(given: Updates) -> Updates:
+        with toasts():
+            session = given[page.session]
+            return step.pictures(*both(session), session, given)
+
+    def clicked(kind: Kind) -> Any:
+        def select(given: Updates, event: gr.EventData) -> Updates:
+            with toasts():
+                session = given[page.session]
+                loaded, plan = both(session)
+                rows = rows_of(loaded, plan, kind)
+                data = event._data if isinstance(event._data, dict) else {}
+                row, column = data.get("row"), data.get("column")
+                if not (isinstance(row, int) and isinstance(column, int)):
+                    raise InputError("The heatmap sent no cell; reload the page.")
+                if not (0 <= row < len(rows.scores) and 0 <= column < rows.bins) or rows.scores[row] is None:
+                    raise InputError("There is nothing in that cell; choose another one.")
+                order = "index" if kind == "attention" else given[step.order]
+                index = rows.unit_at(row, column, order)
+                if index is None:
+                    raise InputError("There is nothing in that cell; choose another one.")
+                session = replace(session, selected=Unit(ModuleKey(row, kind), index))
+                return {page.session: session, **step.details(loaded, plan, session)}
+
+        return select
+
+    def named(given: Updates) -> Updates:
+        with toasts():
+            session = given[page.session]
+            loaded, plan = both(session)
+            unit = checked_unit(loaded, given[step.kind], given[step.layer], given[step.index])
+            session = replace(session, selected=unit)
+            return {
+                page.session: session,
+                **step.pictures(loaded, plan, session, given),
+                **step.details(loaded, plan, session),
+            }
+
+    def force(given: Updates) -> Updates:
+        session = given[page.session]
+        try:
+            if session.selected is None:
+                raise InputError("No unit is selected; click a cell of a heatmap first.")
+            return page.planned(session.forced(session.selected, given[step.forced]), given)
+        except InputError as error:
+            # Redrawn from the untouched session, so that the switch shows what holds.
+            gr.Warning(str(error), title="That did not work")
+            return page.planned(session, given)
+
+    def picture(given: Updates, request: gr.Request) -> Updates:
+        session = given[page.session]
+        if session.selected is None:
+            return {step.pattern: gr.Plot(visible=False)}
+        with page.job(request) as cancel:
+            figure, label = unit_picture(*both(session), session.selected, given[step.sentence], cancel)
+            return {step.pattern: gr.Plot(figure, label=label, visible=True)}
+
+    def expand_charts(session: Session) -> Updates:
+        with toasts():
+            return {step.charts_open: True, **step.draw_charts(*both(session))}
+
+    def expand_numbers(given: Updates) -> Updates:
+        with toasts():
+            return {step.numbers_open: True, **step.fill_table(*both(given[page.session]), given)}
+
+    def save(given: Updates) -> Updates:
+        with toasts():
+            session = given[page.session]
+            which = given[step.table_of]
+            table = numbers(*both(session), which)
+            return page.offer(f"{session.recipe.model}-{which}.csv", table.to_csv(index=False))
+
+    gr.on([step.view.input, step.order.input], redraw, page.look, {step.heads, step.channels}, **LIVE)
+    details = {page.session, step.unit, step.forced, step.kind, step.layer, step.index}
+    pictured = {page.session, step.sentence}
+    chosen = [
+        step.heads.select(clicked("attention"), page.look, details, **LIVE),
+        step.channels.select(clicked("mlp"), page.look, details, **LIVE),
+        gr.on(
+            [step.layer.submit, step.index.submit],
+            named,
+            {*page.look, step.kind, step.layer, step.index},
+            {*details, step.heads, step.channels},
+            **LIVE,
+        ),
+    ]
+    for event in chosen:
+        event.success(picture, pictured, {step.pattern}, **LIVE, **ACCELERATOR)
+    step.sentence.submit(picture, pictured, {step.pattern}, **LIVE, **ACCELERATOR)
+    step.forced.input(force, {*page.look, step.forced}, page.plan_outputs, **LIVE)
+    step.charts.expand(expand_charts, page.session, {step.charts_open, step.distribution, step.profile}, **LIVE)
+    step.charts.collapse(lambda: False, None, step.charts_open, **LIVE)
+    step.numbers.expand(expand_numbers, page.look, {step.numbers_open, step.table}, **LIVE)
+    step.numbers.collapse(lambda: False, None, step.numbers_open, **LIVE)
+    step.table_of.input(expand_numbers, page.look, {step.numbers_open, step.table}, **LIVE)
+    page.save_with(step.save_table.click(save, page.look, {page.download}, **LIVE))
+
+
+def unit_picture(
+    loaded: Loaded, plan: PruningPlan, unit: Unit, sentence: str, cancel: CancelEvent | None
+) -> tuple[Any, str]:
+    """What one unit does: the attention of a head on a sentence, or a channel among all of its layer."""
+    key, index = unit
+    if key.kind == "mlp":
+        scores = loaded.scores.modules[key].units
+        return layer_row(scores, gone(plan, key), index, "Channel"), f"All channels of layer {key.layer}"
+    if not sentence.strip():
+        raise InputError("There is no sentence; write one to see the attention on it.")
+    patterns = attention_patterns(loaded.model, sentence, key.layer)
+    heads = list(patterns.heads_of_unit(index))
+    figure = attention_pattern(
+        patterns.tokens, patterns.weights[heads].cpu().numpy(), [f"Query head {head}" for head in heads]
     )
+    score = loaded.scores.modules[key].units[index]
+    return figure, f"Attention of layer {key.layer}, {unit_name(loaded).lower()} {index}, score {score:.4g}"

@@ -1,22 +1,27 @@
-"""Step 4: carry the plan out."""
+"""Step 4: carry the plan out, and keep what comes of it."""
 
 from __future__ import annotations
 
-import shlex
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 
+from numprune.errors import InputError
 from numprune.models import Model
+from numprune.pruning import ModuleReport
 from numprune.recipe import Recipe
 from numprune.ui import html
 from numprune.ui.figures import error_bars
-from numprune.ui.page import ACCELERATOR, Updates, owner_of
-from numprune.ui.workbench import Session, reporter
+from numprune.ui.page import ACCELERATOR, LIVE, Updates, owner_of, toasts
+from numprune.ui.session import Session
+from numprune.ui.workbench import reporter
 
 if TYPE_CHECKING:
     from numprune.ui.page import Page
+
+WAITING = "Press Prune to make a smaller model; the dense one stays as it is."
 
 
 @dataclass
@@ -25,58 +30,86 @@ class PruneStep:
 
     compensate: gr.Checkbox
     damping: gr.Number
+    name: gr.Textbox
     button: gr.Button
     summary: gr.HTML
+    chosen: gr.Dropdown
+    remove: gr.Button
     errors: gr.Plot
-    repeat: gr.Code
-    recipe: gr.Code
+
+    @property
+    def inputs(self) -> set[Any]:
+        return {self.compensate, self.damping}
 
     @property
     def outputs(self) -> set[Any]:
-        return {self.summary, self.errors, self.repeat, self.recipe}
+        return {self.summary, self.chosen, self.remove, self.errors, self.name}
 
-    def show(self, pruned: Model) -> Updates:
-        report, recipe = pruned.report, pruned.recipe
-        touched = [module for module in report.modules if module.kept < module.units]
+    def settings(self, recipe: Recipe) -> Updates:
+        """The controls, set to a recipe that did not come from them."""
+        return {self.compensate: recipe.compensation != "none", self.damping: recipe.damping}
+
+    def show(self, variants: Mapping[str, Model], chosen: str | None = None) -> Updates:
+        """The tab's pruned models; `chosen`, or else the newest, with its errors."""
+        names = list(variants)
+        if not names:
+            return {
+                self.summary: html.empty(WAITING),
+                self.chosen: gr.Dropdown([], value=None, visible=False),
+                self.remove: gr.Button(visible=False),
+                self.errors: gr.Plot(None, visible=False),
+                self.name: "",
+            }
+        chosen = chosen if chosen in names else names[-1]
+        pruned = variants[chosen]
+        return {
+            self.summary: variants_table(variants) + small_print(pruned),
+            self.chosen: gr.Dropdown(names, value=chosen, visible=True),
+            self.remove: gr.Button(visible=True),
+            self.errors: gr.Plot(
+                error_bars(pruned.report.to_pandas()),
+                label=f"Output error of every module of '{chosen}'",
+                visible=bool(touched(pruned)),
+            ),
+            self.name: "",
+        }
+
+
+def touched(pruned: Model) -> list[ModuleReport]:
+    return [module for module in pruned.report.modules if module.kept < module.units]
+
+
+def variants_table(variants: Mapping[str, Model]) -> str:
+    """One row per pruned model, measured."""
+    rows = []
+    for name, pruned in variants.items():
+        report, modules = pruned.report, touched(pruned)
         before, after = (
-            sum(getattr(module, name) for module in touched) / max(len(touched), 1)
-            for name in ("error_before", "error_after")
+            sum(getattr(module, which) for module in modules) / max(len(modules), 1)
+            for which in ("error_before", "error_after")
         )
-        items = [
-            (f"{report.parameters_after:,}", f"parameters, counted; were {report.parameters_before:,}"),
-            (html.memory(report.bytes_after), f"weights, were {html.memory(report.bytes_before)}"),
-            (f"{before:.3f} → {after:.3f}", f"mean relative output error, {len(touched)} modules"),
-            (f"{report.seconds:.1f} s", f"on {report.device} in {report.dtype}"),
+        rows.append(
+            (
+                name,
+                f"{pruned.parameters:,} ({pruned.parameters / report.parameters_before - 1:+.1%})",
+                html.memory(pruned.bytes),
+                f"{before:.3f} → {after:.3f}",
+                f"{report.seconds:.1f} s",
+            )
+        )
+    header = ["Pruned model", "Parameters, counted", "Weights", "Mean output error, without → with", "Time"]
+    return html.table(header, rows)
+
+
+def small_print(pruned: Model) -> str:
+    report = pruned.report
+    return html.notes(
+        [
+            f"Output error: relative, on the calibration text, mean over the {len(touched(pruned))} modules that lost"
+            f" units, without compensation and as pruned. Time on {report.device} in {report.dtype}.",
+            *report.notes,
         ]
-        return {
-            self.summary: html.cards(items) + html.notes(report.notes),
-            self.errors: gr.Plot(error_bars(report.to_pandas()), visible=bool(touched)),
-            self.repeat: gr.Code(command_line(recipe), visible=True),
-            self.recipe: gr.Code(recipe.to_json(), visible=True),
-        }
-
-    def clear(self) -> Updates:
-        return {
-            self.summary: html.empty("Press Prune to make the smaller model; the dense one stays as it is."),
-            self.errors: gr.Plot(None, visible=False),
-            self.repeat: gr.Code(visible=False),
-            self.recipe: gr.Code(visible=False),
-        }
-
-
-def command_line(recipe: Recipe) -> str:
-    """The command that repeats the recipe; with settings only a file can hold, the one that reads it."""
-    if recipe.keep or recipe.prune:
-        return "numprune prune --recipe recipe.json --out pruned"
-    words = ["numprune", "prune", str(recipe.model), "--ratio", f"{recipe.ratio:g}"]
-    calibration = recipe.calibration
-    words += ["--calibration", str(calibration.data), "--samples", str(calibration.samples)]
-    words += ["--sequence-length", str(calibration.sequence_length), "--seed", str(calibration.seed)]
-    words += ["--allocation", recipe.allocation, "--compensation", recipe.compensation]
-    words += ["--damping", f"{recipe.damping:g}"]
-    for key, ratio in sorted(recipe.ratios.items()):
-        words += ["--set", f"{key}={ratio:g}"]
-    return shlex.join([*words, "--out", "pruned"])
+    )
 
 
 def build() -> PruneStep:
@@ -89,44 +122,69 @@ def build() -> PruneStep:
             damping = gr.Number(
                 0.01, minimum=0, label="Damping", info="Share of the mean diagonal added to the Gram matrix."
             )
-            button = gr.Button("Prune", variant="primary", elem_id="np-prune")
-        summary = gr.HTML(html.empty("Press Prune to make the smaller model; the dense one stays as it is."))
+            name = gr.Textbox(
+                "", label="Name", placeholder="30% global", info="What to call the result; every result is kept."
+            )
+            button = gr.Button("Prune", variant="primary", elem_id="np-prune", min_width=160)
+        summary = gr.HTML(html.empty(WAITING))
+        with gr.Row():
+            chosen = gr.Dropdown(
+                [], label="Errors of", info="Each module's output error on the calibration text.", visible=False
+            )
+            remove = gr.Button("Remove this pruned model", size="sm", visible=False)
         errors = gr.Plot(label="Output error of every module", visible=False)
-        repeat = gr.Code(
-            label="The same from the command line",
-            language="shell",
-            visible=False,
-            interactive=False,
-            wrap_lines=True,
-            lines=2,
-            show_line_numbers=False,
-        )
-        recipe = gr.Code(label="Recipe", language="json", visible=False, interactive=False, max_lines=12)
-    return PruneStep(compensate, damping, button, summary, errors, repeat, recipe)
+    return PruneStep(compensate, damping, name, button, summary, chosen, remove, errors)
 
 
 def wire(page: Page) -> None:
     step = page.prune
 
     def carry_out(
-        compensate: bool,
-        damping: float,
+        name: str,
         session: Session,
         request: gr.Request,
         bar: gr.Progress = gr.Progress(),  # noqa: B008
     ) -> Updates:
+        owner = owner_of(request)
         with page.job(request) as cancel:
-            recipe = session.recipe.replace(compensation="paper" if compensate else "none", damping=float(damping))
-            done = page.workbench.prune(
-                replace(session, recipe=recipe), owner_of(request), progress=reporter(bar), cancel=cancel
-            )
-            return {page.session: done, **step.show(page.workbench.pruned(done)), **page.compare.clear()}
+            page.workbench.prune(session, owner, name=name or "", progress=reporter(bar), cancel=cancel)
+            variants = page.workbench.variants(owner)
+            return {**step.show(variants), **page.compare.offer(variants)}
 
+    def choose(chosen: str, request: gr.Request) -> Updates:
+        with toasts():
+            return step.show(page.workbench.variants(owner_of(request)), chosen)
+
+    def remove(chosen: str, request: gr.Request) -> Updates:
+        owner = owner_of(request)
+        with toasts():
+            page.workbench.remove(owner, chosen)
+            variants = page.workbench.variants(owner)
+            return {**step.show(variants), **page.compare.offer(variants)}
+
+    def compensate(given: Updates) -> Updates:
+        with toasts():
+            damping = given[step.damping]
+            if damping is None:
+                raise InputError("There is no damping; give 0 or a positive fraction such as 0.01.")
+            method = "paper" if given[step.compensate] else "none"
+            session = given[page.session].changed("", compensation=method, damping=float(damping))
+            return page.planned(session, given)
+
+    gr.on(
+        [step.compensate.input, step.damping.submit, step.damping.blur],
+        compensate,
+        {*page.look, *step.inputs},
+        page.plan_outputs,
+        **LIVE,
+    )
     step.button.click(
         carry_out,
-        [step.compensate, step.damping, page.session],
-        {page.session, *step.outputs, *page.compare.outputs},
+        [step.name, page.session],
+        {*step.outputs, page.compare.shown},
         api_visibility="private",
         show_progress_on=step.summary,
         **ACCELERATOR,
     )
+    step.chosen.input(choose, step.chosen, step.outputs, **LIVE)
+    step.remove.click(remove, step.chosen, {*step.outputs, page.compare.shown}, **LIVE)

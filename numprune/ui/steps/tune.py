@@ -2,29 +2,46 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import gradio as gr
-import pandas as pd
 
 from numprune.allocation import PruningPlan
 from numprune.errors import InputError, NumpruneError
-from numprune.models import Kind, ModuleKey
-from numprune.ui import html
-from numprune.ui.page import Updates, toasts
-from numprune.ui.workbench import Loaded, Session
+from numprune.footprint import sizes
+from numprune.recipe import Recipe
+from numprune.scoring import ScoreTable
+from numprune.ui import html, ratios
+from numprune.ui.page import LIVE, Updates, toasts
+from numprune.ui.ratios import Edit, edited, ratio_table
+from numprune.ui.session import Session
+from numprune.ui.steps.load import unit_name
+from numprune.ui.workbench import Loaded
 
 if TYPE_CHECKING:
     from numprune.ui.page import Page
 
-COLUMNS = ["Layer", "Attention ratio", "MLP ratio", "Heads kept", "Channels kept", "Set by hand"]
-RATIO_COLUMNS: dict[int, Kind] = {1: "attention", 2: "mlp"}
-RULES = [
-    ("one threshold for all (global)", "global"),
-    ("same ratio everywhere (uniform)", "uniform"),
-    ("as printed in the paper", "paper_printed"),
-]
+PRESETS = {
+    "global": "one threshold for all",
+    "uniform": "same ratio everywhere",
+    "attention": "attention only",
+    "mlp": "MLP only",
+    "ends": "protect first and last layers",
+    "paper_printed": "as printed in the paper",
+}
+CONTEXT = 1000
+"""Tokens in the cache, for the figures per token."""
+
+SAVE_RECIPE = """(text) => {
+  const link = document.createElement("a");
+  link.href = URL.createObjectURL(new Blob([text], { type: "application/json" }));
+  link.download = "recipe.json";
+  link.click();
+  setTimeout(() => URL.revokeObjectURL(link.href), 10000);
+}"""
 
 
 @dataclass
@@ -32,58 +49,131 @@ class TuneStep:
     """Components of step 3."""
 
     ratio: gr.Slider
-    rule: gr.Radio
-    table: gr.Dataframe
-    clear: gr.Button
+    preset: gr.Radio
+    round_channels: gr.Dropdown
+    undo: gr.Button
+    redo: gr.Button
+    reset: gr.Button
     prediction: gr.HTML
+    table: gr.HTML
+    recipe: gr.Code
+    save: gr.Button
+    open: gr.UploadButton
+    repeat: gr.Code
 
     @property
     def inputs(self) -> set[Any]:
-        return {self.ratio, self.rule}
+        return {self.ratio, self.preset, self.round_channels}
 
     @property
     def outputs(self) -> set[Any]:
-        return {self.table, self.prediction}
+        return {self.table, self.prediction, self.recipe, self.repeat, self.preset}
 
     def show(self, loaded: Loaded, plan: PruningPlan) -> Updates:
-        return {self.table: ratio_table(loaded, plan), self.prediction: prediction(loaded, plan)}
+        recipe = plan.recipe
+        return {
+            self.table: ratio_table(plan, loaded.model.layers, unit_name(loaded)),
+            self.prediction: prediction(loaded, plan),
+            self.recipe: recipe.to_json(),
+            self.repeat: command_line(recipe),
+            self.preset: preset_of(recipe, loaded.scores),
+        }
 
-    def reset(self, session: Session) -> Updates:
-        return {self.ratio: session.recipe.ratio, self.rule: session.recipe.allocation}
+    def settings(self, recipe: Recipe) -> Updates:
+        """The controls, set to a recipe that did not come from them."""
+        return {self.ratio: recipe.ratio, self.round_channels: recipe.round_channels}
 
 
-def ratio_table(loaded: Loaded, plan: PruningPlan) -> pd.DataFrame:
-    """One row per layer: the ratios the plan gives its modules, and which of them were set by hand."""
-    rows = []
-    for layer in range(loaded.model.layers):
-        keys = {kind: ModuleKey(layer, kind) for kind in RATIO_COLUMNS.values()}
-        here = {kind: key for kind, key in keys.items() if key in plan.keep}
-        ratios = {kind: f"{plan.ratio(key):.3f}" for kind, key in here.items()}
-        kept = {kind: f"{len(plan.keep[key])} of {plan.units[key]}" for kind, key in here.items()}
-        by_hand = ", ".join(kind for kind, key in here.items() if key in plan.recipe.ratios)
-        rows.append([str(layer), *(part.get(kind, "") for part in (ratios, kept) for kind in keys), by_hand])
-    return pd.DataFrame(rows, columns=COLUMNS)
+def preset(name: str, scores: ScoreTable) -> dict[str, Any]:
+    """The allocation and the ratios of a preset.
+
+    Raises:
+        InputError: there is none of that name.
+    """
+    last = max(key.layer for key in scores.modules)
+    whole = {
+        "attention": [key for key in scores.modules if key.kind == "mlp"],
+        "mlp": [key for key in scores.modules if key.kind == "attention"],
+        "ends": [key for key in scores.modules if key.layer in (0, last)],
+    }
+    if name not in PRESETS:
+        raise InputError(f"Preset '{name}' is not known; use {', '.join(PRESETS)}.")
+    allocation = name if name not in whole else "global"
+    return {"allocation": allocation, "ratios": dict.fromkeys(whole.get(name, ()), 0.0)}
+
+
+def preset_of(recipe: Recipe, scores: ScoreTable) -> str | None:
+    """The preset a recipe follows, None when ratios were set by hand."""
+    held = {"allocation": recipe.allocation, "ratios": recipe.ratios}
+    return next((name for name in PRESETS if preset(name, scores) == held), None)
 
 
 def prediction(loaded: Loaded, plan: PruningPlan) -> str:
     """What would be left, exact to the parameter."""
-    model = loaded.model
-    size = model.bytes * plan.parameters_after // plan.parameters_before
-    kept_heads = sum(len(kept) for key, kept in plan.keep.items() if key.kind == "attention")
-    heads = sum(units for key, units in plan.units.items() if key.kind == "attention")
-    gone = 1 - plan.parameters_after / plan.parameters_before
+    before, after = (sizes(loaded.model, each, context=CONTEXT) for each in (None, plan))
     items = [
-        (f"{plan.parameters_after:,}", f"parameters of {plan.parameters_before:,} ({-gone:.1%})"),
+        (
+            f"{after.parameters:,}",
+            f"parameters of {before.parameters:,} ({change(after.parameters, before.parameters)})",
+        ),
         (f"{plan.ratio_reached:.1%}", f"of the prunable parameters go ({plan.ratio_asked:.0%} asked for)"),
-        (html.memory(size), f"weights, now {html.memory(model.bytes)}"),
-        (f"{kept_heads / heads:.0%}" if heads else "none", "of the KV cache stays"),
+        (html.memory(after.bytes), f"weights, now {html.memory(before.bytes)}"),
+        (
+            html.memory(after.kv_bytes * 1000),
+            f"KV cache per 1,000 tokens, now {html.memory(before.kv_bytes * 1000)}",
+        ),
+        (
+            f"{html.count(after.flops)}FLOP",
+            f"per token after {CONTEXT:,} tokens ({change(after.flops, before.flops)})",
+        ),
     ]
     return html.cards(items) + html.notes(plan.notes)
 
 
+def change(after: int, before: int) -> str:
+    return f"{after / before - 1:+.1%}"
+
+
+def command_line(recipe: Recipe) -> str:
+    """The command that repeats the recipe; with settings only a file can hold, the one that reads it."""
+    if recipe.keep or recipe.prune:
+        return "numprune prune --recipe recipe.json --out pruned"
+    words = ["numprune", "prune", str(recipe.model), "--ratio", f"{recipe.ratio:g}"]
+    calibration = recipe.calibration
+    words += ["--calibration", str(calibration.data), "--samples", str(calibration.samples)]
+    words += ["--sequence-length", str(calibration.sequence_length), "--seed", str(calibration.seed)]
+    words += ["--scorer", recipe.scorer] if recipe.scorer != "newton" else []
+    words += ["--allocation", recipe.allocation, "--compensation", recipe.compensation]
+    words += ["--damping", f"{recipe.damping:g}"]
+    words += ["--round-channels", str(recipe.round_channels)] if recipe.round_channels > 1 else []
+    for key, ratio in sorted(recipe.ratios.items()):
+        words += ["--set", f"{key}={ratio:g}"]
+    return shlex.join([*words, "--out", "pruned"])
+
+
+def adopted(session: Session, recipe: Recipe) -> Session:
+    """The session with an opened recipe's decisions; it must be for the model and the scores on the page.
+
+    Raises:
+        InputError: it was made with another model, calibration or scorer.
+    """
+    own = session.recipe
+    if recipe.calibration != own.calibration or recipe.scorer != own.scorer:
+        raise InputError(
+            f"The recipe was made with calibration {recipe.calibration.data} {recipe.calibration.samples} x"
+            f" {recipe.calibration.sequence_length} and scorer {recipe.scorer}; load the model with these in step 1."
+        )
+    names = ("allocation", "ratio", "ratios", "keep", "prune", "compensation", "damping")
+    names += ("round_heads", "round_channels", "allow_empty")
+    return session.changed("", **{name: getattr(recipe, name) for name in names})
+
+
 def build() -> TuneStep:
     with gr.Column(elem_classes="np-step"):
-        gr.Markdown("## 3 · Tune\nMove the ratio and watch the plan; edit single layers in the table.")
+        gr.Markdown(
+            "## 3 · Tune\nMove the ratio and watch the plan. In the table, write a ratio to lock a module at it; the"
+            " others share what is left."
+        )
         with gr.Row():
             ratio = gr.Slider(
                 0,
@@ -93,92 +183,144 @@ def build() -> TuneStep:
                 label="Ratio",
                 info="Share of the prunable parameters to remove.",
                 scale=2,
-                min_width=320,
+                min_width=300,
             )
-            rule = gr.Radio(
-                RULES,
+            preset_choice = gr.Radio(
+                [(label, name) for name, label in PRESETS.items()],
                 value="global",
                 label="Allocation",
                 min_width=320,
-                info="How layers share the ratio. Printed in the paper: counts units, hardly ever prunes heads.",
+                info="How the layers share the ratio. A preset replaces the locks in the table.",
                 scale=3,
             )
-        prediction_panel = gr.HTML(html.empty("The plan appears here once a model is scored."))
-        with gr.Accordion("Ratios per layer", open=False):
-            gr.Markdown(
-                "Double-click a ratio to set it by hand: 0.25 removes a quarter of that module's units. The other"
-                " modules share what is left of the overall ratio. An emptied cell returns to automatic."
+        with gr.Row():
+            undo = gr.Button("Undo", size="sm", min_width=80)
+            redo = gr.Button("Redo", size="sm", min_width=80)
+            reset = gr.Button("Reset", size="sm", min_width=80)
+        predicted = gr.HTML(html.empty("The plan appears here once a model is scored."))
+        table = gr.HTML(
+            html.empty("The ratios of the layers appear here."),
+            js_on_load=ratios.JS,
+            elem_id="np-ratios",
+        )
+        with gr.Accordion("Recipe, rounding and command line", open=False):
+            round_channels = gr.Dropdown(
+                [1, 8, 32, 64, 128, 256],
+                value=1,
+                label="Round channels to multiples of",
+                info="Widths that kernels and quantised formats like; 1 does not round.",
             )
-            table = gr.Dataframe(
-                headers=COLUMNS,
-                datatype="str",
-                column_count=len(COLUMNS),
-                interactive=True,
-                static_columns=[0, 3, 4, 5],
-                max_height=420,
-                label="Ratios per layer",
+            repeat = gr.Code(
+                label="The same from the command line",
+                language="shell",
+                interactive=False,
+                wrap_lines=True,
+                lines=2,
+                show_line_numbers=False,
             )
-            clear = gr.Button("All layers back to automatic", size="sm")
-    return TuneStep(ratio, rule, table, clear, prediction_panel)
-
-
-def edited(session: Session, row: int, column: int, text: str) -> Session:
-    """The session after one cell of the table was edited.
-
-    Raises:
-        InputError: the cell holds no ratio, or the text is none.
-    """
-    if column not in RATIO_COLUMNS:
-        raise InputError(f"{COLUMNS[column]} follows from the ratios; edit a ratio instead.")
-    key = ModuleKey(row, RATIO_COLUMNS[column])
-    ratios = dict(session.recipe.ratios)
-    if not text.strip():
-        ratios.pop(key, None)
-    else:
-        try:
-            ratios[key] = float(text.strip().rstrip("%")) / (100 if text.strip().endswith("%") else 1)
-        except ValueError:
-            raise InputError(f"'{text}' is not a ratio; write a number such as 0.25 or 25%.") from None
-    return _with(session, ratios=ratios)
-
-
-def _with(session: Session, **changes: Any) -> Session:
-    return Session(session.dense, session.recipe.replace(**changes), session.pruned)
+            recipe = gr.Code(label="Recipe", language="json", interactive=False, max_lines=12)
+            with gr.Row():
+                save = gr.Button("Save recipe", size="sm")
+                opener = gr.UploadButton("Open recipe", size="sm", file_types=[".json"], type="filepath")
+    return TuneStep(
+        ratio=ratio,
+        preset=preset_choice,
+        round_channels=round_channels,
+        undo=undo,
+        redo=redo,
+        reset=reset,
+        prediction=predicted,
+        table=table,
+        recipe=recipe,
+        save=save,
+        open=opener,
+        repeat=repeat,
+    )
 
 
 def wire(page: Page) -> None:
     step = page.tune
-    live = {
-        "outputs": page.plan_outputs,
-        "api_visibility": "private",
-        "show_progress": "hidden",
-        "trigger_mode": "always_last",
-    }
 
-    def replan(session: Session, view: str, order: str) -> Updates:
-        return {**page.planned(session), **page.inspect.show(*_parts(session), view, order)}
+    def change(name: str, value: Any) -> Any:
+        """A handler that sets one value of the recipe from one control."""
 
-    def _parts(session: Session) -> tuple[Loaded, PruningPlan]:
-        return page.workbench.dense(session), page.workbench.plan(session)
+        def handler(given: Updates) -> Updates:
+            with toasts():
+                chosen = value(given)
+                return page.planned(given[page.session].changed(name, **chosen), given)
 
-    def change(ratio: float, rule: str, view: str, order: str, session: Session) -> Updates:
+        return handler
+
+    def choose_preset(given: Updates) -> Updates:
         with toasts():
-            return replan(_with(session, ratio=float(ratio), allocation=rule), view, order)
+            session = given[page.session]
+            loaded = page.workbench.dense(session)
+            return page.planned(session.changed("", **preset(given[step.preset], loaded.scores)), given)
 
-    def edit(view: str, order: str, session: Session, event: gr.EditData) -> Updates:
-        row, column = event.index
+    def edit(given: Updates, event: gr.EventData) -> Updates:
+        session = given[page.session]
         try:
-            return replan(edited(session, int(row), int(column), str(event.value)), view, order)
+            done = edited(session, page.workbench.plan(session), Edit.parse(event._data))
+            return page.planned(done, given)
         except NumpruneError as error:
-            # Redrawing the table from the untouched session takes the refused text off the page.
+            # Drawn again from the untouched session, so that a switched lock shows what holds.
             gr.Warning(str(error), title="That did not work")
-            return replan(session, view, order)
+            return page.planned(session, given)
 
-    def back_to_automatic(view: str, order: str, session: Session) -> Updates:
+    def settled(session: Session, given: Updates) -> Updates:
+        settings = {**step.settings(session.recipe), **page.prune.settings(session.recipe)}
+        return {**page.planned(session, given), **settings}
+
+    def travel(move: str) -> Any:
+        def handler(given: Updates) -> Updates:
+            with toasts():
+                return settled(getattr(given[page.session], move)(), given)
+
+        return handler
+
+    def reset(given: Updates) -> Updates:
         with toasts():
-            return replan(_with(session, ratios={}), view, order)
+            session = given[page.session]
+            fresh = Recipe()
+            names = (
+                "compensation",
+                "damping",
+                "ratio",
+                "allocation",
+                "ratios",
+                "keep",
+                "prune",
+                "round_channels",
+                "round_heads",
+            )
+            return settled(session.changed("", **{name: getattr(fresh, name) for name in names}), given)
 
-    drawing = [page.inspect.view, page.inspect.order, page.session]
-    gr.on([step.ratio.input, step.rule.input], change, [step.ratio, step.rule, *drawing], **live)
-    step.table.edit(edit, drawing, **live)
-    step.clear.click(back_to_automatic, drawing, **live)
+    def open_recipe(given: Updates) -> Updates:
+        with toasts():
+            session = given[page.session]
+            recipe = Recipe.read(Path(given[step.open]))
+            loaded = page.workbench.dense(session)
+            units = {key: len(module.units) for key, module in loaded.scores.modules.items()}
+            recipe.check_for(loaded.scores.model, loaded.scores.fingerprint, units)
+            return settled(adopted(session, recipe), given)
+
+    settings = {*page.plan_outputs, *step.inputs, *page.prune.inputs}
+    step.ratio.input(
+        change("ratio", lambda given: {"ratio": float(given[step.ratio])}),
+        {*page.look, step.ratio},
+        page.plan_outputs,
+        **LIVE,
+    )
+    step.round_channels.input(
+        change("", lambda given: {"round_channels": int(given[step.round_channels])}),
+        {*page.look, step.round_channels},
+        page.plan_outputs,
+        **LIVE,
+    )
+    step.preset.input(choose_preset, {*page.look, step.preset}, page.plan_outputs, **LIVE)
+    step.table.edit(edit, page.look, page.plan_outputs, **LIVE)
+    step.undo.click(travel("undo"), page.look, settings, **LIVE)
+    step.redo.click(travel("redo"), page.look, settings, **LIVE)
+    step.reset.click(reset, page.look, settings, **LIVE)
+    step.open.upload(open_recipe, {*page.look, step.open}, settings, **LIVE)
+    step.save.click(None, step.recipe, None, js=SAVE_RECIPE, api_visibility="private")

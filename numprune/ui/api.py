@@ -1,0 +1,130 @@
+"""Named endpoints, so that gradio_client (and an agent, with gradio[mcp]) can do what the page does.
+
+Each call names the model and holds everything that decides its result, so that calls need no order; a model that is
+loaded already is used again. Models are kept for the client's session, like those of a browser tab.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+import gradio as gr
+
+from numprune.allocation import allocate
+from numprune.generation import Sampling, generate
+from numprune.recipe import CalibrationRecipe, Recipe
+from numprune.ui.page import ACCELERATOR, owner_of, toasts
+from numprune.ui.session import LoadRequest, Session
+from numprune.ui.steps.compare import measure_one, prompts_of
+from numprune.ui.steps.load import texts_folder
+from numprune.ui.workbench import Jobs, Loaded, Workbench
+
+
+def add(workbench: Workbench, jobs: Jobs) -> None:
+    """Add the endpoints to the page that is being built."""
+
+    def opened(request: gr.Request, name: str, calibration: CalibrationRecipe, scorer: str) -> Loaded:
+        wanted = LoadRequest(name, calibration=calibration, scorer=scorer)
+        return workbench.load(wanted, owner_of(request), own_texts=str(texts_folder()))
+
+    def load(
+        request: gr.Request,
+        model: str = workbench.start.model,
+        calibration: str = "self",
+        samples: int = 128,
+        sequence_length: int = 2048,
+        seed: int = 0,
+        scorer: str = "newton",
+    ) -> dict[str, Any]:
+        """Open a language model, calibrate and score it; returns its facts and the recipe to prune it by.
+
+        Args:
+            model: an embedded name, a hub id or a folder of the server.
+            calibration: "self" for the model's own samples, a dataset name or a file of the server.
+            samples: sequences to calibrate on.
+            sequence_length: tokens each, at most.
+            seed: which sequences are drawn.
+            scorer: name of the scorer.
+        """
+        with toasts():
+            source = CalibrationRecipe(calibration, int(samples), int(sequence_length), int(seed))
+            loaded = opened(request, model, source, scorer)
+            opening = workbench.open(loaded, Session())
+            dense = loaded.model
+            return {
+                "model": dense.name,
+                "architecture": dense.architecture,
+                "layers": dense.layers,
+                "parameters": dense.parameters,
+                "prunable_parameters": dense.prunable_parameters,
+                "device": str(dense.device),
+                "dtype": str(dense.dtype).removeprefix("torch."),
+                "recipe": opening.recipe.to_dict(),
+            }
+
+    def score(request: gr.Request, recipe: dict[str, Any]) -> dict[str, list[float]]:
+        """The score of every unit by module ("0.attention", "0.mlp", ...), higher meaning more worth keeping.
+
+        Args:
+            recipe: as `load` returns it.
+        """
+        with toasts():
+            wanted = Recipe.from_dict(recipe)
+            loaded = opened(request, str(wanted.model), wanted.calibration, wanted.scorer)
+            return {str(key): module.units.tolist() for key, module in loaded.scores.modules.items()}
+
+    def prune(request: gr.Request, recipe: dict[str, Any], name: str = "") -> dict[str, Any]:
+        """Prune by a recipe; returns the name the pruned model is kept under, its report and the units kept.
+
+        Args:
+            recipe: as `load` returns it, with "ratio" and whatever else changed.
+            name: what to call the result.
+        """
+        with toasts():
+            wanted = Recipe.from_dict(recipe)
+            loaded = opened(request, str(wanted.model), wanted.calibration, wanted.scorer)
+            plan = allocate(loaded.scores, wanted)
+            session = Session(dense=loaded.request, recipe=wanted)
+            owner = owner_of(request)
+            event = jobs.begin(owner)
+            try:
+                kept = workbench.prune(session, owner, name=name, cancel=event)
+            finally:
+                jobs.end(owner, event)
+            return {
+                "name": kept,
+                "kept": {str(key): len(units) for key, units in plan.keep.items()},
+                "report": workbench.pruned(owner, kept).report.to_dict(),
+            }
+
+    def compare(
+        request: gr.Request, recipe: dict[str, Any], name: str, prompt: str, max_new_tokens: int = 160, seed: int = 1
+    ) -> dict[str, Any]:
+        """The dense and a pruned model on the same prompt and seed, with perplexity and speed of both.
+
+        Args:
+            recipe: as `load` returns it; names the dense model.
+            name: of the pruned model, as `prune` returns it.
+            prompt: text to continue, one prompt a line.
+            max_new_tokens: at most.
+            seed: of the sampling.
+        """
+        with toasts():
+            wanted = Recipe.from_dict(recipe)
+            loaded = opened(request, str(wanted.model), wanted.calibration, wanted.scorer)
+            sampling = Sampling(max_new_tokens=int(max_new_tokens), seed=int(seed))
+            prompts = prompts_of(prompt)
+            result = {}
+            for title, model in (("dense", loaded.model), ("pruned", workbench.pruned(owner_of(request), name))):
+                figures = measure_one(title, model, "", None, None)
+                result[title] = {
+                    "texts": generate(model, prompts, **asdict(sampling)),
+                    "parameters": model.parameters,
+                    **figures.perplexity.to_dict(),
+                    "speed": figures.speed.to_dict(),
+                }
+            return result
+
+    for endpoint in (load, score, prune, compare):
+        gr.api(endpoint, api_name=endpoint.__name__, **ACCELERATOR)

@@ -1,0 +1,52 @@
+"""How the dashboard is served, and what its visitors may ask for."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+
+from numprune.calibration import DATASETS
+from numprune.errors import InputError
+from numprune.ui.session import LoadRequest
+
+
+@dataclass(frozen=True)
+class Serving:
+    """How the page is served.
+
+    Attributes:
+        host, port: where to listen.
+        auth: (user, password) visitors must give.
+        root_path: path under which a proxy shows the page.
+        share: whether gradio opens a public link.
+    """
+
+    host: str = "127.0.0.1"
+    port: int = 7860
+    auth: tuple[str, str] | None = None
+    root_path: str = ""
+    share: bool = False
+
+
+@dataclass(frozen=True)
+class Policy:
+    """What visitors may ask for.
+
+    Attributes:
+        models: the only names that may be loaded; None for any. With a list, calibration text is limited to
+            datasets, uploads and the model's own samples, so that no file of the server can be read.
+        max_parameters: of a model; None for any.
+    """
+
+    models: Collection[str] | None = None
+    max_parameters: int | None = None
+
+    def check(self, request: LoadRequest, own_texts: str) -> None:
+        """Raise InputError for what may not be loaded; `own_texts` is the folder of uploaded texts."""
+        if self.models is None:
+            return
+        if request.model not in self.models:
+            raise InputError(f"'{request.model}' may not be loaded here; choose one of {', '.join(self.models)}.")
+        data = str(request.calibration.data)
+        if data not in ("self", *DATASETS) and not data.startswith(own_texts):
+            raise InputError("Files of the server may not be read here; upload the text or choose a dataset.")

@@ -1,0 +1,76 @@
+"""The dashboard driven by gradio_client, as a program would."""
+
+import pytest
+from conftest import serving
+from gradio_client import Client
+from gradio_client.exceptions import AppError
+
+import numprune
+
+SMALL = {"samples": 4, "sequence_length": 32}
+
+
+@pytest.fixture(scope="module")
+def client(url):
+    opened = Client(url, verbose=False)
+    yield opened
+    opened.close()
+
+
+@pytest.fixture(scope="module")
+def facts(client):
+    return client.predict(model="tiny-stories", **SMALL, api_name="/load")
+
+
+def test_load_tells_what_was_loaded(facts):
+    assert facts["layers"] == 8
+    assert facts["parameters"] == 3_935_424
+    assert facts["recipe"]["calibration"] == {"data": "self", "samples": 4, "sequence_length": 32, "seed": 0}
+
+
+def test_score_gives_every_unit(client, facts):
+    scores = client.predict(recipe=facts["recipe"], api_name="/score")
+    assert len(scores) == 16
+    assert {len(units) for units in scores.values()} == {8, 512}
+
+
+def test_prune_and_compare_repeat_what_the_package_does(client, facts):
+    recipe = facts["recipe"] | {"ratio": 0.25}
+    done = client.predict(recipe=recipe, name="mine", api_name="/prune")
+    assert done["name"] == "mine"
+    own = numprune.Recipe.from_dict(recipe)
+    model = numprune.load("tiny-stories")
+    stats = numprune.calibrate(model, "self", samples=4, sequence_length=32)
+    plan = numprune.allocate(numprune.score(model, stats), own)
+    assert done["kept"] == {str(key): len(kept) for key, kept in plan.keep.items()}
+    assert done["report"]["parameters_after"] == plan.parameters_after
+
+    both = client.predict(
+        recipe=recipe, name="mine", prompt="Once upon a time", max_new_tokens=8, seed=3, api_name="/compare"
+    )
+    dense = numprune.generate(model, ["Once upon a time"], max_new_tokens=8, seed=3)
+    assert both["dense"]["texts"] == dense
+    assert both["pruned"]["parameters"] == plan.parameters_after
+    assert both["dense"]["perplexity"] < both["pruned"]["perplexity"]
+
+
+def test_errors_reach_the_client_as_sentences(client, facts):
+    with pytest.raises(AppError, match="unknown key 'magic'"):
+        client.predict(recipe=facts["recipe"] | {"magic": 1}, api_name="/prune")
+    with pytest.raises(AppError, match="no-such-model"):
+        client.predict(model="no-such-model", **SMALL, api_name="/load")
+    with pytest.raises(AppError, match="press Prune"):
+        client.predict(recipe=facts["recipe"], name="never made", prompt="x", api_name="/compare")
+
+
+def test_limits_hold_for_clients_too(tmp_path, client):
+    flags = ("--allow-models", "tiny-stories", "--auth", "ada:secret")
+    with serving(tmp_path, *flags) as address:
+        with pytest.raises(Exception, match=r"(?i)auth|login|credentials"):
+            Client(address, verbose=False)
+        allowed = Client(address, auth=("ada", "secret"), verbose=False)
+        with pytest.raises(AppError, match="may not be loaded here"):
+            allowed.predict(model="/etc", **SMALL, api_name="/load")
+        with pytest.raises(AppError, match="may not be read"):
+            allowed.predict(model="tiny-stories", calibration="/etc/passwd", **SMALL, api_name="/load")
+        allowed.close()

@@ -1,0 +1,65 @@
+import pytest
+
+from numprune.errors import InputError
+from numprune.models import ModuleKey
+from numprune.ui.session import HISTORY, Session, Unit
+
+HEAD = Unit(ModuleKey(1, "attention"), 3)
+
+
+def test_changes_can_be_undone_and_redone():
+    first = Session()
+    second = first.changed("", ratio=0.4)
+    third = second.changed("", allocation="uniform")
+    assert third.undo().recipe == second.recipe
+    assert third.undo().undo().recipe == first.recipe
+    assert third.undo().undo().redo().redo().recipe == third.recipe
+
+
+def test_one_drag_of_a_slider_is_one_step_back():
+    session = Session()
+    for ratio in (0.31, 0.35, 0.4):
+        session = session.changed("ratio", ratio=ratio)
+    assert session.undo().recipe == Session().recipe
+    session = session.changed("", allocation="uniform").changed("ratio", ratio=0.5)
+    assert session.undo().recipe.ratio == 0.4
+
+
+def test_a_new_change_forgets_what_could_be_redone():
+    session = Session().changed("", ratio=0.4).undo().changed("", ratio=0.5)
+    with pytest.raises(InputError, match="nothing to redo"):
+        session.redo()
+
+
+def test_nothing_to_undo_says_so():
+    with pytest.raises(InputError, match="nothing to undo"):
+        Session().undo()
+
+
+def test_a_change_that_changes_nothing_is_no_step():
+    session = Session()
+    assert session.changed("", ratio=session.recipe.ratio) is session
+
+
+def test_a_refused_change_leaves_the_session():
+    session = Session()
+    with pytest.raises(InputError):
+        session.changed("", ratio=1.5)
+    assert session.recipe.ratio == 0.3
+
+
+def test_history_is_bounded():
+    session = Session()
+    for step in range(HISTORY + 20):
+        session = session.changed("", ratio=step / 1000)
+    assert len(session.past) == HISTORY
+
+
+def test_a_unit_is_forced_one_way_at_a_time():
+    kept = Session().forced(HEAD, "keep")
+    assert kept.recipe.keep == {HEAD.key: (3,)}
+    gone = kept.forced(HEAD, "prune")
+    assert gone.recipe.keep == {}
+    assert gone.recipe.prune == {HEAD.key: (3,)}
+    free = gone.forced(HEAD, "auto")
+    assert free.recipe.keep == free.recipe.prune == {}
