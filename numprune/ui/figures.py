@@ -432,7 +432,7 @@ def attention_pattern(tokens: Sequence[str], weights: np.ndarray, names: Sequenc
     _base(figure, height)
     left_out = len(weights) - len(shown)
     figure.update_layout(
-        margin={"l": 84, "t": 30, "b": 160},
+        margin={"l": 84, "t": 52, "b": 160},
         coloraxis={
             "colorscale": "Cividis",
             "cmin": 0,
@@ -458,7 +458,7 @@ def _base(figure: go.Figure, height: int) -> None:
     """What all charts share; the legend stands at the bottom of the picture."""
     figure.update_layout(
         height=height,
-        margin={"l": 60, "r": 26, "t": 24, "b": 86},
+        margin={"l": 60, "r": 26, "t": 40, "b": 86},
         paper_bgcolor=CLEAR,
         plot_bgcolor=CLEAR,
         font={"color": INK, "size": 12},

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import pandas as pd
 import psutil
 import torch
 
@@ -46,12 +47,20 @@ def default_budget(device: torch.device) -> int:
     return total * 4 // 5
 
 
+@dataclass(frozen=True)
+class Finding:
+    """A result for the report: pieces of HTML and figures, and the numbers behind them."""
+
+    parts: tuple[Any, ...]
+    table: pd.DataFrame
+
+
 @dataclass
 class Tab:
-    """What the long steps of one browser tab have made: pruned models by name, and findings for the report."""
+    """What the long steps of one browser tab have made: pruned models by name, and findings by title."""
 
     variants: dict[str, Model] = field(default_factory=dict)
-    findings: dict[str, tuple[Any, ...]] = field(default_factory=dict)
+    findings: dict[str, Finding] = field(default_factory=dict)
 
 
 class Workbench:
@@ -176,12 +185,12 @@ class Workbench:
             raise InputError(f"There is no pruned model '{name}'; press Prune in step 4.")
         return variants[name]
 
-    def find(self, owner: str, title: str, *parts: Any) -> None:
-        """Keep a result of the tab for its report: pieces of HTML, figures or tables."""
+    def find(self, owner: str, title: str, table: pd.DataFrame, *parts: Any) -> None:
+        """Keep a result of the tab for its report; an earlier one of that title is replaced."""
         with self._lock:
-            self._tabs.setdefault(owner, Tab()).findings[title] = parts
+            self._tabs.setdefault(owner, Tab()).findings[title] = Finding(parts, table)
 
-    def findings(self, owner: str) -> Mapping[str, tuple[Any, ...]]:
+    def findings(self, owner: str) -> Mapping[str, Finding]:
         """The tab's results by title."""
         with self._lock:
             return dict(self._tabs.get(owner, Tab()).findings)

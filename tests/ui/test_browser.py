@@ -158,10 +158,12 @@ def test_pictures_can_be_kept(page, kind):
 
 
 def test_the_numbers_behind_the_pictures_can_be_kept(page):
-    page.get_by_text("The numbers behind the pictures").click()
-    says(page, "score_mean")
+    page.get_by_label("Table").click()
+    page.get_by_role("option", name="Every layer").click()
+    says(page, "score_50%")
     with page.expect_download() as download:
         page.get_by_role("button", name="Download as CSV").click()
+    assert download.value.suggested_filename == "tiny-stories-Every-layer.csv"
     lines = download.value.path().read_text().splitlines()
     assert len(lines) == 17
     assert "score_mean" in lines[0]

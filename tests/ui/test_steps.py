@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import gradio as gr
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
@@ -32,7 +33,7 @@ from numprune.ui.steps.compare import (
 )
 from numprune.ui.steps.load import PASTED, UPLOADED, facts, source_of, whole
 from numprune.ui.steps.prune import small_print, variants_table
-from numprune.ui.steps.report import session_report
+from numprune.ui.steps.report import ERRORS, LAYERS, UNITS, numbers, session_report
 from numprune.ui.steps.tune import PRESETS, adopted, command_line, prediction, preset, preset_of
 from numprune.ui.workbench import Workbench
 
@@ -107,28 +108,17 @@ def test_units_the_model_does_not_have_are_refused(scored, named):
         inspect.checked_unit(bench.dense(session), *named)
 
 
-def test_the_numbers_behind_the_pictures_are_complete(scored):
-    bench, session = scored
-    loaded, plan = bench.dense(session), bench.plan(session)
-    units = inspect.numbers(loaded, plan, inspect.UNITS)
-    assert len(units) == 8 * (8 + 512)
-    assert units["kept"].sum() == sum(map(len, plan.keep.values()))
-    layers = inspect.numbers(loaded, plan, inspect.LAYERS)
-    assert len(layers) == 16
-    first = units[(units.layer == 0) & (units.module == "attention")]
-    assert layers.loc[0, "score_mean"] == pytest.approx(first["score"].mean())
-    assert layers.loc[0, "kept"] == first["kept"].sum()
-
-
 def test_a_head_is_shown_by_its_attention_and_a_channel_by_its_layer(scored):
     bench, session = scored
     loaded, plan = bench.dense(session), bench.plan(session)
-    _, label = inspect.unit_picture(loaded, plan, Unit(ModuleKey(1, "attention"), 5), "The cat sat.", None)
+    _, label, table = inspect.unit_picture(loaded, plan, Unit(ModuleKey(1, "attention"), 5), "The cat sat.")
     assert label.startswith("Attention of layer 1, head 5")
-    _, label = inspect.unit_picture(loaded, plan, Unit(ModuleKey(1, "mlp"), 5), "", None)
+    np.testing.assert_allclose(table.iloc[:, 2:].sum(axis=1), 1, rtol=1e-5)
+    _, label, table = inspect.unit_picture(loaded, plan, Unit(ModuleKey(1, "mlp"), 5), "")
     assert label == "All channels of layer 1"
+    assert table["kept"].sum() == len(plan.keep[ModuleKey(1, "mlp")])
     with pytest.raises(InputError, match="no sentence"):
-        inspect.unit_picture(loaded, plan, Unit(ModuleKey(1, "attention"), 5), " ", None)
+        inspect.unit_picture(loaded, plan, Unit(ModuleKey(1, "attention"), 5), " ")
 
 
 # tune
@@ -278,10 +268,29 @@ def test_a_sweep_is_tabled_as_it_is_drawn(scored):
 
 def test_the_report_holds_what_the_tab_found(pruned):
     bench, session, name = pruned
-    bench.find("tests", "Measured", "<p>the figures</p>")
+    bench.find("tests", "Measured", pd.DataFrame({"n": [1]}), "<p>the figures</p>")
     text = session_report(bench.dense(session), bench.plan(session), bench.variants("tests"), bench.findings("tests"))
     for part in ("tiny-stories", "np-heat", "the figures", name, "numprune prune", "float32", torch.__version__):
         assert part in text
+
+
+def test_the_numbers_behind_the_pictures_are_complete(pruned):
+    bench, session, name = pruned
+    loaded, plan = bench.dense(session), bench.plan(session)
+    everything = (loaded, plan, bench.variants("tests"), bench.findings("tests"))
+    units = numbers(UNITS, *everything)
+    assert len(units) == 8 * (8 + 512)
+    assert units["kept"].sum() == sum(map(len, plan.keep.values()))
+    layers = numbers(LAYERS, *everything)
+    assert len(layers) == 16
+    first = units[(units.layer == 0) & (units.module == "attention")]
+    assert layers.loc[0, "score_50%"] == pytest.approx(first["score"].median())
+    assert layers.loc[0, "kept"] == first["kept"].sum()
+    errors = numbers(ERRORS, *everything)
+    assert set(errors["model"]) == {name}
+    assert len(errors) == 16
+    with pytest.raises(InputError, match="press Measure"):
+        numbers("Measured", *everything)
 
 
 # page

@@ -1,5 +1,6 @@
 import threading
 
+import pandas as pd
 import pytest
 
 from numprune.errors import Cancelled, InputError, LoadError
@@ -79,7 +80,8 @@ def test_a_tab_sees_only_its_own_pruned_models_and_results(request_):
     bench = Workbench(load("tiny-stories"))
     bench.prune(opened(bench, request_, "a"), "a")
     opened(bench, request_, "b")
-    bench.find("a", "Measured", "<table></table>")
+    bench.find("a", "Measured", pd.DataFrame(), "<table></table>")
+    assert bench.findings("a")["Measured"].parts == ("<table></table>",)
     assert bench.variants("b") == bench.findings("b") == {}
     bench.release("a")
     assert bench.variants("a") == bench.findings("a") == {}

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 PROMPT = "Once upon a time, a little rabbit found a red box in the garden."
 DENSE = "Dense"
+TEXTS, MEASURED = "Texts", "Measured"
+DISTRIBUTIONS, BY_RATIO = "Next-token distributions", "Speed and memory by ratio"
 WRITING = "Press Write side by side; the dense and the pruned models continue the prompt from the same seed."
 MEASURING = "Press Measure for perplexity, size, speed and memory of every model."
 MOST_PROMPTS = 8
@@ -349,7 +351,13 @@ def wire(page: Page) -> None:
             table += html.notes(["± is one standard error over positions; the text is cut after 1,024 tokens."])
             tokens = next(iter(found.values())).tokens
             chart = divergence_chart(tokens, [(name, d.kl, d.agree) for name, d in found.items()])
-            page.workbench.find(owner, "Next-token distributions", table, chart)
+            numbers = pd.concat(
+                [
+                    pd.DataFrame({"model": name, "token": d.tokens, "kl": d.kl, "same_top_1": d.agree})
+                    for name, d in found.items()
+                ]
+            )
+            page.workbench.find(owner, DISTRIBUTIONS, numbers, table, chart)
             return {step.divergence_figures: table, step.divergence: gr.Plot(chart, visible=True)}
 
     def by_ratio(
@@ -376,8 +384,9 @@ def wire(page: Page) -> None:
                 cancel=cancel,
             ):
                 points.append(point)
-                chart = sweep_chart(sweep_table(points))
-                page.workbench.find(owner, "Speed and memory by ratio", sweep_figures(points), chart)
+                numbers = sweep_table(points)
+                chart = sweep_chart(numbers)
+                page.workbench.find(owner, BY_RATIO, numbers, sweep_figures(points), chart)
                 yield {step.sweep_figures: sweep_figures(points), step.sweep_chart: gr.Plot(chart, visible=True)}
 
     given = {page.session, step.shown}
@@ -417,11 +426,16 @@ def written(
         top_p=float(given[step.top_p]),
         seed=int(given[step.seed] or 0),
     )
-    shown = ""
+    texts: list[list[str]] = [prompts] * len(models)
     for texts in write_all(list(models.values()), prompts, sampling, cancel):
-        shown = side_by_side(prompts, list(zip(models, texts, strict=True)))
-        yield {step.texts: shown}
-    page.workbench.find(owner, "Texts", shown)
+        yield {step.texts: side_by_side(prompts, list(zip(models, texts, strict=True)))}
+    rows = [
+        {"model": name, "prompt": prompt, "text": text}
+        for name, written in zip(models, texts, strict=True)
+        for prompt, text in zip(prompts, written, strict=True)
+    ]
+    shown = side_by_side(prompts, list(zip(models, texts, strict=True)))
+    page.workbench.find(owner, TEXTS, pd.DataFrame(rows), shown)
 
 
 def measured(
@@ -429,6 +443,17 @@ def measured(
 ) -> Updates:
     """Perplexity, size, speed and memory of every model, one after the other."""
     text = given[page.compare.own_text]
-    table = figures_table([measure_one(name, model, text, progress, cancel) for name, model in models.items()])
-    page.workbench.find(owner, "Measured", table)
+    results = [measure_one(name, model, text, progress, cancel) for name, model in models.items()]
+    table = figures_table(results)
+    rows = [
+        {
+            "model": each.name,
+            "parameters": each.model.parameters,
+            "bytes": each.model.bytes,
+            **each.perplexity.to_dict(),
+            **each.speed.to_dict(),
+        }
+        for each in results
+    ]
+    page.workbench.find(owner, MEASURED, pd.DataFrame(rows), table)
     return {page.compare.figures: table}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from html import escape
 from typing import TYPE_CHECKING, Any
 
 import gradio as gr
@@ -10,14 +11,14 @@ import numpy as np
 import pandas as pd
 
 from numprune.allocation import PruningPlan
-from numprune.errors import CancelEvent, InputError
+from numprune.errors import InputError
 from numprune.evaluation import attention_patterns
 from numprune.models import Kind, ModuleKey
 from numprune.models.adapter import KINDS
 from numprune.ui import heatmap, html
 from numprune.ui.figures import attention_pattern, layer_profile, layer_row, score_distribution
 from numprune.ui.heatmap import Rows, Scale, score_heatmap
-from numprune.ui.page import ACCELERATOR, LIVE, Updates, toasts
+from numprune.ui.page import ACCELERATOR, LIVE, Updates, owner_of, toasts
 from numprune.ui.session import Session, Unit
 from numprune.ui.steps.load import unit_name
 from numprune.ui.workbench import Loaded
@@ -26,9 +27,8 @@ if TYPE_CHECKING:
     from numprune.ui.page import Page
 
 SENTENCE = "Once upon a time, a little girl named Lily had a red ball."
+SELECTED = "The selected unit"
 PICK = "Click a cell of a heatmap, or walk with the arrow keys, to see what that head or channel does."
-UNITS, LAYERS = "Every unit", "Every layer"
-ROWS_SHOWN = 2000
 
 
 @dataclass
@@ -50,27 +50,20 @@ class InspectStep:
     charts_open: gr.State
     distribution: gr.Plot
     profile: gr.Plot
-    numbers: gr.Accordion
-    numbers_open: gr.State
-    table_of: gr.Dropdown
-    table: gr.Dataframe
-    save_table: gr.Button
 
     @property
     def look(self) -> set[Any]:
-        return {self.view, self.order, self.charts_open, self.numbers_open, self.table_of}
+        return {self.view, self.order, self.charts_open}
 
     @property
     def outputs(self) -> set[Any]:
         details = {self.unit, self.forced, self.kind, self.layer, self.index}
-        return {self.heads, self.channels, self.distribution, self.profile, self.table, *details}
+        return {self.heads, self.channels, self.distribution, self.profile, *details}
 
     def show(self, loaded: Loaded, plan: PruningPlan, session: Session, given: Updates) -> Updates:
         updates = {**self.pictures(loaded, plan, session, given), **self.details(loaded, plan, session)}
         if given.get(self.charts_open):
             updates |= self.draw_charts(loaded, plan)
-        if given.get(self.numbers_open):
-            updates |= self.fill_table(loaded, plan, given)
         return updates
 
     def pictures(self, loaded: Loaded, plan: PruningPlan, session: Session, given: Updates) -> Updates:
@@ -112,9 +105,6 @@ class InspectStep:
             self.distribution: score_distribution(*(together(rows) for rows in (heads, channels)), plan.threshold),
             self.profile: layer_profile(heads, channels),
         }
-
-    def fill_table(self, loaded: Loaded, plan: PruningPlan, given: Updates) -> Updates:
-        return {self.table: numbers(loaded, plan, str(given[self.table_of])).head(ROWS_SHOWN)}
 
 
 def together(rows: list[np.ndarray | None]) -> np.ndarray:
@@ -200,16 +190,6 @@ def unit_card(loaded: Loaded, plan: PruningPlan, unit: Unit) -> str:
     return html.cards(items)
 
 
-def numbers(loaded: Loaded, plan: PruningPlan, which: str) -> pd.DataFrame:
-    """The table behind the pictures: one row per unit, or one per module."""
-    units = loaded.scores.to_pandas()
-    units["kept"] = ~np.concatenate([gone(plan, key) for key in loaded.scores.modules])
-    if which == UNITS:
-        return units
-    modules = units.groupby(["layer", "module"], sort=False)["score"].agg(["mean", "min", "max"]).reset_index()
-    return plan.to_pandas().merge(modules.rename(columns=lambda c: f"score_{c}" if c in ("mean", "min", "max") else c))
-
-
 def build() -> InspectStep:
     with gr.Column(elem_classes="np-step"):
         gr.Markdown(
@@ -232,10 +212,10 @@ def build() -> InspectStep:
                 info="By score: left of the white line is pruned. By index: the strip under a layer is white where.",
             )
         with gr.Row():
-            heads = gr.HTML(html.empty("The scores of the heads appear here."), js_on_load=heatmap.JS, min_width=320)
-            channels = gr.HTML(
-                html.empty("The scores of the channels appear here."), js_on_load=heatmap.JS, min_width=320
-            )
+            with gr.Column(min_width=320):
+                heads = gr.HTML(html.empty("The scores of the heads appear here."), js_on_load=heatmap.JS)
+            with gr.Column(min_width=320):
+                channels = gr.HTML(html.empty("The scores of the channels appear here."), js_on_load=heatmap.JS)
         unit = gr.HTML(html.empty(PICK), elem_id="np-unit")
         with gr.Row():
             with gr.Column(min_width=320):
@@ -267,16 +247,6 @@ def build() -> InspectStep:
         with gr.Accordion("Distribution of the scores, and profile over the layers", open=False) as charts, gr.Row():
             distribution = gr.Plot(label="Share of units by score", min_width=320)
             profile = gr.Plot(label="Scores by layer", min_width=320)
-        with gr.Accordion("The numbers behind the pictures", open=False) as numbers_panel:
-            with gr.Row():
-                table_of = gr.Dropdown(
-                    [LAYERS, UNITS],
-                    value=LAYERS,
-                    label="Table",
-                    info=f"The page shows the first {ROWS_SHOWN:,} rows; the CSV file has all of them.",
-                )
-                save_table = gr.Button("Download as CSV", size="sm")
-            table = gr.Dataframe(interactive=False, label="Scores and plan", max_height=360)
     return InspectStep(
         view=view,
         order=order,
@@ -293,11 +263,6 @@ def build() -> InspectStep:
         charts_open=gr.State(False),
         distribution=distribution,
         profile=profile,
-        numbers=numbers_panel,
-        numbers_open=gr.State(False),
-        table_of=table_of,
-        table=table,
-        save_table=save_table,
     )
 
 
@@ -360,24 +325,15 @@ def wire(page: Page) -> None:
         session = given[page.session]
         if session.selected is None:
             return {step.pattern: gr.Plot(visible=False)}
-        with page.job(request) as cancel:
-            figure, label = unit_picture(*both(session), session.selected, given[step.sentence], cancel)
+        with page.job(request):
+            loaded, plan = both(session)
+            figure, label, table = unit_picture(loaded, plan, session.selected, given[step.sentence])
+            page.workbench.find(owner_of(request), SELECTED, table, f"<p>{escape(label)}</p>", figure)
             return {step.pattern: gr.Plot(figure, label=label, visible=True)}
 
     def expand_charts(session: Session) -> Updates:
         with toasts():
             return {step.charts_open: True, **step.draw_charts(*both(session))}
-
-    def expand_numbers(given: Updates) -> Updates:
-        with toasts():
-            return {step.numbers_open: True, **step.fill_table(*both(given[page.session]), given)}
-
-    def save(given: Updates) -> Updates:
-        with toasts():
-            session = given[page.session]
-            which = given[step.table_of]
-            table = numbers(*both(session), which)
-            return page.offer(f"{session.recipe.model}-{which}.csv", table.to_csv(index=False))
 
     gr.on([step.view.input, step.order.input], redraw, page.look, {step.heads, step.channels}, **LIVE)
     details = {page.session, step.unit, step.forced, step.kind, step.layer, step.index}
@@ -399,26 +355,32 @@ def wire(page: Page) -> None:
     step.forced.input(force, {*page.look, step.forced}, page.plan_outputs, **LIVE)
     step.charts.expand(expand_charts, page.session, {step.charts_open, step.distribution, step.profile}, **LIVE)
     step.charts.collapse(lambda: False, None, step.charts_open, **LIVE)
-    step.numbers.expand(expand_numbers, page.look, {step.numbers_open, step.table}, **LIVE)
-    step.numbers.collapse(lambda: False, None, step.numbers_open, **LIVE)
-    step.table_of.input(expand_numbers, page.look, {step.numbers_open, step.table}, **LIVE)
-    page.save_with(step.save_table.click(save, page.look, {page.download}, **LIVE))
 
 
-def unit_picture(
-    loaded: Loaded, plan: PruningPlan, unit: Unit, sentence: str, cancel: CancelEvent | None
-) -> tuple[Any, str]:
-    """What one unit does: the attention of a head on a sentence, or a channel among all of its layer."""
+def unit_picture(loaded: Loaded, plan: PruningPlan, unit: Unit, sentence: str) -> tuple[Any, str, pd.DataFrame]:
+    """What one unit does, as a picture, a label and a table: the attention of a head on a sentence, or a channel
+    among all of its layer."""
     key, index = unit
     if key.kind == "mlp":
-        scores = loaded.scores.modules[key].units
-        return layer_row(scores, gone(plan, key), index, "Channel"), f"All channels of layer {key.layer}"
+        scores, pruned = loaded.scores.modules[key].units, gone(plan, key)
+        table = pd.DataFrame({"channel": np.arange(len(scores)), "score": scores, "kept": ~pruned})
+        return layer_row(scores, pruned, index, "Channel"), f"All channels of layer {key.layer}", table
     if not sentence.strip():
         raise InputError("There is no sentence; write one to see the attention on it.")
     patterns = attention_patterns(loaded.model, sentence, key.layer)
     heads = list(patterns.heads_of_unit(index))
-    figure = attention_pattern(
-        patterns.tokens, patterns.weights[heads].cpu().numpy(), [f"Query head {head}" for head in heads]
-    )
+    weights = patterns.weights[heads].numpy()
+    figure = attention_pattern(patterns.tokens, weights, [f"Query head {head}" for head in heads])
     score = loaded.scores.modules[key].units[index]
-    return figure, f"Attention of layer {key.layer}, {unit_name(loaded).lower()} {index}, score {score:.4g}"
+    label = f"Attention of layer {key.layer}, {unit_name(loaded).lower()} {index}, score {score:.4g}"
+    rows = [
+        {"head": head, "token": token, **dict(zip(names_of(patterns.tokens), row.tolist(), strict=True))}
+        for head, grid in zip(heads, weights, strict=True)
+        for token, row in zip(patterns.tokens, grid, strict=True)
+    ]
+    return figure, label, pd.DataFrame(rows)
+
+
+def names_of(tokens: list[str]) -> list[str]:
+    """Column names, one a token."""
+    return [f"{place} {token.strip()}" for place, token in enumerate(tokens)]

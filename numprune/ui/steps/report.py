@@ -1,4 +1,4 @@
-"""Step 6: one HTML page of the session, to hand around."""
+"""Step 6: the numbers behind the pictures, and one HTML page of the session to hand around."""
 
 from __future__ import annotations
 
@@ -9,20 +9,25 @@ from html import escape
 from typing import TYPE_CHECKING, Any
 
 import gradio as gr
+import numpy as np
+import pandas as pd
 
 from numprune.allocation import PruningPlan
+from numprune.errors import InputError
 from numprune.models import Model
 from numprune.models.adapter import KINDS
 from numprune.ui.figures import error_bars, layer_profile, ratio_bars, score_distribution
 from numprune.ui.heatmap import Scale, score_heatmap
-from numprune.ui.page import ACCELERATOR, Updates, owner_of
+from numprune.ui.page import ACCELERATOR, LIVE, Updates, owner_of, toasts
 from numprune.ui.ratios import ratios_by_layer
 from numprune.ui.report import Section, environment, report_html
-from numprune.ui.steps.inspect import rows_of, together
+from numprune.ui.session import Session
+from numprune.ui.steps.compare import BY_RATIO, DISTRIBUTIONS, MEASURED, TEXTS
+from numprune.ui.steps.inspect import SELECTED, gone, rows_of, together
 from numprune.ui.steps.load import facts
 from numprune.ui.steps.prune import small_print, touched, variants_table
 from numprune.ui.steps.tune import command_line, prediction
-from numprune.ui.workbench import Loaded
+from numprune.ui.workbench import Finding, Loaded
 
 if TYPE_CHECKING:
     from numprune.ui.page import Page
@@ -32,21 +37,77 @@ if TYPE_CHECKING:
 class ReportStep:
     """Components of step 6."""
 
+    which: gr.Dropdown
+    table: gr.Dataframe
+    save: gr.Button
     make: gr.Button
+
+
+LAYERS, UNITS, ERRORS = "Every layer", "Every unit", "Output errors"
+MEASUREMENTS = {
+    SELECTED: "click a cell of a heatmap in step 2",
+    TEXTS: "press Write side by side in step 5",
+    MEASURED: "press Measure in step 5",
+    DISTRIBUTIONS: "press Compare next-token distributions in step 5",
+    BY_RATIO: "press Speed and memory by ratio in step 5",
+}
+ROWS_SHOWN = 2000
+
+
+def numbers(
+    which: str,
+    loaded: Loaded,
+    plan: PruningPlan,
+    variants: Mapping[str, Model],
+    findings: Mapping[str, Finding],
+) -> pd.DataFrame:
+    """The table behind a picture.
+
+    Raises:
+        InputError: there is no such table yet.
+    """
+    if which in (LAYERS, UNITS):
+        units = loaded.scores.to_pandas()
+        units["kept"] = ~np.concatenate([gone(plan, key) for key in loaded.scores.modules])
+        if which == UNITS:
+            return units
+        scores = units.groupby(["layer", "module"], sort=False)["score"].describe(percentiles=[0.05, 0.5, 0.95])
+        scores = scores.drop(columns=["count", "std"]).add_prefix("score_").reset_index()
+        return plan.to_pandas().merge(scores)
+    if which == ERRORS:
+        if not variants:
+            raise InputError("There is no pruned model yet; press Prune in step 4.")
+        reports = [model.report.to_pandas().assign(model=name) for name, model in variants.items()]
+        return pd.concat(reports, ignore_index=True)
+    if which not in findings:
+        raise InputError(f"There are no numbers of '{which}' yet; {MEASUREMENTS.get(which, 'choose another table')}.")
+    return findings[which].table
 
 
 def build() -> ReportStep:
     with gr.Column(elem_classes="np-step"):
         gr.Markdown(
-            "## 6 · Report\nOne self-contained HTML page: the pictures, the plan, every result above, the recipe and"
-            " the machine."
+            "## 6 · Numbers and report\nThe table behind every picture, and one self-contained page of the session:"
+            " pictures, plan, results, recipe and machine."
         )
-        make = gr.Button("Download the report", variant="secondary", elem_id="np-report")
-    return ReportStep(make)
+        with gr.Row():
+            which = gr.Dropdown(
+                [LAYERS, UNITS, ERRORS, *MEASUREMENTS],
+                value=None,
+                label="Table",
+                info=f"The page shows at most {ROWS_SHOWN:,} rows, rounded; the CSV file has everything.",
+                scale=3,
+                min_width=300,
+            )
+            with gr.Column(min_width=160):
+                save = gr.Button("Download as CSV", size="sm")
+                make = gr.Button("Download the report", variant="primary", size="sm", elem_id="np-report")
+        table = gr.Dataframe(interactive=False, label="Numbers", max_height=360, visible=False)
+    return ReportStep(which, table, save, make)
 
 
 def session_report(
-    loaded: Loaded, plan: PruningPlan, variants: Mapping[str, Model], findings: Mapping[str, tuple[Any, ...]]
+    loaded: Loaded, plan: PruningPlan, variants: Mapping[str, Model], findings: Mapping[str, Finding]
 ) -> str:
     """The report of one tab: what it has open, plans, pruned and found."""
     heads, channels = rows_of(loaded, plan, "attention"), rows_of(loaded, plan, "mlp")
@@ -78,7 +139,7 @@ def session_report(
                 error_bars(variants[newest].report.to_pandas()),
             ]
         sections.append(Section("Pruned models", body))
-    sections += [Section(title, list(parts)) for title, parts in findings.items()]
+    sections += [Section(title, list(finding.parts)) for title, finding in findings.items()]
     sections.append(
         Section(
             "Recipe",
@@ -97,13 +158,32 @@ def session_report(
 
 
 def wire(page: Page) -> None:
-    def make(given: Updates, request: gr.Request) -> Updates:
-        owner, session = owner_of(request), given[page.session]
+    step = page.report
+
+    def numbers_of(which: str, session: Session, owner: str) -> pd.DataFrame:
+        bench = page.workbench
+        loaded, plan = bench.dense(session), bench.plan(session)
+        return numbers(which, loaded, plan, bench.variants(owner), bench.findings(owner))
+
+    def show(which: str, session: Session, request: gr.Request) -> Updates:
+        with toasts():
+            table = numbers_of(which, session, owner_of(request))
+            return {step.table: gr.Dataframe(table.head(ROWS_SHOWN).round(5), label=which, visible=True)}
+
+    def save(which: str, session: Session, request: gr.Request) -> Updates:
+        with toasts():
+            if not which:
+                raise InputError("No table is chosen; choose one beside the button.")
+            table = numbers_of(which, session, owner_of(request))
+            return page.offer(f"{session.recipe.model}-{which}.csv", table.to_csv(index=False))
+
+    def make(session: Session, request: gr.Request) -> Updates:
+        owner = owner_of(request)
         with page.job(request):
             loaded, plan = page.workbench.dense(session), page.workbench.plan(session)
             text = session_report(loaded, plan, page.workbench.variants(owner), page.workbench.findings(owner))
             return page.offer(f"numprune-{loaded.model.name}.html", text)
 
-    page.save_with(
-        page.report.make.click(make, {page.session}, {page.download}, api_visibility="private", **ACCELERATOR)
-    )
+    step.which.input(show, [step.which, page.session], {step.table}, **LIVE)
+    page.save_with(step.save.click(save, [step.which, page.session], {page.download}, **LIVE))
+    page.save_with(step.make.click(make, [page.session], {page.download}, api_visibility="private", **ACCELERATOR))
