@@ -16,14 +16,26 @@ from playwright.sync_api import Browser, sync_playwright
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-sync", "--no-first-run"]
 
 
-def shoot(browser: Browser, url: str, scheme: str, file: Path) -> None:
+def shoot(browser: Browser, url: str, scheme: str, folder: Path) -> None:
+    """From the top of the page to the end of step 3, and step 5."""
     page = browser.new_page(viewport={"width": 1280, "height": 900}, color_scheme=scheme)
     page.goto(f"{url}/?__theme={scheme}")
-    page.wait_for_selector(".heatmaplayer", timeout=120_000)
+    page.wait_for_selector(".np-heat", timeout=120_000)
+    heads = page.locator(".np-heat-plot").first
+    heads.click(position={"x": 100, "y": 60})
+    page.wait_for_selector(".js-plotly-plot", timeout=60_000)
     page.click("#np-example")
-    page.wait_for_selector("#np-compare .np-table", timeout=300_000)
-    page.wait_for_timeout(1500)
-    page.screenshot(path=file, full_page=True)
+    page.wait_for_selector("#np-figures .np-table", timeout=300_000)
+    page.mouse.move(0, 0)
+    page.wait_for_timeout(2000)
+    table = page.locator("#np-ratios").bounding_box()
+    end = table["y"] + table["height"] + page.evaluate("window.scrollY") + 16
+    page.screenshot(
+        path=folder / f"plan-{scheme}.png",
+        full_page=True,
+        clip={"x": 0, "y": 0, "width": 1280, "height": end},
+    )
+    page.locator("#np-compare").screenshot(path=folder / f"compare-{scheme}.png")
     page.close()
 
 
@@ -36,7 +48,7 @@ def main() -> None:
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=FLAGS)
         for scheme in ("light", "dark"):
-            shoot(browser, args.url, scheme, args.out / f"dashboard-{scheme}.png")
+            shoot(browser, args.url, scheme, args.out)
         browser.close()
 
 

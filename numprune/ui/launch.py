@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 
+from numprune.errors import Cancelled
 from numprune.models import DEFAULT_MODEL, load
 from numprune.ui.serving import Policy, Serving
 from numprune.ui.workbench import Workbench
@@ -20,16 +21,25 @@ def launch(model: str = DEFAULT_MODEL, serving: Serving | None = None, policy: P
         OSError: when the port is taken.
     """
     workbench = Workbench(load(model), policy=policy)
-    threading.Thread(target=_warm_up, args=(workbench,), daemon=True).start()
-    # Importing gradio takes seconds, in which the first scores are computed.
-    from numprune.ui.app import serve
-
-    serve(workbench, serving or Serving())
-
-
-def _warm_up(workbench: Workbench) -> None:
+    stop = threading.Event()
+    warm_up = threading.Thread(target=_warm_up, args=(workbench, stop), daemon=True)
+    warm_up.start()
     try:
-        workbench.load(workbench.start, owner="the running program")
+        # Importing gradio takes seconds, in which the first scores are computed.
+        from numprune.ui.app import serve
+
+        serve(workbench, serving or Serving())
+    finally:
+        # A thread that computes while the interpreter ends would abort the process.
+        stop.set()
+        warm_up.join()
+
+
+def _warm_up(workbench: Workbench, stop: threading.Event) -> None:
+    try:
+        workbench.load(workbench.start, owner="the running program", cancel=stop)
+    except Cancelled:
+        return
     except Exception:
         # The first visit meets the same error and shows it.
         logger.exception("Scoring %s failed", workbench.start.model)

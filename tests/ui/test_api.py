@@ -1,7 +1,10 @@
 """The dashboard driven by gradio_client, as a program would."""
 
+import subprocess
+import sys
+
 import pytest
-from conftest import serving
+from conftest import ROOT, serving
 from gradio_client import Client
 from gradio_client.exceptions import AppError
 
@@ -74,3 +77,11 @@ def test_limits_hold_for_clients_too(tmp_path, client):
         with pytest.raises(AppError, match="may not be read"):
             allowed.predict(model="tiny-stories", calibration="/etc/passwd", **SMALL, api_name="/load")
         allowed.close()
+
+
+def test_a_port_that_is_taken_is_one_sentence_and_an_exit_code(url):
+    port = url.rsplit(":", 1)[1]
+    done = subprocess.run([sys.executable, "app.py", "--port", port], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert f"Cannot listen on 127.0.0.1:{port}" in done.stderr
+    assert "Traceback" not in done.stderr
