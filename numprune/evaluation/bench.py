@@ -88,11 +88,15 @@ def machine() -> dict[str, Any]:
     return {"torch": torch.__version__, "threads": torch.get_num_threads(), "cpu": platform.machine(), "gpu": gpu}
 
 
-def random_llama(shape: Shape, *, device: str = "auto", dtype: str = "auto", seed: int = 0) -> Model:
-    """A model with random weights and no tokenizer."""
+def llama_config(shape: Shape) -> LlamaConfig:
+    """The config of a shape.
+
+    Raises:
+        InputError: the heads do not divide the hidden size.
+    """
     if shape.hidden % shape.heads:
         raise InputError(f"hidden {shape.hidden} is not a multiple of {shape.heads} heads; change one of them.")
-    config = LlamaConfig(
+    return LlamaConfig(
         hidden_size=shape.hidden,
         intermediate_size=shape.channels,
         num_hidden_layers=shape.layers,
@@ -102,6 +106,11 @@ def random_llama(shape: Shape, *, device: str = "auto", dtype: str = "auto", see
         max_position_embeddings=4096,
         dtype=torch.bfloat16,
     )
+
+
+def random_llama(shape: Shape, *, device: str = "auto", dtype: str = "auto", seed: int = 0) -> Model:
+    """A model with random weights and no tokenizer."""
+    config = llama_config(shape)
     target = resolve_device(device)
     with torch.random.fork_rng():
         torch.manual_seed(seed)

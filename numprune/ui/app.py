@@ -40,7 +40,7 @@ def compose(workbench: Workbench) -> tuple[gr.Blocks, Page]:
                 gr.Markdown(PURPOSE, elem_classes="np-title")
             with gr.Column(scale=1, min_width=220):
                 example = gr.Button("Run example", variant="primary", elem_id="np-example")
-                stop = gr.Button("Stop", variant="stop", size="sm")
+                stop = gr.Button("Stop", variant="stop", size="sm", elem_id="np-stop")
         page = Page(
             workbench=workbench,
             jobs=jobs,

@@ -8,11 +8,11 @@ import time
 import numpy as np
 import torch
 from accelerate import init_empty_weights
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaForCausalLM
 
 from numprune.calibration import CalibrationStats
 from numprune.errors import Progress
-from numprune.evaluation.bench import Benchmark, Figure, Shape
+from numprune.evaluation.bench import Benchmark, Figure, Shape, llama_config
 from numprune.models.adapter import adapter_for
 from numprune.models.model import Model
 from numprune.scoring.table import ModuleScores, ScoreTable
@@ -58,15 +58,7 @@ def bench_dashboard(
 
 def synthetic(shape: Shape, seed: int = 0) -> Loaded:
     """A model of a shape without weights, with random scores."""
-    config = LlamaConfig(
-        hidden_size=shape.hidden,
-        intermediate_size=shape.channels,
-        num_hidden_layers=shape.layers,
-        num_attention_heads=shape.heads,
-        num_key_value_heads=shape.heads,
-        vocab_size=shape.vocabulary,
-        dtype=torch.float16,
-    )
+    config = llama_config(shape)
     with init_empty_weights():
         module = LlamaForCausalLM(config).to(torch.float16)
     model = Model(module=module, tokenizer=None, adapter=adapter_for(config), name="synthetic")

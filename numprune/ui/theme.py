@@ -22,6 +22,9 @@ PIECES = (Path(__file__).parent / "pieces.css").read_text(encoding="utf8")
 
 PAGE = """
 .gradio-container { max-width: 1240px !important; margin: 0 auto !important; }
+/* In reach however far down the step is that runs. */
+#np-stop { position: fixed; right: 1rem; bottom: 1rem; width: 5rem; min-width: 0; z-index: 40;
+  box-shadow: 0 1px 6px rgba(0, 0, 0, .35); }
 .np-title h1 { margin-bottom: 0; }
 .np-title p { color: var(--body-text-color-subdued); margin-top: .25rem; }
 .np-step h2 { border-top: 1px solid var(--border-color-primary); padding-top: 1rem; margin-top: .5rem; }

@@ -13,7 +13,7 @@ import torch
 
 from numprune.allocation import PruningPlan, allocate
 from numprune.calibration import CalibrationStats, calibrate
-from numprune.errors import CancelEvent, InputError, Progress
+from numprune.errors import CancelEvent, InputError, Progress, check_cancelled
 from numprune.models import Model, embedded_models, load
 from numprune.pruning import prune
 from numprune.recipe import Recipe
@@ -112,6 +112,8 @@ class Workbench:
                 loaded = self._loaded.get(request)
             if loaded is None:
                 loaded = self._build(request, progress, cancel)
+            # A tab that closed meanwhile has set it; nobody would free the model.
+            check_cancelled(cancel)
             self.put(loaded, owner)
         return loaded
 
@@ -238,6 +240,7 @@ class Workbench:
             progress=progress,
             cancel=cancel,
         )
+        check_cancelled(cancel)
         with self._lock:
             variants = self._tabs.setdefault(owner, Tab()).variants
             name, number = wanted, 1
