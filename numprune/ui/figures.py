@@ -119,7 +119,7 @@ def layer_row(scores: np.ndarray, pruned: np.ndarray, selected: int | None, unit
     Args:
         pruned: of the same shape, bool.
         selected: the unit to ring.
-        unit: what a unit is called, such as "Channel".
+        unit: what a unit is called, such as "channel".
     """
     low, high = _bulk([scores])
     room = 0.06 * (high - low)
@@ -143,13 +143,13 @@ def layer_row(scores: np.ndarray, pruned: np.ndarray, selected: int | None, unit
         figure.add_scatter(
             x=np.array([selected], dtype=np.float32),
             y=shown[[selected]],
-            name=f"{unit.lower()} {selected}",
+            name=f"{unit} {selected}",
             mode="markers",
             marker={"symbol": "circle-open", "size": 18, "color": "#ff4fa3", "line": {"width": 3}},
             hoverinfo="skip",
         )
     outside = int(((scores < low - room) | (scores > high + room)).sum())
-    title = unit.lower() + (_small(f"{outside:,} far from the others are drawn at the edge") if outside else "")
+    title = unit + (_small(f"{outside:,} far from the others are drawn at the edge") if outside else "")
     figure.update_xaxes(title=title, showgrid=False, zeroline=False, tickformat=",d")
     figure.update_yaxes(title="score", zeroline=False, tickformat=".3~g", range=[low - 1.8 * room, high + 1.8 * room])
     _base(figure, 360)

@@ -23,8 +23,8 @@ function describe(heat, row, column) {
   const first = Math.floor(column * heat.perCell);
   const last = Math.max(first, Math.ceil((column + 1) * heat.perCell) - 1);
   const where = heat.sorted
-    ? `${heat.column.toLowerCase()}s at ${((column / heat.columns) * 100).toFixed(1)} % from the lowest`
-    : `${heat.column.toLowerCase()} ${first}${last > first ? " to " + last : ""}`;
+    ? `${heat.column}s at ${((column / heat.columns) * 100).toFixed(1)} % from the lowest`
+    : `${heat.column} ${first}${last > first ? " to " + last : ""}`;
   const lines = [`${heat.row} ${row}, ${where}`];
   for (const [name, grid] of Object.entries(heat.values)) {
     const step = grid.steps[cell];

@@ -21,7 +21,7 @@ NAMES: dict[Kind, str] = {"attention": "Attention", "mlp": "MLP"}
 
 def ratio_table(plan: PruningPlan, layers: int, unit: str) -> str:
     """One row per layer: the ratio the plan gives each module, a bar of it, its lock and the units that stay."""
-    units: dict[Kind, str] = {"attention": f"{unit}s kept", "mlp": "Channels kept"}
+    units: dict[Kind, str] = {"attention": f"{unit[0].upper()}{unit[1:]}s kept", "mlp": "Channels kept"}
     head = "".join(
         f"<th scope='col'>{NAMES[kind]} ratio</th><th scope='col'>Lock</th><th scope='col'>{escape(units[kind])}</th>"
         for kind in KINDS

@@ -62,12 +62,12 @@ def every_figure(layers=32, channels=11008):
     return {
         "score_distribution": score_distribution(np.concatenate(heads), np.concatenate(mlp), 0.8),
         "layer_profile": layer_profile(heads, mlp),
-        "layer_row": layer_row(mlp[0], pruned, 5, "Channel"),
+        "layer_row": layer_row(mlp[0], pruned, 5, "channel"),
         "ratio_bars": ratio_bars([0.3] * layers, [0.5] * layers, [True] * layers, [False] * layers),
         "error_bars": error_bars(report()),
         "divergence_chart": divergence_chart([" token"] * 1024, curves(1024, "abc")),
         "sweep_chart": sweep_chart(swept()),
-        "attention_pattern": attention_pattern([" token"] * 48, causal(8, 48), ["Head"] * 8),
+        "attention_pattern": attention_pattern([" token"] * 48, causal(8, 48), ["head"] * 8),
     }
 
 
@@ -150,7 +150,7 @@ def test_the_cut_is_inside_the_picture(threshold):
 def test_equal_scores_and_no_scores_still_draw():
     score_distribution(np.array([]), np.array([]), None).to_json()
     assert score_distribution(np.ones(3), np.ones(3), 1.0).data[0].y.sum() >= 1
-    assert layer_row(np.ones(4), np.zeros(4, bool), None, "Head").layout.yaxis.range[0] < 1
+    assert layer_row(np.ones(4), np.zeros(4, bool), None, "head").layout.yaxis.range[0] < 1
     assert layer_profile([None, None], [None, None]).data == ()
 
 
@@ -171,7 +171,7 @@ def test_profile_shows_the_median_and_leaves_layers_without_the_module_out():
 def test_row_tells_kept_from_pruned_and_rings_the_selected_unit():
     scores, pruned = rows(100)[0], np.arange(100) < 30
     scores[7] = -300
-    kept, gone, ring = layer_row(scores, pruned, 7, "Channel").data
+    kept, gone, ring = layer_row(scores, pruned, 7, "channel").data
     np.testing.assert_array_equal(kept.x, np.arange(30, 100))
     np.testing.assert_array_equal(gone.x, np.arange(30))
     assert kept.marker.symbol != gone.marker.symbol
@@ -180,7 +180,7 @@ def test_row_tells_kept_from_pruned_and_rings_the_selected_unit():
     # A score far out is drawn at the edge and told as it is.
     assert gone.customdata[7] == -300
     assert ring.y[0] == gone.y[7] > 0
-    assert len(layer_row(scores, pruned, None, "Channel").data) == 2
+    assert len(layer_row(scores, pruned, None, "channel").data) == 2
 
 
 def test_ratio_bars_run_from_layer_zero_down_and_hatch_what_was_set_by_hand():

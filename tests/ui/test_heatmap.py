@@ -11,7 +11,7 @@ from PIL import Image
 from numprune.ui.heatmap import COLUMNS, GONE, KEPT, MISSING, SHADES, STRIP, Rows, Scale, score_heatmap
 
 
-def rows(layers=4, units=8, *, cut=0.3, seed=0, name="Channel"):
+def rows(layers=4, units=8, *, cut=0.3, seed=0, name="channel"):
     generator = np.random.default_rng(seed)
     scores = [generator.normal(0.8, 0.1, units) for _ in range(layers)]
     return Rows(scores, [row < np.quantile(row, cut) for row in scores], name)
@@ -67,7 +67,7 @@ def test_forced_units_stand_left_of_the_line_whatever_their_score():
     scores = np.linspace(0, 1, 10)
     pruned = np.zeros(10, bool)
     pruned[9] = True
-    given = Rows([scores], [pruned], "Channel")
+    given = Rows([scores], [pruned], "channel")
     assert given.arrangement(0, "sorted")[0] == 9
 
 
@@ -97,7 +97,7 @@ def test_a_layer_without_the_module_or_with_fewer_units_leaves_its_cells_empty()
     given = Rows(
         [np.array([0.5, 0.7]), None, np.array([0.1, 0.2, 0.3])],
         [np.array([True, False]), None, np.zeros(3, bool)],
-        "Head",
+        "head",
     )
     html = drawn(given)
     cells = image(html)
@@ -112,7 +112,7 @@ def test_a_layer_without_the_module_or_with_fewer_units_leaves_its_cells_empty()
 @pytest.mark.parametrize("units", [8, 700, 1024, 5000])
 def test_a_unit_is_found_in_the_cell_that_shows_it(order, units):
     given = rows(2, units)
-    wider = Rows([*given.scores, np.zeros(units + 300)], [*given.pruned, np.zeros(units + 300, bool)], "Channel")
+    wider = Rows([*given.scores, np.zeros(units + 300)], [*given.pruned, np.zeros(units + 300, bool)], "channel")
     for unit in range(0, units, max(1, units // 37)):
         column = wider.column_of(1, unit, order)
         first = wider.unit_at(1, column, order)
@@ -156,9 +156,9 @@ def test_the_colour_bar_says_where_the_plan_cuts():
 
 
 def test_equal_scores_and_empty_models_can_be_drawn():
-    same = Rows([np.ones(4)], [np.zeros(4, bool)], "Head")
+    same = Rows([np.ones(4)], [np.zeros(4, bool)], "head")
     assert (image(drawn(same)) < SHADES).all()
-    assert "figure" in drawn(Rows([None], [None], "Head"))
+    assert "figure" in drawn(Rows([None], [None], "head"))
 
 
 def test_names_are_escaped():

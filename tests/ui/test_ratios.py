@@ -14,7 +14,7 @@ def test_the_table_shows_the_plan_and_marks_what_is_locked(scored):
     bench, session = scored
     session = edited(session, bench.plan(session), Edit(((HEAD, "0.5"),)))
     plan = bench.plan(session)
-    html = ratio_table(plan, 8, "Head")
+    html = ratio_table(plan, 8, "head")
     assert html.count("data-cell=") == 16
     assert re.search(r"data-cell='2.attention' value='0.500'", html)
     assert "4 of 8" in html

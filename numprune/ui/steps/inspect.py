@@ -75,7 +75,7 @@ class InspectStep:
                 heads,
                 scale,
                 order="index",
-                title=f"Attention: layer x {heads.name.lower()}",
+                title=f"Attention: layer x {heads.name}",
                 selected=place_of(session.selected, "attention"),
             ),
             self.channels: score_heatmap(
@@ -120,7 +120,7 @@ def rows_of(loaded: Loaded, plan: PruningPlan, kind: Kind) -> Rows:
         module = loaded.scores.modules.get(ModuleKey(layer, kind))
         scores.append(None if module is None else module.units)
         pruned.append(None if module is None else gone(plan, ModuleKey(layer, kind)))
-    return Rows(scores, pruned, unit_name(loaded) if kind == "attention" else "Channel")
+    return Rows(scores, pruned, unit_name(loaded) if kind == "attention" else "channel")
 
 
 def gone(plan: PruningPlan, key: ModuleKey) -> np.ndarray:
@@ -173,13 +173,13 @@ def unit_card(loaded: Loaded, plan: PruningPlan, unit: Unit) -> str:
     rank = sum(int((scores < score).sum()) for scores in everything) + 1
     weight = float(block.last.weight.detach()[:, channels.to(block.last.weight.device)].float().norm())
     activation = float(stats.rms[channels.to(stats.rms.device)].square().mean().sqrt())
-    name = unit_name(loaded) if key.kind == "attention" else "Channel"
+    name = unit_name(loaded) if key.kind == "attention" else "channel"
     how = "pruned" if gone(plan, key)[index] else "kept"
     forced = {"keep": "forced to stay", "prune": "forced to go"}.get(
         next((way for way in ("keep", "prune") if index in getattr(plan.recipe, way).get(key, ())), ""), "by the plan"
     )
     items = [
-        (f"Layer {key.layer}, {name.lower()} {index}", f"of {len(module.units)}; {how} {forced}"),
+        (f"Layer {key.layer}, {name} {index}", f"of {len(module.units)}; {how} {forced}"),
         (f"{score:.4g}", f"score ({loaded.scores.method})"),
         (f"{int((module.units < score).sum()) + 1} of {len(module.units)}", "rank in its layer, 1 is the lowest"),
         (f"{rank:,} of {total:,}", "rank in the whole model"),
@@ -364,7 +364,7 @@ def unit_picture(loaded: Loaded, plan: PruningPlan, unit: Unit, sentence: str) -
     if key.kind == "mlp":
         scores, pruned = loaded.scores.modules[key].units, gone(plan, key)
         table = pd.DataFrame({"channel": np.arange(len(scores)), "score": scores, "kept": ~pruned})
-        return layer_row(scores, pruned, index, "Channel"), f"All channels of layer {key.layer}", table
+        return layer_row(scores, pruned, index, "channel"), f"All channels of layer {key.layer}", table
     if not sentence.strip():
         raise InputError("There is no sentence; write one to see the attention on it.")
     patterns = attention_patterns(loaded.model, sentence, key.layer)
@@ -372,7 +372,7 @@ def unit_picture(loaded: Loaded, plan: PruningPlan, unit: Unit, sentence: str) -
     weights = patterns.weights[heads].numpy()
     figure = attention_pattern(patterns.tokens, weights, [f"Query head {head}" for head in heads])
     score = loaded.scores.modules[key].units[index]
-    label = f"Attention of layer {key.layer}, {unit_name(loaded).lower()} {index}, score {score:.4g}"
+    label = f"Attention of layer {key.layer}, {unit_name(loaded)} {index}, score {score:.4g}"
     rows = [
         {"head": head, "token": token, **dict(zip(names_of(patterns.tokens), row.tolist(), strict=True))}
         for head, grid in zip(heads, weights, strict=True)

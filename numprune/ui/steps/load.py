@@ -62,12 +62,12 @@ def facts(loaded: Loaded) -> str:
     channels = next((block for block in model.blocks if block.key.kind == "mlp"), None)
     config = model.config
     query_heads, unit = config.num_attention_heads, unit_name(loaded)
-    shared = "" if unit == "Head" else f" of {query_heads // (heads.units if heads else 1)} query heads"
+    shared = "" if unit == "head" else f" of {query_heads // (heads.units if heads else 1)} query heads"
     items = [
         (model.name, model.architecture),
         (html.count(model.parameters), f"parameters, {html.count(model.prunable_parameters)} prunable"),
         (str(model.layers), "layers"),
-        (str(heads.units if heads else 0), f"{unit.replace('Head', 'head')}s{shared} a layer"),
+        (str(heads.units if heads else 0), f"{unit}s{shared} a layer"),
         (f"{channels.units if channels else 0:,}", "MLP channels a layer"),
         (html.memory(model.bytes), f"weights, {str(model.dtype).removeprefix('torch.')} on {model.device}"),
         (
@@ -83,7 +83,7 @@ def unit_name(loaded: Loaded) -> str:
     """What one attention unit of the model is called."""
     config = loaded.model.config
     heads = config.num_attention_heads
-    return "Head" if getattr(config, "num_key_value_heads", None) in (None, heads) else "KV group"
+    return "head" if getattr(config, "num_key_value_heads", None) in (None, heads) else "KV group"
 
 
 UPLOADED, PASTED = "uploaded file", "pasted text"

@@ -119,7 +119,7 @@ def session_report(
         Section(
             "Scores",
             [
-                score_heatmap(heads, scale, order="index", title=f"Attention: layer x {heads.name.lower()}"),
+                score_heatmap(heads, scale, order="index", title=f"Attention: layer x {heads.name}"),
                 score_heatmap(channels, scale, order="sorted", title="MLP: layer x channel"),
                 score_distribution(together(heads.scores), together(channels.scores), plan.threshold),
                 layer_profile(heads.scores, channels.scores),
