@@ -85,8 +85,8 @@ def _wire(page: Page, blocks: gr.Blocks) -> None:
             yield compare.measured(page, models, given, owner, reporter(bar), cancel)
 
     def stop(request: gr.Request) -> None:
-        if not page.jobs.stop(owner_of(request)):
-            gr.Info("Nothing is running in this tab.", title="Stop")
+        page.jobs.stop(owner_of(request))
+        gr.Info("Whatever ran or waited in this tab ends; the page stays as it was before.", title="Stopped")
 
     def leave(request: gr.Request) -> None:
         page.jobs.stop(owner_of(request))
@@ -100,7 +100,7 @@ def _wire(page: Page, blocks: gr.Blocks) -> None:
         show_progress_on=page.load.facts,
         **ACCELERATOR,
     )
-    page.example.click(
+    example = page.example.click(
         run_example,
         {page.session, page.compare.own_text, *page.compare.sampling},
         {*page.prune.outputs, *page.compare.outputs},
@@ -109,7 +109,16 @@ def _wire(page: Page, blocks: gr.Blocks) -> None:
         js=SCROLL_TO_COMPARE,
         **ACCELERATOR,
     )
-    page.stop.click(stop, None, None, api_visibility="private", queue=False, show_progress="hidden")
+    # The stop event ends what runs; `cancels` also takes what waits out of the queue.
+    page.stop.click(
+        stop,
+        None,
+        None,
+        cancels=[example, *page.stoppable],
+        api_visibility="private",
+        show_progress="hidden",
+        concurrency_limit=None,
+    )
     blocks.unload(leave)
 
 

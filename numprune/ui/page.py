@@ -7,7 +7,7 @@ import re
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -40,7 +40,7 @@ LIVE: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden", 
 
 @dataclass
 class Page:
-    """The dashboard: its state and its steps."""
+    """The dashboard: its state and its steps; `stoppable` are the events of long handlers."""
 
     workbench: Workbench
     jobs: Jobs
@@ -54,6 +54,7 @@ class Page:
     prune: PruneStep
     compare: CompareStep
     report: ReportStep
+    stoppable: list[Any] = field(default_factory=list)
 
     @property
     def look(self) -> set[Any]:

@@ -279,8 +279,23 @@ def test_a_running_job_can_be_stopped(page):
     page.get_by_role("button", name="Load and score").click()
     says(page, "Sampling calibration text")
     page.get_by_role("button", name="Stop").click()
-    toast(page, "Stopped on request")
+    toast(page, "Whatever ran or waited in this tab ends")
     prune(page)
+    assert "128 x 256" in page.locator("body").inner_text()
+
+
+def test_a_waiting_job_can_be_stopped_while_another_tab_goes_on(visit):
+    busy, waiting = visit(), visit()
+    busy.get_by_role("button", name="Speed and memory by ratio").click()
+    says(busy, "Ratio 0")
+    waiting.click("#np-prune")
+    says(waiting, "queue: 1/1")
+    waiting.get_by_role("button", name="Stop").click()
+    toast(waiting, "Whatever ran or waited in this tab ends")
+    says(busy, "50%")
+    expect(busy.locator("#np-sweep tbody tr")).to_have_count(5, timeout=PATIENCE)
+    assert "Parameters, counted" not in waiting.locator("body").inner_text()
+    prune(waiting)
 
 
 def test_two_tabs_do_not_mix(visit):

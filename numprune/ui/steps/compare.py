@@ -127,7 +127,7 @@ def build() -> CompareStep:
                 scale=3,
             )
             sweep_button = gr.Button("Speed and memory by ratio", variant="secondary", scale=1, min_width=160)
-        sweep_figures = gr.HTML("")
+        sweep_figures = gr.HTML("", elem_id="np-sweep")
         sweep_plot = gr.Plot(label="Speed and memory against ratio", visible=False)
     return CompareStep(
         shown=shown,
@@ -390,7 +390,7 @@ def wire(page: Page) -> None:
                 yield {step.sweep_figures: sweep_figures(points), step.sweep_chart: gr.Plot(chart, visible=True)}
 
     given = {page.session, step.shown}
-    step.write.click(
+    event = step.write.click(
         write,
         {*given, *step.sampling},
         {step.texts},
@@ -398,12 +398,13 @@ def wire(page: Page) -> None:
         show_progress="minimal",
         **ACCELERATOR,
     )
+    page.stoppable.append(event)
     for button, handler, inputs, outputs in (
         (step.measure, measure, {step.own_text}, {step.figures}),
         (step.diverge, diverge, {step.own_text}, {step.divergence_figures, step.divergence}),
         (step.sweep, by_ratio, {step.own_text, step.ratios}, {step.sweep_figures, step.sweep_chart}),
     ):
-        button.click(
+        event = button.click(
             handler,
             {*given, *inputs},
             outputs,
@@ -411,6 +412,7 @@ def wire(page: Page) -> None:
             show_progress_on=step.figures if button is not step.sweep else step.ratios,
             **ACCELERATOR,
         )
+        page.stoppable.append(event)
 
 
 def written(

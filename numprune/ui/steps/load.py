@@ -227,7 +227,7 @@ def wire(page: Page) -> None:
         }
 
     step.data.change(show_source, step.data, {step.upload, step.text}, **LIVE)
-    step.button.click(
+    event = step.button.click(
         load_and_score,
         {*step.inputs, *page.look},
         page.all_outputs,
@@ -235,3 +235,4 @@ def wire(page: Page) -> None:
         show_progress_on=step.facts,
         **ACCELERATOR,
     )
+    page.stoppable.append(event)

@@ -178,7 +178,7 @@ def wire(page: Page) -> None:
         page.plan_outputs,
         **LIVE,
     )
-    step.button.click(
+    event = step.button.click(
         carry_out,
         [step.name, page.session],
         {*step.outputs, page.compare.shown},
@@ -186,5 +186,6 @@ def wire(page: Page) -> None:
         show_progress_on=step.summary,
         **ACCELERATOR,
     )
+    page.stoppable.append(event)
     step.chosen.input(choose, step.chosen, step.outputs, **LIVE)
     step.remove.click(remove, step.chosen, {*step.outputs, page.compare.shown}, **LIVE)
