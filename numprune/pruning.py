@@ -17,6 +17,7 @@ from numprune.files import to_json
 from numprune.models.adapter import ModuleKey
 from numprune.models.model import Model, slice_module
 from numprune.recipe import COMPENSATIONS
+from numprune.residual import fit_to_residual
 
 
 @dataclass(frozen=True)
@@ -24,7 +25,8 @@ class ModuleReport:
     """What pruning did to one module.
 
     `error_before` and `error_after` are ||X W - X_S W'|| / ||X W|| of the module's output on the calibration
-    data, with the kept weights as they were and as they are now.
+    data and the dense model's activations, with the kept weights as they were and as they are now. Compensation
+    "residual" fits to something else, on purpose, and may raise this error.
     """
 
     layer: int
@@ -85,7 +87,8 @@ def prune(
     Args:
         plan: from `allocate`, for this model.
         stats: from `calibrate`, for this model; used for compensation and for the errors in the report.
-        compensation: "paper" refits the kept columns of o_proj and down_proj (theorem 3); "none" leaves them.
+        compensation: "paper" refits the kept columns of o_proj and down_proj (theorem 3); "residual" refits them
+            one module after the other against the dense residual stream (`numprune.residual`); "none" leaves them.
         damping: of the compensation, see `numprune.compensation.compensate`.
 
     Returns:
@@ -104,49 +107,23 @@ def prune(
         if owner != fingerprint:
             raise InputError(f"The {what} belong to another model than {model.name}; make them for this one.")
 
-    weights: dict[ModuleKey, torch.Tensor] = {}
-    reports: list[ModuleReport] = []
-    blocks = model.blocks
-    for done, block in enumerate(blocks, 1):
-        check_cancelled(cancel)
-        started = time.monotonic()
-        kept = plan.keep[block.key]
-        before = after = 0.0
-        if len(kept) < block.units:
-            channels = block.channels(kept)
-            gram = stats.modules[block.key].gram
-            dense = block.last.weight.detach()
-            sliced = dense[:, channels.to(dense.device)]
-            before = after = relative_error(dense, gram, channels, sliced)
-            if compensation == "paper" and kept:
-                try:
-                    updated = compensate(dense, gram, channels, damping=damping).to(dense.device, dense.dtype)
-                except NumericalError as error:
-                    raise NumericalError(f"Compensating {block.key}: {error}") from error
-                weights[block.key] = updated
-                after = relative_error(dense, gram, channels, updated)
-        reports.append(
-            ModuleReport(
-                layer=block.key.layer,
-                module=block.key.kind,
-                units=block.units,
-                kept=len(kept),
-                error_before=before,
-                error_after=after,
-                seconds=time.monotonic() - started,
-            )
-        )
-        if progress is not None:
-            progress(done, len(blocks), f"pruning {block.key}")
-
-    check_cancelled(cancel)
+    weights, seconds = {}, {}
+    if compensation == "paper":
+        weights, seconds = _compensated(model, plan, stats, damping, progress, cancel)
     module = slice_module(model.module, model.adapter, plan.keep, weights)
+    if compensation == "residual":
+        if stats.rows is None:
+            raise InputError("These statistics hold no token ids to fit the residual stream on; calibrate again.")
+        seconds = fit_to_residual(
+            model.module, module, model.adapter, stats.rows, damping=damping, progress=progress, cancel=cancel
+        )
+    check_cancelled(cancel)
     pruned = Model(module=module, tokenizer=model.tokenizer, adapter=model.adapter, name=model.name)
     pruned.recipe = plan.recipe.replace(
         model=model.name, fingerprint=fingerprint, compensation=compensation, damping=damping
     )
     pruned.report = PruningReport(
-        modules=reports,
+        modules=_reports(model, pruned, plan, stats, seconds),
         parameters_before=model.parameters,
         parameters_after=pruned.parameters,
         bytes_before=model.bytes,
@@ -161,3 +138,59 @@ def prune(
         notes=[*stats.notes, *plan.notes],
     )
     return pruned
+
+
+def _compensated(
+    model: Model,
+    plan: PruningPlan,
+    stats: CalibrationStats,
+    damping: float,
+    progress: Progress | None,
+    cancel: CancelEvent | None,
+) -> tuple[dict[ModuleKey, torch.Tensor], dict[ModuleKey, float]]:
+    """The compensated weight of every module that keeps some of its units, and how long each took."""
+    weights, seconds = {}, {}
+    blocks = model.blocks
+    for done, block in enumerate(blocks, 1):
+        check_cancelled(cancel)
+        started = time.monotonic()
+        kept = plan.keep[block.key]
+        if 0 < len(kept) < block.units:
+            dense = block.last.weight.detach()
+            try:
+                updated = compensate(dense, stats.modules[block.key].gram, block.channels(kept), damping=damping)
+            except NumericalError as error:
+                raise NumericalError(f"Compensating {block.key}: {error}") from error
+            weights[block.key] = updated.to(dense.device, dense.dtype)
+        seconds[block.key] = time.monotonic() - started
+        if progress is not None:
+            progress(done, len(blocks), f"pruning {block.key}")
+    return weights, seconds
+
+
+def _reports(
+    dense: Model, pruned: Model, plan: PruningPlan, stats: CalibrationStats, seconds: dict[ModuleKey, float]
+) -> list[ModuleReport]:
+    narrow = {block.key: block for block in pruned.blocks}
+    reports = []
+    for block in dense.blocks:
+        kept = plan.keep[block.key]
+        before = after = 0.0
+        if len(kept) < block.units:
+            weight, gram, channels = block.last.weight.detach(), stats.modules[block.key].gram, block.channels(kept)
+            sliced = weight[:, channels.to(weight.device)]
+            before = after = relative_error(weight, gram, channels, sliced)
+            if block.key in seconds and block.key in narrow:
+                after = relative_error(weight, gram, channels, narrow[block.key].last.weight.detach())
+        reports.append(
+            ModuleReport(
+                layer=block.key.layer,
+                module=block.key.kind,
+                units=block.units,
+                kept=len(kept),
+                error_before=before,
+                error_after=after,
+                seconds=seconds.get(block.key, 0.0),
+            )
+        )
+    return reports

@@ -29,6 +29,7 @@ from numprune.models import Model, ModuleKey, embedded_models, held_out_text, lo
 from numprune.pruning import PruningReport, prune
 from numprune.recipe import CalibrationRecipe, Recipe
 from numprune.scoring import SCORERS, ScoreTable, score, scorer
+from numprune.suggestion import Sensitivity, sensitivity, suggest
 
 __all__ = [
     "DATASETS",
@@ -50,6 +51,7 @@ __all__ = [
     "Recipe",
     "Sampling",
     "ScoreTable",
+    "Sensitivity",
     "Sizes",
     "Speed",
     "SweepPoint",
@@ -68,7 +70,9 @@ __all__ = [
     "prune",
     "score",
     "scorer",
+    "sensitivity",
     "sizes",
     "stream_text",
+    "suggest",
     "sweep",
 ]

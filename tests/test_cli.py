@@ -85,6 +85,17 @@ def change_recipe(folder, target, **changes):
 # prune
 
 
+def test_suggested_ratios_are_written_into_the_recipe_and_repeat(result, text, tmp_path):
+    flags = ["--ratio", "0.4", "--calibration", text, *SMALL, "--compensation", "residual"]
+    first = result("prune", MODEL, *flags, "--suggest", "--out", tmp_path / "first")
+    assert len(first["recipe"]["ratios"]) == 15
+    assert abs(first["report"]["ratio_reached"] - 0.4) < 0.01
+    again = result("prune", "--recipe", tmp_path / "first" / "recipe.json", "--out", tmp_path / "again")
+    assert again["recipe"] == first["recipe"]
+    weights = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("first", "again")]
+    assert weights[0] == weights[1]
+
+
 def test_prune_writes_a_model_its_recipe_and_a_report(pruned, text):
     recipe = Recipe.read(pruned / "recipe.json")
     assert recipe.model == MODEL

@@ -79,6 +79,7 @@ def calibrate(
         fingerprint=model.fingerprint(),
         notes=notes,
         seconds=time.monotonic() - began,
+        rows=rows.to("cpu", torch.int32),
     )
 
 

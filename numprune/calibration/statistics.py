@@ -41,6 +41,8 @@ class CalibrationStats:
         fingerprint: of the model the statistics belong to.
         notes: what differs from the request, in sentences.
         seconds: wall-clock time.
+        rows: the token ids that were read, (samples, sequence_length) int32 on the CPU; None when only the
+            moments are known.
     """
 
     modules: dict[ModuleKey, ModuleStats]
@@ -52,6 +54,7 @@ class CalibrationStats:
     fingerprint: str
     notes: list[str] = field(default_factory=list)
     seconds: float = 0.0
+    rows: torch.Tensor | None = None
 
 
 class GramAccumulator:

@@ -48,7 +48,7 @@ def add(commands: Commands) -> None:
     group.add_argument("--ratio", type=float, metavar="R", help="share of prunable parameters to remove (default 0.3)")
     group.add_argument("--scorer", metavar="NAME", help="newton (the default), newton_loop or newton_boxed")
     group.add_argument("--allocation", metavar="NAME", help="global (the default), uniform or paper_printed")
-    group.add_argument("--compensation", metavar="NAME", help="paper (the default) or none")
+    group.add_argument("--compensation", metavar="NAME", help="paper (the default), residual or none")
     group.add_argument(
         "--damping", type=float, metavar="D", help="of the compensation, as a share of the mean Gram diagonal (0.01)"
     )
@@ -64,6 +64,11 @@ def add(commands: Commands) -> None:
         action="append",
         metavar="MODULE=R",
         help="ratio of one module, such as 3.mlp=0.5; repeatable; '3.mlp=' drops the recipe's",
+    )
+    group.add_argument(
+        "--suggest",
+        action="store_true",
+        help="choose the ratio of every module that has none by the model's own loss; the recipe written holds them",
     )
     for flag, what in (("--keep", "keep"), ("--prune-units", "remove")):
         group.add_argument(
@@ -90,6 +95,8 @@ def run(args: argparse.Namespace, console: Console) -> None:
     stats = calibrate_model(model, recipe.calibration, console)
     with console.progress() as progress:
         scores = numprune.score(model, stats, method=recipe.scorer, progress=progress)
+        if args.suggest:
+            recipe = numprune.suggest(model, stats, scores, recipe, progress=progress)
         plan = numprune.allocate(scores, recipe)
         pruned = numprune.prune(
             model, plan, stats, compensation=recipe.compensation, damping=recipe.damping, progress=progress

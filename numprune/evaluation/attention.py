@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass
 
 import torch
@@ -11,7 +10,7 @@ from transformers import PreTrainedModel
 from numprune.errors import InputError, NumericalError
 from numprune.evaluation.pieces import pieces
 from numprune.models.adapter import ModuleKey
-from numprune.models.model import Model
+from numprune.models.model import Model, twin
 
 
 @dataclass(frozen=True)
@@ -90,7 +89,6 @@ def _eager_twin(module: PreTrainedModel) -> PreTrainedModel:
     Only eager attention returns its weights, and masks are made for one implementation throughout a model. The
     twin has a config of its own, so the original goes on undisturbed, on other threads too.
     """
-    tensors = {id(tensor): tensor for tensor in (*module.parameters(), *module.buffers())}
-    twin = copy.deepcopy(module, tensors)
-    twin.set_attn_implementation("eager")
-    return twin
+    eager = twin(module)
+    eager.set_attn_implementation("eager")
+    return eager

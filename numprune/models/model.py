@@ -150,6 +150,12 @@ class Model:
                 (partial / "report.json").write_text(self.report.to_json())
 
 
+def twin(module: PreTrainedModel) -> PreTrainedModel:
+    """A model of the same tensors with modules and a config of its own, which can be changed without the original."""
+    tensors = {id(tensor): tensor for tensor in (*module.parameters(), *module.buffers())}
+    return copy.deepcopy(module, tensors)
+
+
 def slice_module(
     module: PreTrainedModel,
     adapter: Adapter,

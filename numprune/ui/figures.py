@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
+from plotly.colors import sample_colorscale
 from plotly.subplots import make_subplots
 
 INK = "#7b8089"
@@ -451,6 +452,34 @@ def attention_pattern(tokens: Sequence[str], weights: np.ndarray, names: Sequenc
             },
         },
     )
+    return figure
+
+
+def sensitivity_curves(table: pd.DataFrame) -> go.Figure:
+    """Rise of the calibration loss when one module alone is pruned, from Sensitivity.to_pandas().
+
+    One line a module, attention solid and MLP dashed, first layers dark; modules that cost nothing lie flat.
+    """
+    figure = go.Figure()
+    layers = max(int(table["layer"].max()), 1)
+    for (layer, module), curve in table.groupby(["layer", "module"], sort=True):
+        colour = sample_colorscale("Viridis", [0.9 * layer / layers])[0]
+        name = f"{layer} {'attn' if module == 'attention' else 'mlp'}"
+        figure.add_scatter(
+            x=curve["share"].to_numpy(np.float32),
+            y=curve["loss_increase"].to_numpy(np.float32),
+            customdata=curve["parameters_removed"].to_numpy(np.float32),
+            name=name,
+            mode="lines+markers",
+            line={"color": colour, "dash": "solid" if module == "attention" else "dash", "width": 1.6},
+            marker={"size": 6, "symbol": "circle" if module == "attention" else "diamond"},
+            hovertemplate="%{x:.0%} of what may go, %{customdata:,.0f} parameters: %{y:+.4f} nats<extra>"
+            + name
+            + "</extra>",
+        )
+    figure.update_xaxes(title="share of the module removed", tickformat=".0%")
+    figure.update_yaxes(title="rise of the calibration loss, nats a token")
+    _base(figure, 380)
     return figure
 
 

@@ -68,7 +68,8 @@ class Page:
     @property
     def all_outputs(self) -> set[Any]:
         steps = (self.load, self.inspect, self.tune, self.prune, self.compare)
-        return {self.session, *self.tune.inputs, *self.prune.inputs, *(part for step in steps for part in step.outputs)}
+        settings = {*self.tune.inputs, *self.prune.inputs, self.tune.curves}
+        return {self.session, *settings, *(part for step in steps for part in step.outputs)}
 
     def planned(self, session: Session, given: Updates) -> Updates:
         """Everything that follows from the session's model and recipe; `given` holds the values of `look`."""
@@ -88,6 +89,7 @@ class Page:
             **self.prune.settings(session.recipe),
             **self.prune.show({}),
             **self.compare.clear(),
+            self.tune.curves: gr.Plot(None, visible=False),
         }
 
     def offer(self, name: str, text: str) -> Updates:

@@ -28,6 +28,7 @@ PAGE = """
 .np-title h1 { margin-bottom: 0; }
 .np-title p { color: var(--body-text-color-subdued); margin-top: .25rem; }
 .np-step h2 { border-top: 1px solid var(--border-color-primary); padding-top: 1rem; margin-top: .5rem; }
+.np-help p { font-size: .85rem; color: var(--body-text-color-subdued); }
 #np-download { display: none; }
 .np-step .html-container { padding: 0; }
 """

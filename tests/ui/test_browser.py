@@ -213,6 +213,15 @@ def test_undo_redo_reset_and_presets(page):
     toast(page, "nothing to redo")
 
 
+def test_suggested_ratios_fill_the_table_and_can_be_undone(page):
+    page.get_by_role("button", name="Suggest ratios").click()
+    expect(page.locator("[data-lock]:checked")).to_have_count(15, timeout=PATIENCE)
+    expect(page.get_by_text("What each module costs alone")).to_be_visible()
+    says(page, "(30% asked for)")
+    page.get_by_role("button", name="Undo").click()
+    expect(page.locator("[data-lock]:checked")).to_have_count(0, timeout=PATIENCE)
+
+
 def test_a_recipe_is_saved_and_opened_again(page, tmp_path):
     write_ratio(page, "4.mlp", "0.75")
     expect(page.locator("[data-lock='4.mlp']")).to_be_checked(timeout=PATIENCE)
@@ -232,7 +241,7 @@ def test_several_pruned_models_are_kept_named_and_compared(page):
     page.get_by_label("Name").fill("first")
     prune(page)
     says(page, "first")
-    page.get_by_label("Compensation").uncheck()
+    page.get_by_label("none", exact=True).check()
     page.get_by_label("Name").fill("second")
     page.click("#np-prune")
     expect(page.get_by_role("checkbox", name="second")).to_be_checked(timeout=PATIENCE)

@@ -12,6 +12,7 @@ from numprune.ui.figures import (
     layer_row,
     ratio_bars,
     score_distribution,
+    sensitivity_curves,
     sweep_chart,
 )
 
@@ -284,3 +285,20 @@ def test_attention_of_many_heads_says_what_is_not_drawn():
     figure = attention_pattern([" a"] * 4, causal(HEADS + 3, 4), [str(head) for head in range(HEADS + 3)])
     assert len(figure.data) == HEADS
     assert "3 more heads" in figure.layout.coloraxis.colorbar.title.text
+
+
+def test_sensitivity_curves_name_modules_and_tell_them_apart_without_colour():
+    table = pd.DataFrame(
+        {
+            "layer": [0, 0, 1, 1],
+            "module": ["attention", "attention", "mlp", "mlp"],
+            "parameters_removed": [0, 10, 0, 20],
+            "share": [0.0, 1.0, 0.0, 1.0],
+            "loss_increase": [0.0, 0.5, 0.0, 0.1],
+        }
+    )
+    attention, mlp = sensitivity_curves(table).data
+    assert (attention.name, mlp.name) == ("0 attn", "1 mlp")
+    assert list(mlp.y) == pytest.approx([0.0, 0.1])
+    assert attention.line.dash != mlp.line.dash
+    assert attention.marker.symbol != mlp.marker.symbol

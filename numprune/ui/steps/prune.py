@@ -21,6 +21,7 @@ from numprune.ui.workbench import reporter
 if TYPE_CHECKING:
     from numprune.ui.page import Page
 
+COMPENSATION = [("as in the paper", "paper"), ("against the residual stream", "residual"), ("none", "none")]
 WAITING = "Press Prune to make a smaller model; the dense one stays as it is."
 
 
@@ -28,7 +29,7 @@ WAITING = "Press Prune to make a smaller model; the dense one stays as it is."
 class PruneStep:
     """Components of step 4."""
 
-    compensate: gr.Checkbox
+    compensate: gr.Radio
     damping: gr.Number
     name: gr.Textbox
     button: gr.Button
@@ -47,7 +48,7 @@ class PruneStep:
 
     def settings(self, recipe: Recipe) -> Updates:
         """The controls, set to a recipe that did not come from them."""
-        return {self.compensate: recipe.compensation != "none", self.damping: recipe.damping}
+        return {self.compensate: recipe.compensation, self.damping: recipe.damping}
 
     def show(self, variants: Mapping[str, Model], chosen: str | None = None) -> Updates:
         """The tab's pruned models; `chosen`, or else the newest, with its errors."""
@@ -116,8 +117,12 @@ def build() -> PruneStep:
     with gr.Column(elem_classes="np-step"):
         gr.Markdown("## 4 · Prune\nCut the projections and let the kept weights make up for what is gone.")
         with gr.Row():
-            compensate = gr.Checkbox(
-                True, label="Compensation", info="Refit o_proj and down_proj in closed form on the calibration text."
+            compensate = gr.Radio(
+                COMPENSATION,
+                value="paper",
+                label="Compensation",
+                info="Refit o_proj and down_proj in closed form, each module alone or each after the ones before it.",
+                min_width=320,
             )
             damping = gr.Number(
                 0.01, minimum=0, label="Damping", info="Share of the mean diagonal added to the Gram matrix."
@@ -167,7 +172,7 @@ def wire(page: Page) -> None:
             damping = given[step.damping]
             if damping is None:
                 raise InputError("There is no damping; give 0 or a positive fraction such as 0.01.")
-            method = "paper" if given[step.compensate] else "none"
+            method = given[step.compensate]
             session = given[page.session].changed("", compensation=method, damping=float(damping))
             return page.planned(session, given)
 

@@ -26,7 +26,7 @@ from numprune.ui.steps.compare import BY_RATIO, DISTRIBUTIONS, MEASURED, TEXTS
 from numprune.ui.steps.inspect import SELECTED, gone, rows_of, together
 from numprune.ui.steps.load import facts
 from numprune.ui.steps.prune import small_print, touched, variants_table
-from numprune.ui.steps.tune import command_line, prediction
+from numprune.ui.steps.tune import SENSITIVITY, command_line, prediction
 from numprune.ui.workbench import Finding, Loaded
 
 if TYPE_CHECKING:
@@ -45,6 +45,7 @@ class ReportStep:
 
 LAYERS, UNITS, ERRORS = "Every layer", "Every unit", "Output errors"
 MEASUREMENTS = {
+    SENSITIVITY: "press Suggest ratios in step 3",
     SELECTED: "click a cell of a heatmap in step 2",
     TEXTS: "press Write side by side in step 5",
     MEASURED: "press Measure in step 5",

@@ -14,12 +14,14 @@ from numprune.errors import InputError, NumpruneError
 from numprune.footprint import sizes
 from numprune.recipe import Recipe
 from numprune.scoring import ScoreTable
+from numprune.suggestion import sensitivity, suggest
 from numprune.ui import html, ratios
-from numprune.ui.page import LIVE, Updates, toasts
+from numprune.ui.figures import sensitivity_curves
+from numprune.ui.page import ACCELERATOR, LIVE, Updates, owner_of, toasts
 from numprune.ui.ratios import Edit, edited, ratio_table
 from numprune.ui.session import Session
 from numprune.ui.steps.load import unit_name
-from numprune.ui.workbench import Loaded
+from numprune.ui.workbench import Loaded, reporter
 
 if TYPE_CHECKING:
     from numprune.ui.page import Page
@@ -32,6 +34,7 @@ PRESETS = {
     "ends": "protect first and last layers",
     "paper_printed": "as printed in the paper",
 }
+SENSITIVITY = "What each module costs"
 CONTEXT = 1000
 """Tokens in the cache, for the figures per token."""
 
@@ -54,6 +57,9 @@ class TuneStep:
     undo: gr.Button
     redo: gr.Button
     reset: gr.Button
+    suggest: gr.Button
+    curves: gr.Plot
+    suggested: gr.State
     prediction: gr.HTML
     table: gr.HTML
     recipe: gr.Code
@@ -197,12 +203,19 @@ def build() -> TuneStep:
             undo = gr.Button("Undo", size="sm", min_width=80)
             redo = gr.Button("Redo", size="sm", min_width=80)
             reset = gr.Button("Reset", size="sm", min_width=80)
+            suggest_button = gr.Button("Suggest ratios", size="sm", min_width=140, variant="primary")
+        gr.Markdown(
+            "Suggest ratios prunes every module alone, measures what that costs the model's own loss on the"
+            " calibration text, and fills the table with the cheapest way to the overall ratio.",
+            elem_classes="np-help",
+        )
         predicted = gr.HTML(html.empty("The plan appears here once a model is scored."))
         table = gr.HTML(
             html.empty("The ratios of the layers appear here."),
             js_on_load=ratios.JS,
             elem_id="np-ratios",
         )
+        curves = gr.Plot(label="What each module costs alone", visible=False)
         with gr.Accordion("Recipe, rounding and command line", open=False):
             round_channels = gr.Dropdown(
                 [1, 8, 32, 64, 128, 256],
@@ -229,6 +242,9 @@ def build() -> TuneStep:
         undo=undo,
         redo=redo,
         reset=reset,
+        suggest=suggest_button,
+        curves=curves,
+        suggested=gr.State(),
         prediction=predicted,
         table=table,
         recipe=recipe,
@@ -304,6 +320,27 @@ def wire(page: Page) -> None:
             recipe.check_for(loaded.scores.model, loaded.scores.fingerprint, units)
             return settled(adopted(session, recipe), given)
 
+    def suggest_ratios(
+        given: Updates,
+        request: gr.Request,
+        bar: gr.Progress = gr.Progress(),  # noqa: B008
+    ) -> Updates:
+        """What the model's loss says of the modules; the ratios are put into the plan by `adopt_suggestion`."""
+        owner, session = owner_of(request), given[page.session]
+        with page.job(request) as cancel:
+            loaded, report = page.workbench.dense(session), reporter(bar)
+            parts = (loaded.model, loaded.stats, loaded.scores, session.recipe)
+            found = sensitivity(*parts, progress=report, cancel=cancel)
+            recipe = suggest(*parts, curves=found, progress=report, cancel=cancel)
+            table = found.to_pandas()
+            figure = sensitivity_curves(table)
+            page.workbench.find(owner, SENSITIVITY, table, figure)
+            return {step.curves: gr.Plot(figure, visible=True), step.suggested: recipe.ratios}
+
+    def adopt_suggestion(given: Updates) -> Updates:
+        with toasts():
+            return page.planned(given[page.session].changed("", ratios=given[step.suggested]), given)
+
     settings = {*page.plan_outputs, *step.inputs, *page.prune.inputs}
     step.ratio.input(
         change("ratio", lambda given: {"ratio": float(given[step.ratio])}),
@@ -319,6 +356,17 @@ def wire(page: Page) -> None:
     )
     step.preset.input(choose_preset, {*page.look, step.preset}, page.plan_outputs, **LIVE)
     step.table.edit(edit, page.look, page.plan_outputs, **LIVE)
+    event = step.suggest.click(
+        suggest_ratios,
+        {page.session},
+        {step.curves, step.suggested},
+        api_visibility="private",
+        show_progress_on=step.prediction,
+        **ACCELERATOR,
+    )
+    page.stoppable.append(event)
+    # A second, quick handler, so that what was changed meanwhile is not undone by the long one.
+    event.success(adopt_suggestion, {*page.look, step.suggested}, page.plan_outputs, **LIVE)
     step.undo.click(travel("undo"), page.look, settings, **LIVE)
     step.redo.click(travel("redo"), page.look, settings, **LIVE)
     step.reset.click(reset, page.look, settings, **LIVE)

@@ -1,0 +1,240 @@
+"""Ratios from the model's own loss: what each module costs when it alone is pruned, and the budget spent by that.
+
+Scores compare units; they do not see that a whole MLP in the middle may be nearly free, or that layer 0 is sacred.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import nn
+
+from numprune.allocation import PruningPlan, allocate
+from numprune.calibration.statistics import CalibrationStats
+from numprune.compensation import compensate
+from numprune.errors import CancelEvent, InputError, Progress, check_cancelled
+from numprune.evaluation.perplexity import perplexity
+from numprune.models.adapter import ModuleKey
+from numprune.models.model import Model, twin
+from numprune.recipe import Recipe
+from numprune.scoring.table import ScoreTable
+
+FRACTIONS = (0.25, 0.5, 0.75, 1.0)
+BLENDS = (0.0, 0.25, 0.5, 0.75, 1.0)
+
+
+@dataclass(frozen=True)
+class Sensitivity:
+    """How the calibration loss rises when one module alone loses its lowest-scored units, with compensation.
+
+    Attributes:
+        removed: parameters removed at each point of a module's curve, ascending from 0.
+        increase: loss minus the dense loss there, in nats per token; 0 at the first point.
+        loss: of the dense model, in nats per token.
+        tokens: tokens the loss is a mean of.
+    """
+
+    removed: dict[ModuleKey, np.ndarray]
+    increase: dict[ModuleKey, np.ndarray]
+    loss: float
+    tokens: int
+
+    def to_pandas(self) -> pd.DataFrame:
+        """One row per point: layer, module, parameters removed, share of the module's, loss increase."""
+        rows = [
+            {
+                "layer": key.layer,
+                "module": key.kind,
+                "parameters_removed": int(removed),
+                "share": removed / self.removed[key][-1] if self.removed[key][-1] else 0.0,
+                "loss_increase": float(increase),
+            }
+            for key in self.removed
+            for removed, increase in zip(self.removed[key], self.increase[key], strict=True)
+        ]
+        return pd.DataFrame(rows)
+
+
+def sensitivity(
+    model: Model,
+    stats: CalibrationStats,
+    scores: ScoreTable,
+    recipe: Recipe,
+    *,
+    fractions: Sequence[float] = FRACTIONS,
+    samples: int = 32,
+    progress: Progress | None = None,
+    cancel: CancelEvent | None = None,
+) -> Sensitivity:
+    """Prune every module alone to a few sizes and record the calibration loss.
+
+    Nothing is sliced: columns of the last linear are set to zero in a twin that shares all other weights, which
+    computes the same. The model runs once per module and fraction over `samples` calibration sequences. Units the
+    recipe forces stay forced, and modules it pins are left out.
+
+    Args:
+        fractions: shares of the units that may go; 1 is all of them but one (or all with allow_empty).
+        samples: calibration sequences the loss is measured on.
+
+    Raises:
+        InputError: the statistics hold no token ids, or a fraction is outside (0, 1].
+        Cancelled: `cancel` was set.
+    """
+    if not fractions or not all(0 < fraction <= 1 for fraction in fractions):
+        raise InputError(f"fractions is {tuple(fractions)}; give shares above 0 and at most 1.")
+    probe = _Probe(model, stats, recipe, samples)
+    dense = probe.loss({})
+    # The plan that removes all it may tells the most a module can lose; its order is the scores'.
+    free = [key for key in scores.modules if key not in recipe.ratios]
+    removed, increase = {}, {}
+    for done, key in enumerate(free, 1):
+        units, cost = len(scores.modules[key].units), scores.modules[key].cost
+        sizes, losses = [0], [dense]
+        for fraction in sorted(fractions):
+            check_cancelled(cancel)
+            kept = _alone(scores, recipe, key, fraction)
+            if (units - len(kept)) * cost > sizes[-1]:
+                sizes.append((units - len(kept)) * cost)
+                losses.append(probe.loss({key: kept}))
+        removed[key], increase[key] = np.array(sizes), np.array(losses) - dense
+        if progress is not None:
+            progress(done, len(free), "measuring what each module costs")
+    return Sensitivity(removed, increase, dense, probe.tokens)
+
+
+def suggest(
+    model: Model,
+    stats: CalibrationStats,
+    scores: ScoreTable,
+    recipe: Recipe,
+    *,
+    curves: Sensitivity | None = None,
+    samples: int = 32,
+    progress: Progress | None = None,
+    cancel: CancelEvent | None = None,
+) -> Recipe:
+    """The recipe with a ratio for every module, chosen by the model's calibration loss.
+
+    The curves of `sensitivity` are added up and the budget is spent where the loss rises least per parameter.
+    Because losses of several modules do not simply add, the result is blended with the plan of the recipe's own
+    allocation, each blend is measured, and the best one is taken; the plan itself is among them, so that the
+    calibration loss is never worse than without. Locked ratios and forced units stay.
+
+    Args:
+        curves: from `sensitivity` with this recipe; measured when left out.
+
+    Raises:
+        InputError, Cancelled: as `sensitivity`.
+    """
+    curves = curves or sensitivity(model, stats, scores, recipe, samples=samples, progress=progress, cancel=cancel)
+    start = allocate(scores, recipe)
+    free = list(curves.removed)
+    by_score = {key: (start.units[key] - len(start.keep[key])) * start.costs[key] for key in free}
+    by_loss = spend(curves, sum(by_score.values()))
+    probe = _Probe(model, stats, recipe, samples)
+    best, best_loss = recipe, np.inf
+    for done, share in enumerate(BLENDS, 1):
+        check_cancelled(cancel)
+        amounts = {key: (1 - share) * by_score[key] + share * by_loss[key] for key in free}
+        candidate = recipe if share == 0 else _pinned(recipe, start, amounts)
+        loss = probe.loss(allocate(scores, candidate).keep)
+        if loss < best_loss:
+            best, best_loss = candidate, loss
+        if progress is not None:
+            progress(done, len(BLENDS), "measuring the suggestions")
+    return best if best is not recipe else _pinned(recipe, start, by_score)
+
+
+def spend(curves: Sensitivity, budget: float) -> dict[ModuleKey, float]:
+    """Parameters to remove from each module so that the sum of the (convex hulls of the) curves is least."""
+    segments = []
+    for key in curves.removed:
+        hull = _lower_hull(curves.removed[key], curves.increase[key])
+        segments += [
+            ((right[1] - left[1]) / (right[0] - left[0]), key, right[0] - left[0]) for left, right in pairwise(hull)
+        ]
+    taken = dict.fromkeys(curves.removed, 0.0)
+    for _, key, size in sorted(segments, key=lambda segment: segment[0]):
+        step = min(size, budget)
+        taken[key] += step
+        budget -= step
+        if budget <= 0:
+            break
+    return taken
+
+
+def _lower_hull(x: np.ndarray, y: np.ndarray) -> list[tuple[float, float]]:
+    hull: list[tuple[float, float]] = []
+    for point in zip(x.tolist(), y.tolist(), strict=True):
+        while len(hull) > 1 and _turns_up(hull[-2], hull[-1], point) <= 0:
+            hull.pop()
+        hull.append(point)
+    return hull
+
+
+def _turns_up(a: tuple[float, float], b: tuple[float, float], c: tuple[float, float]) -> float:
+    return (b[0] - a[0]) * (c[1] - a[1]) - (b[1] - a[1]) * (c[0] - a[0])
+
+
+def _alone(scores: ScoreTable, recipe: Recipe, key: ModuleKey, fraction: float) -> tuple[int, ...]:
+    """The units a module keeps when it alone loses a fraction of what it may lose."""
+    others = {other: 0.0 for other in scores.modules if other != key}
+    # A ratio of 1 is not a recipe's to give; just below it every unit goes that may.
+    ratio = min(fraction, 1 - 1e-9)
+    alone = recipe.replace(ratio=0.0, ratios={**others, key: ratio}, round_heads=1, round_channels=1)
+    return allocate(scores, alone).keep[key]
+
+
+def _pinned(recipe: Recipe, plan: PruningPlan, amounts: dict[ModuleKey, float]) -> Recipe:
+    """The recipe with a ratio for every module but one, which takes up the rounding of the others."""
+    ratios = {key: min(amount / (plan.units[key] * plan.costs[key]), 1 - 1e-9) for key, amount in amounts.items()}
+    # The module with the finest steps of those that are neither whole nor gone.
+    inner = [key for key, ratio in ratios.items() if 0.05 < ratio < 0.95] or list(ratios)
+    loose = min(inner, key=lambda key: plan.costs[key])
+    return recipe.replace(ratios={**recipe.ratios, **{key: r for key, r in ratios.items() if key != loose}})
+
+
+class _Probe:
+    """The loss of pruned models, without pruning any."""
+
+    def __init__(self, model: Model, stats: CalibrationStats, recipe: Recipe, samples: int) -> None:
+        if stats.rows is None:
+            raise InputError("These statistics hold no token ids to measure the loss on; calibrate again.")
+        self.rows = stats.rows[:samples].long()
+        self.stats, self.recipe = stats, recipe
+        self.dense = {block.key: block for block in model.blocks}
+        module = twin(model.module)
+        self.model = Model(module=module, tokenizer=model.tokenizer, adapter=model.adapter, name=model.name)
+        self.own = {block.key: block for block in self.model.blocks}
+        self.tokens = self.rows[:, 1:].numel()
+
+    def loss(self, keep: dict[ModuleKey, tuple[int, ...]]) -> float:
+        """Nats per token when these modules keep these units and the others all of theirs."""
+        changed = [key for key, kept in keep.items() if len(kept) < self.dense[key].units]
+        try:
+            for key in changed:
+                self.own[key].last.weight = nn.Parameter(self._masked(key, keep[key]), requires_grad=False)
+            return perplexity(self.model, self.rows, sequence_length=self.rows.shape[1]).nll
+        finally:
+            for key in changed:
+                self.own[key].last.weight = self.dense[key].last.weight
+
+    def _masked(self, key: ModuleKey, kept: tuple[int, ...]) -> torch.Tensor:
+        block = self.dense[key]
+        weight, channels = block.last.weight.detach(), block.channels(kept)
+        masked = torch.zeros_like(weight)
+        if len(kept):
+            gram = self.stats.modules[key].gram
+            whole = self.recipe.compensation == "none"
+            new = (
+                weight[:, channels.to(weight.device)]
+                if whole
+                else compensate(weight, gram, channels, damping=self.recipe.damping)
+            )
+            masked[:, channels.to(weight.device)] = new.to(weight.device, weight.dtype)
+        return masked
