@@ -72,6 +72,9 @@ class Workbench:
 
     def __init__(self, opened: Model, *, policy: Policy | None = None, budget: int | None = None) -> None:
         self._lock = threading.Lock()
+        # Two computations at once share the threads of the linear algebra, and its rounding depends on how many there
+        # are: only one at a time gives the same bits each time.
+        self._computing = threading.Lock()
         self._building: dict[LoadRequest, threading.Lock] = {}
         self._loaded: dict[LoadRequest, Loaded] = {}
         self._claims: dict[LoadRequest, set[str]] = {}
@@ -111,7 +114,9 @@ class Workbench:
             with self._lock:
                 loaded = self._loaded.get(request)
             if loaded is None:
-                loaded = self._build(request, progress, cancel)
+                with self._computing:
+                    check_cancelled(cancel)
+                    loaded = self._build(request, progress, cancel)
             # A tab that closed meanwhile has set it; nobody would free the model.
             check_cancelled(cancel)
             self.put(loaded, owner)
@@ -231,15 +236,16 @@ class Workbench:
         plan = allocate(loaded.scores, recipe)
         wanted = name.strip()[:40] or f"{recipe.ratio:.0%} {recipe.allocation}"
         self._check_budget(loaded.model.bytes * plan.parameters_after // plan.parameters_before, f"'{wanted}'")
-        model = prune(
-            loaded.model,
-            plan,
-            loaded.stats,
-            compensation=recipe.compensation,
-            damping=recipe.damping,
-            progress=progress,
-            cancel=cancel,
-        )
+        with self._computing:
+            model = prune(
+                loaded.model,
+                plan,
+                loaded.stats,
+                compensation=recipe.compensation,
+                damping=recipe.damping,
+                progress=progress,
+                cancel=cancel,
+            )
         check_cancelled(cancel)
         with self._lock:
             variants = self._tabs.setdefault(owner, Tab()).variants
