@@ -46,7 +46,11 @@ def add(commands: Commands) -> None:
     add_calibration(parser)
     group = parser.add_argument_group("pruning")
     group.add_argument("--ratio", type=float, metavar="R", help="share of prunable parameters to remove (default 0.3)")
-    group.add_argument("--scorer", metavar="NAME", help="newton (the default), newton_loop or newton_boxed")
+    group.add_argument(
+        "--scorer",
+        metavar="NAME",
+        help="newton (the default), newton_loop, newton_boxed, flap, wanda_sp, magnitude or random",
+    )
     group.add_argument("--allocation", metavar="NAME", help="global (the default), uniform or paper_printed")
     group.add_argument("--compensation", metavar="NAME", help="paper (the default), residual or none")
     group.add_argument(

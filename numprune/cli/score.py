@@ -34,7 +34,11 @@ def add(commands: Commands) -> None:
     parser = add_command(commands, "score", "show how much every head and channel matters", example=EXAMPLE)
     add_model(parser)
     add_calibration(parser)
-    parser.add_argument("--method", metavar="NAME", help="newton (the default), newton_loop or newton_boxed")
+    parser.add_argument(
+        "--method",
+        metavar="NAME",
+        help="newton (the default), newton_loop, newton_boxed, flap, wanda_sp, magnitude or random",
+    )
     parser.add_argument(
         "--score-ratio", type=float, metavar="R", help="sparsity the scores are computed for (default 0.5)"
     )

@@ -9,6 +9,7 @@ import torch
 
 from numprune.calibration.statistics import CalibrationStats, ModuleStats
 from numprune.errors import CancelEvent, InputError, Progress, check_cancelled
+from numprune.models.adapter import ModuleKey
 from numprune.models.model import Model
 from numprune.scoring.newton import check_ratio, numerical_score
 from numprune.scoring.table import ModuleScores, ScoreTable
@@ -17,11 +18,12 @@ from numprune.scoring.table import ModuleScores, ScoreTable
 class Scorer(Protocol):
     """Scores the input channels of a module's last linear.
 
-    Takes the weight (out, in) as torch stores it, the statistics of its inputs and the sparsity ratio; returns
-    (in,) scores, higher meaning more worth keeping, comparable between modules.
+    Takes the weight (out, in) as torch stores it, the statistics of its inputs, the sparsity ratio and the module's
+    key; returns (in,) scores, higher meaning more worth keeping. Allocation "global" compares them between modules;
+    where they cannot be compared, choose "uniform".
     """
 
-    def __call__(self, weight: torch.Tensor, stats: ModuleStats, *, ratio: float) -> torch.Tensor: ...
+    def __call__(self, weight: torch.Tensor, stats: ModuleStats, *, ratio: float, key: ModuleKey) -> torch.Tensor: ...
 
 
 SCORERS: dict[str, Scorer] = {}
@@ -43,19 +45,19 @@ def _unit_gram(stats: ModuleStats) -> torch.Tensor:
 
 
 @scorer("newton")
-def newton(weight: torch.Tensor, stats: ModuleStats, *, ratio: float) -> torch.Tensor:
+def newton(weight: torch.Tensor, stats: ModuleStats, *, ratio: float, key: ModuleKey) -> torch.Tensor:
     """The numerical score in closed form."""
     return numerical_score(weight, _unit_gram(stats), ratio=ratio)
 
 
 @scorer("newton_loop")
-def newton_loop(weight: torch.Tensor, stats: ModuleStats, *, ratio: float) -> torch.Tensor:
+def newton_loop(weight: torch.Tensor, stats: ModuleStats, *, ratio: float, key: ModuleKey) -> torch.Tensor:
     """The numerical score by Algorithm 1 of the paper, 50 steps."""
     return numerical_score(weight, _unit_gram(stats), ratio=ratio, method="newton")
 
 
 @scorer("newton_boxed")
-def newton_boxed(weight: torch.Tensor, stats: ModuleStats, *, ratio: float) -> torch.Tensor:
+def newton_boxed(weight: torch.Tensor, stats: ModuleStats, *, ratio: float, key: ModuleKey) -> torch.Tensor:
     """The numerical score under 0 <= z <= 1."""
     return numerical_score(weight, _unit_gram(stats), ratio=ratio, method="boxed", steps=200)
 
@@ -93,7 +95,7 @@ def score(
         check_cancelled(cancel)
         module_stats = stats.modules[block.key]
         weight = block.last.weight.detach().to(module_stats.gram.device)
-        channels = SCORERS[method](weight, module_stats, ratio=ratio).cpu()
+        channels = SCORERS[method](weight, module_stats, ratio=ratio, key=block.key).cpu()
         modules[block.key] = ModuleScores(
             units=channels.reshape(block.units, block.width).mean(1).numpy(),
             channels=channels.numpy(),

@@ -73,12 +73,12 @@ def test_a_scorer_of_ones_own_is_ten_lines(model, stats, monkeypatch):
     seen = []
 
     @scorer("magnitude-for-this-test")
-    def magnitude(weight, stats, *, ratio):
-        seen.append((stats.tokens, ratio))
+    def magnitude(weight, stats, *, ratio, key):
+        seen.append((stats.tokens, ratio, key.layer))
         return weight.norm(dim=0)
 
     table = score(model, stats, method="magnitude-for-this-test", ratio=0.2)
-    assert seen == [(256, 0.2)] * 4
+    assert seen == [(256, 0.2, layer) for layer in (0, 0, 1, 1)]
     block = model.blocks[1]
     expected = [float(block.last.weight[:, channel].norm()) for channel in range(24)]
     np.testing.assert_allclose(table.modules[block.key].units, expected, rtol=1e-6)
