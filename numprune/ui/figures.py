@@ -458,27 +458,34 @@ def attention_pattern(tokens: Sequence[str], weights: np.ndarray, names: Sequenc
 def sensitivity_curves(table: pd.DataFrame) -> go.Figure:
     """Rise of the calibration loss when one module alone is pruned, from Sensitivity.to_pandas().
 
-    One line a module, attention solid and MLP dashed, first layers dark; modules that cost nothing lie flat.
+    One line a module, attention solid and MLP dashed, first layers dark; modules that cost nothing lie flat. The
+    vertical axis is a square root, so that one sacred module does not flatten all others.
     """
     figure = go.Figure()
+    rise = table["loss_increase"].to_numpy()
+    ticks = _sqrt_ticks(max(1e-3, float(rise.max())))
     layers = max(int(table["layer"].max()), 1)
     for (layer, module), curve in table.groupby(["layer", "module"], sort=True):
         colour = sample_colorscale("Viridis", [0.9 * layer / layers])[0]
         name = f"{layer} {'attn' if module == 'attention' else 'mlp'}"
         figure.add_scatter(
             x=curve["share"].to_numpy(np.float32),
-            y=curve["loss_increase"].to_numpy(np.float32),
-            customdata=curve["parameters_removed"].to_numpy(np.float32),
+            y=_signed_sqrt(curve["loss_increase"].to_numpy()).astype(np.float32),
+            customdata=curve[["parameters_removed", "loss_increase"]].to_numpy(np.float32),
             name=name,
             mode="lines+markers",
             line={"color": colour, "dash": "solid" if module == "attention" else "dash", "width": 1.6},
             marker={"size": 6, "symbol": "circle" if module == "attention" else "diamond"},
-            hovertemplate="%{x:.0%} of what may go, %{customdata:,.0f} parameters: %{y:+.4f} nats<extra>"
+            hovertemplate="%{x:.0%} of what may go, %{customdata[0]:,.0f} parameters: %{customdata[1]:+.4f} nats<extra>"
             + name
             + "</extra>",
         )
     figure.update_xaxes(title="share of the module removed", tickformat=".0%")
-    figure.update_yaxes(title="rise of the calibration loss, nats a token")
+    figure.update_yaxes(
+        title="rise of the calibration loss, nats a token",
+        tickvals=np.sqrt(ticks),
+        ticktext=[f"{tick:g}" for tick in ticks.tolist()],
+    )
     _base(figure, 380)
     return figure
 
@@ -531,6 +538,10 @@ def _token(token: str) -> str:
     """A token as a label: whitespace is visible where there is nothing else, and markup stays text."""
     shown = token.strip() or token.replace(" ", "␣").replace("\n", "↵").replace("\t", "⇥")
     return escape(shown)
+
+
+def _signed_sqrt(values: np.ndarray) -> np.ndarray:
+    return np.sign(values) * np.sqrt(np.abs(values))
 
 
 def _sqrt_ticks(most: float) -> np.ndarray:

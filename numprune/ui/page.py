@@ -55,6 +55,9 @@ class Page:
     compare: CompareStep
     report: ReportStep
     stoppable: list[Any] = field(default_factory=list)
+    files: tempfile.TemporaryDirectory[str] = field(
+        default_factory=lambda: tempfile.TemporaryDirectory(prefix="numprune-")
+    )
 
     @property
     def look(self) -> set[Any]:
@@ -95,7 +98,8 @@ class Page:
     def offer(self, name: str, text: str) -> Updates:
         """A file for the browser to download at once, made by a handler that `save_with` follows."""
         safe = re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-")
-        file = Path(tempfile.mkdtemp(prefix="numprune-")) / safe
+        # A folder for each, so that two tabs never write the same file; all go when the program ends.
+        file = Path(tempfile.mkdtemp(dir=self.files.name)) / safe
         file.write_text(text, encoding="utf-8")
         return {self.download: gr.DownloadButton(value=str(file))}
 

@@ -299,6 +299,7 @@ def test_sensitivity_curves_name_modules_and_tell_them_apart_without_colour():
     )
     attention, mlp = sensitivity_curves(table).data
     assert (attention.name, mlp.name) == ("0 attn", "1 mlp")
-    assert list(mlp.y) == pytest.approx([0.0, 0.1])
+    assert list(mlp.y) == pytest.approx([0.0, 0.1**0.5])
+    assert list(mlp.customdata[1]) == pytest.approx([20, 0.1])
     assert attention.line.dash != mlp.line.dash
     assert attention.marker.symbol != mlp.marker.symbol
