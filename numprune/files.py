@@ -75,6 +75,11 @@ def _swap(partial: Path, target: Path) -> None:
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:
     """Write a text file beside its target, then rename it there."""
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
+    """Write a file beside its target, then rename it there."""
     path = Path(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -82,8 +87,8 @@ def write_text(path: str | os.PathLike[str], text: str) -> None:
     except OSError as error:
         raise NumpruneError(f"Cannot write {path}: {error.strerror}; choose another place.") from error
     try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
         Path(name).replace(path)
     except OSError as error:
         Path(name).unlink(missing_ok=True)

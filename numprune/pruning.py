@@ -118,7 +118,7 @@ def prune(
             model.module, module, model.adapter, stats.rows, damping=damping, progress=progress, cancel=cancel
         )
     check_cancelled(cancel)
-    pruned = Model(module=module, tokenizer=model.tokenizer, adapter=model.adapter, name=model.name)
+    pruned = model.around(module)
     pruned.recipe = plan.recipe.replace(
         model=model.name, fingerprint=fingerprint, compensation=compensation, damping=damping
     )

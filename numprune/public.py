@@ -26,6 +26,7 @@ from numprune.evaluation import (
 from numprune.footprint import Sizes, sizes
 from numprune.generation import Sampling, generate, stream_text
 from numprune.models import Model, ModuleKey, embedded_models, held_out_text, load
+from numprune.models.llamagen import LlamaGen
 from numprune.pruning import PruningReport, prune
 from numprune.recipe import CalibrationRecipe, Recipe
 from numprune.scoring import SCORERS, ScoreTable, score, scorer
@@ -40,6 +41,7 @@ __all__ = [
     "Cancelled",
     "Divergence",
     "InputError",
+    "LlamaGen",
     "LoadError",
     "Model",
     "ModuleKey",

@@ -208,8 +208,7 @@ class _Probe:
         self.rows = stats.rows[:samples].long()
         self.stats, self.recipe = stats, recipe
         self.dense = {block.key: block for block in model.blocks}
-        module = twin(model.module)
-        self.model = Model(module=module, tokenizer=model.tokenizer, adapter=model.adapter, name=model.name)
+        self.model = model.around(twin(model.module))
         self.own = {block.key: block for block in self.model.blocks}
         self.tokens = self.rows[:, 1:].numel()
 

@@ -8,6 +8,7 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from numprune import Model
 from numprune.models.adapter import adapter_for
+from numprune.models.llamagen import LlamaGen, LlamaGenConfig
 from numprune.scoring import ModuleScores, ScoreTable
 
 VOCABULARY = 112
@@ -33,6 +34,16 @@ _LLAMA3_ROPE = {
     "original_max_position_embeddings": 16,
 }
 _NEOX = {**_LLAMA, "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.5}}
+# Codes, classes and the null class make VOCABULARY ids.
+_LLAMAGEN = {
+    "codes": VOCABULARY - 7,
+    "classes": 6,
+    "grid": 8,
+    "hidden_size": 32,
+    "intermediate_size": 24,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+}
 
 # Per name: the config, units of one attention module, units of one MLP module.
 ARCHITECTURES = {
@@ -60,6 +71,7 @@ ARCHITECTURES = {
     "gpt-neox-parallel": (lambda: transformers.GPTNeoXConfig(**_NEOX, use_parallel_residual=True), 4, 24),
     "gpt-neox-sequential": (lambda: transformers.GPTNeoXConfig(**_NEOX, use_parallel_residual=False), 4, 24),
     "opt": (lambda: transformers.OPTConfig(**_LLAMA, ffn_dim=24, word_embed_proj_dim=32), 4, 24),
+    "llamagen": (lambda: LlamaGenConfig(**_LLAMAGEN), 4, 24),
 }
 
 
@@ -83,6 +95,8 @@ def tiny_model(name="llama", *, tokenizer=None, seed=0, attention=None, **change
     for key, value in changes.items():
         setattr(config, key, value)
     module = random_module(config, seed=seed, attention=attention)
+    if isinstance(config, LlamaGenConfig):
+        return LlamaGen(module=module, tokenizer=None, adapter=adapter_for(config), name=f"tiny {name}")
     return Model(module=module, tokenizer=tokenizer, adapter=adapter_for(config), name=f"tiny {name}")
 
 

@@ -37,9 +37,10 @@ def calibrate(
 
     Args:
         data: a dataset name (wikitext2, c4, ptb, tinystories), a text or jsonl file, a list of strings, token
-            ids (tokens,) or (sequences, tokens), or "self" for the model's own samples.
-        samples: sequences to use; windows are drawn without overlap while the text lasts.
-        sequence_length: tokens per sequence; capped, with a note and a warning, at what the model supports.
+            ids (tokens,) or (sequences, tokens), or "self" for the model's own samples, texts or images.
+        samples: sequences or images to use; windows are drawn without overlap while the text lasts.
+        sequence_length: tokens per sequence; capped, with a note and a warning, at what the model supports. Of an
+            image, the class and its codes.
         batch_size: sequences per forward pass; "auto" keeps a batch near 4096 tokens on a CPU, 16384 elsewhere.
         seed: for drawing windows, or for the model's own samples.
 
@@ -55,8 +56,10 @@ def calibrate(
     notes: list[str] = []
     limit = model.maximum_length
     if limit is not None and sequence_length > limit:
-        notes.append(f"Sequence length {sequence_length} was capped at {limit}, the most this model supports.")
-        warnings.warn(notes[-1], stacklevel=2)
+        # An image is as long as it is; nobody asked for more.
+        if model.adapter.reads_text:
+            notes.append(f"Sequence length {sequence_length} was capped at {limit}, the most this model supports.")
+            warnings.warn(notes[-1], stacklevel=2)
         sequence_length = limit
     if isinstance(data, str) and data == SELF:
         rows = self_samples(model, samples, sequence_length, seed, progress=progress, cancel=cancel)

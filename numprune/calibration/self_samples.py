@@ -1,4 +1,4 @@
-"""Calibration text the model writes itself, kept on disk so that a second run is immediate."""
+"""Calibration samples the model makes itself, kept on disk so that a second run is immediate."""
 
 from __future__ import annotations
 
@@ -13,9 +13,12 @@ from safetensors.torch import load_file, save_file
 from numprune.errors import CancelEvent, Progress
 from numprune.generation.text import Sampling, sample_tokens, start_token
 from numprune.models.embedded import embedded_model
+from numprune.models.llamagen import LlamaGen
 from numprune.models.model import Model
 
 BATCH = 32
+IMAGES = {"cfg_scale": 4.0, "temperature": 1.0, "top_k": 2000, "top_p": 1.0}
+"""How calibration images are drawn."""
 
 
 def cache_folder() -> Path:
@@ -37,13 +40,15 @@ def self_samples(
 ) -> torch.Tensor:
     """Sequences drawn from the model's own distribution (temperature 1, nothing cut off).
 
-    A row that ends a document begins the next one, as in packed training text. Samples of an embedded model
-    with default settings ship with it; all others are written to `cache_folder()`.
+    A row that ends a document begins the next one, as in packed training text. Image models draw as `IMAGES` says,
+    for classes drawn uniformly. Samples of an embedded model with default settings ship with it; all others are
+    written to `cache_folder()`.
 
     Returns:
-        (samples, length) token ids.
+        (samples, length) token ids; of image models the class and its codes, as in `LlamaGen.rows`.
     """
-    name = f"self-{model.fingerprint()}-{samples}x{length}-{seed}.safetensors"
+    settings = "".join(f"-{key}{value}" for key, value in IMAGES.items()) if isinstance(model, LlamaGen) else ""
+    name = f"self-{model.fingerprint()}-{samples}x{length}-{seed}{settings}.safetensors"
     folders = [folder for folder in (embedded_model(model.name), cache_folder()) if folder is not None]
     for folder in folders:
         try:
@@ -67,6 +72,10 @@ def draw_samples(
     cancel: CancelEvent | None = None,
 ) -> torch.Tensor:
     """`self_samples` without the disk."""
+    if isinstance(model, LlamaGen):
+        classes = torch.randint(model.classes, (samples,), generator=torch.Generator().manual_seed(seed))
+        codes = model.generate(classes, **IMAGES, seed=seed, batch_size=BATCH, progress=progress, cancel=cancel)
+        return model.rows(classes, codes.cpu())[:, :length]
     parts = []
     total = samples * (length - 1)
     for begin in range(0, samples, BATCH):

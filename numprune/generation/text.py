@@ -7,60 +7,14 @@ generator, so the dashboard streams and stops it; and calibration can let a row 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 
 import torch
-from transformers import (
-    DynamicCache,
-    LogitsProcessorList,
-    TemperatureLogitsWarper,
-    TopKLogitsWarper,
-    TopPLogitsWarper,
-)
+from transformers import DynamicCache
 
 from numprune.errors import CancelEvent, InputError, NumericalError, Progress, check_cancelled
+from numprune.generation.sampling import Sampling, draw
 from numprune.models.model import Model
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """How tokens are drawn.
-
-    Attributes:
-        max_new_tokens: most tokens to write; the model's maximum length also ends a text.
-        temperature: 0 takes the likeliest token each time.
-        top_k: draw among the k likeliest tokens; 0 for all.
-        top_p: draw among the likeliest tokens that hold this much probability; 1 for all.
-        seed: row i of a batch draws from the generator seeded with seed + i.
-    """
-
-    max_new_tokens: int = 200
-    temperature: float = 0.8
-    top_k: int = 0
-    top_p: float = 0.95
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if self.max_new_tokens < 1:
-            raise InputError(f"max_new_tokens is {self.max_new_tokens}; give at least 1.")
-        if not (math.isfinite(self.temperature) and self.temperature >= 0):
-            raise InputError(f"temperature is {self.temperature}; give 0 (greedy) or a positive number.")
-        if self.top_k < 0:
-            raise InputError(f"top_k is {self.top_k}; give 0 (all tokens) or a positive number.")
-        if not 0 < self.top_p <= 1:
-            raise InputError(f"top_p is {self.top_p}; give a number above 0 and at most 1.")
-
-    def warpers(self) -> LogitsProcessorList:
-        chosen = LogitsProcessorList()
-        if self.temperature not in (0, 1):
-            chosen.append(TemperatureLogitsWarper(float(self.temperature)))
-        if self.top_k:
-            chosen.append(TopKLogitsWarper(self.top_k))
-        if self.top_p < 1:
-            chosen.append(TopPLogitsWarper(self.top_p))
-        return chosen
 
 
 def generate(
@@ -182,7 +136,8 @@ def sample_tokens(
         ).logits[:, -1]
         if not bool(torch.isfinite(logits).all()):
             raise NumericalError("The model's logits are not finite; load it in float32 or prune less.")
-        tokens = _draw(logits.float(), ids, warpers, sampling.temperature, generators)
+        uniform = torch.cat([torch.rand(1, generator=generator) for generator in generators])
+        tokens = draw(logits.float(), sampling.temperature, warpers, uniform).cpu()
         tokens[ended] = begin
         yield tokens.clone()
         ended = torch.isin(tokens, eos) if restart else ended | torch.isin(tokens, eos)
@@ -193,21 +148,3 @@ def sample_tokens(
         ids = torch.cat([ids, column], dim=1)
         mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
         step_ids = column if use_cache else ids
-
-
-def _draw(
-    logits: torch.Tensor,
-    ids: torch.Tensor,
-    warpers: LogitsProcessorList,
-    temperature: float,
-    generators: list[torch.Generator],
-) -> torch.Tensor:
-    """Inverse-CDF sampling with one uniform number a row, drawn on the CPU; (rows,) on the CPU."""
-    if temperature == 0:
-        return logits.argmax(-1).cpu()
-    probabilities = warpers(ids, logits).softmax(-1)
-    cumulative = probabilities.cumsum(-1)
-    uniform = torch.cat([torch.rand(1, generator=generator) for generator in generators]).to(logits.device)
-    target = uniform[:, None] * cumulative[:, -1:]
-    drawn = torch.searchsorted(cumulative, target, right=True).clamp(max=logits.shape[-1] - 1)
-    return drawn[:, 0].cpu()

@@ -132,6 +132,8 @@ class Adapter(ABC):
     """
 
     model_types: ClassVar[tuple[str, ...]]
+    reads_text: ClassVar[bool] = True
+    """Whether checkpoints come with a text tokenizer."""
 
     @abstractmethod
     def layers(self, model: nn.Module) -> nn.ModuleList:

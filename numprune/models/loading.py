@@ -13,18 +13,22 @@ from typing import Any
 import torch
 import transformers
 from accelerate import init_empty_weights
+from huggingface_hub import hf_hub_download
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
-from numprune.errors import InputError, LoadError, NumpruneError
+from numprune.errors import LoadError, NumpruneError
 from numprune.files import MARKER
 from numprune.models import gpt_neox, llama, opt, phi3  # noqa: F401  (each registers its adapter)
 from numprune.models.adapter import Adapter, ModuleKey, adapter_for
 from numprune.models.embedded import embedded_model, embedded_models
+from numprune.models.llamagen import VQ_FILE, LlamaGen, LlamaGenForImages, load_checkpoint
+from numprune.models.llamagen.model import open_vq
 from numprune.models.model import FORMAT, Model, slice_module
+from numprune.models.placement import DTYPES as DTYPES
+from numprune.models.placement import place, resolve_device, resolve_dtype
 
-DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 _WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "pytorch_model*.bin", "pytorch_model*.bin.index.json")
 
 
@@ -40,8 +44,9 @@ def load(
     """Open a model for scoring, pruning and generation.
 
     Args:
-        name_or_path: an embedded name (`numprune.embedded_models()`), a hub id, or a folder written by
-            transformers or by `Model.save`.
+        name_or_path: an embedded name (`numprune.embedded_models()`), a hub id, a folder written by transformers
+            or by `Model.save`, or a LlamaGen decoder: a .pt file, or one on the hub such as
+            FoundationVision/LlamaGen:c2i_B_256.pt. Its image tokenizer is looked for beside it.
         device: a torch device, or "auto": CUDA, then MPS, then CPU.
         dtype: a torch dtype or its name, or "auto": the checkpoint's own on an accelerator, float32 on a CPU
             (half precision is slower there and gains nothing).
@@ -54,6 +59,8 @@ def load(
         LoadError: when something is missing, damaged or not to be had.
     """
     name = os.fspath(name_or_path)
+    if name.endswith(".pt"):
+        return _load_llamagen(name, revision, device=device, dtype=dtype, max_parameters=max_parameters)
     source = _source(name)
     target = resolve_device(device)
     options = {"trust_remote_code": trust_remote_code, "revision": revision}
@@ -61,52 +68,50 @@ def load(
     adapter = adapter_for(config)
     if max_parameters is not None:
         _check_size(name, config, max_parameters)
-    tokenizer = _attempt(name, lambda: AutoTokenizer.from_pretrained(source, **options), what="the tokenizer of ")
+    tokenizer = None
+    if adapter.reads_text:
+        tokenizer = _attempt(name, lambda: AutoTokenizer.from_pretrained(source, **options), what="the tokenizer of ")
     wanted = resolve_dtype(dtype, config, target)
     marker = Path(source) / MARKER
     if marker.is_file():
         module = _attempt(name, lambda: _load_sliced(Path(source), marker, config, adapter, wanted))
     else:
         module = _attempt(name, lambda: _load_stock(source, config, wanted, options))
-    _check_tokenizer(name, tokenizer, module)
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    tokenizer.padding_side = "left"
-    try:
-        module = module.to(target).eval().requires_grad_(False)
-    except torch.OutOfMemoryError as error:
-        raise LoadError(f"{name} does not fit the memory of {target}; choose dtype bfloat16 or device cpu.") from error
-    model = Model(module=module, tokenizer=tokenizer, adapter=adapter, name=name)
+    if tokenizer is not None:
+        _check_tokenizer(name, tokenizer, module)
+        if tokenizer.pad_token_id is None:
+            tokenizer.pad_token = tokenizer.eos_token
+        tokenizer.padding_side = "left"
+    module = place(module, name, target)
+    if isinstance(module, LlamaGenForImages):
+        vq = _attempt(name, lambda: open_vq(Path(source), config))
+        model: Model = LlamaGen(module=module, tokenizer=None, adapter=adapter, name=name, vq=vq)
+    else:
+        model = Model(module=module, tokenizer=tokenizer, adapter=adapter, name=name)
     if marker.is_file():
         _attempt(name, lambda: _restore_history(model, Path(source)))
     return model
 
 
-def resolve_device(device: str) -> torch.device:
-    """The torch device `device` means; "auto" is CUDA, then MPS, then CPU."""
-    if device == "auto":
-        if torch.cuda.is_available():
-            return torch.device("cuda")
-        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
-    try:
-        resolved = torch.device(device)
-        torch.zeros(1, device=resolved).item()
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise InputError(f"Device '{device}' is not available here; use auto, cpu, cuda or mps.") from error
-    return resolved
-
-
-def resolve_dtype(dtype: str | torch.dtype, config: Any, device: torch.device) -> torch.dtype:
-    """The torch dtype `dtype` means for a checkpoint on a device."""
-    if isinstance(dtype, torch.dtype):
-        if not dtype.is_floating_point:
-            raise InputError(f"Data type {dtype} cannot hold a model; use auto, {', '.join(DTYPES)}.")
-        return dtype
-    if dtype == "auto":
-        return torch.float32 if device.type == "cpu" else (getattr(config, "dtype", None) or torch.float32)
-    if dtype not in DTYPES:
-        raise InputError(f"Data type '{dtype}' is not known; use auto, {', '.join(DTYPES)}.")
-    return DTYPES[dtype]
+def _load_llamagen(name: str, revision: str | None, **options: Any) -> LlamaGen:
+    """A published decoder, from disk or OWNER/NAME:FILE on the hub, with the image tokenizer that lies beside it."""
+    repository, _, file = name.partition(":")
+    notes = []
+    if file and repository.count("/") == 1 and not Path(name).exists():
+        path = _attempt(name, lambda: hf_hub_download(repository, file, revision=revision))
+        try:
+            vq: str | Path | None = hf_hub_download(repository, VQ_FILE, revision=revision)
+        except Exception as error:  # hub and network errors come in many types
+            vq = None
+            notes.append(f"{repository} gave no image tokenizer ({type(error).__name__}), so codes cannot be painted.")
+    else:
+        path = name
+        beside = Path(name).expanduser().parent / VQ_FILE
+        vq = beside if beside.is_file() else None
+    model = load_checkpoint(path, vq=vq, **options)
+    model.name = name
+    model.notes += notes
+    return model
 
 
 def _source(name: str) -> str:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from torch import nn
@@ -99,6 +101,10 @@ class Model:
         """Longest sequence in tokens the model supports; None when its config does not say."""
         return self.adapter.maximum_length(self.config)
 
+    def around(self, module: PreTrainedModel) -> Self:
+        """The same model around another module of the architecture, with no history."""
+        return dataclasses.replace(self, module=module, recipe=None, report=None, notes=[])
+
     def units(self) -> dict[ModuleKey, int]:
         """Units left in each prunable module, emptied modules included as 0."""
         present = {block.key: block.units for block in self.blocks}
@@ -133,11 +139,7 @@ class Model:
         """
         with atomic_folder(folder) as partial:
             try:
-                # Tensors keep the module's own names: transformers would undo its renamings (GPT-NeoX's lm_head),
-                # which only its own loader of whole checkpoints applies again.
-                self.module.save_pretrained(partial, save_original_format=False)
-                if self.tokenizer is not None:
-                    self.tokenizer.save_pretrained(partial)
+                self._write(partial)
             except OSError:
                 raise
             except Exception as error:  # safetensors reports a full disk as an error type of its own
@@ -148,6 +150,14 @@ class Model:
                 (partial / "recipe.json").write_text(self.recipe.to_json())
             if self.report is not None:
                 (partial / "report.json").write_text(self.report.to_json())
+
+    def _write(self, folder: Path) -> None:
+        """Write what transformers reads."""
+        # Tensors keep the module's own names: transformers would undo its renamings (GPT-NeoX's lm_head),
+        # which only its own loader of whole checkpoints applies again.
+        self.module.save_pretrained(folder, save_original_format=False)
+        if self.tokenizer is not None:
+            self.tokenizer.save_pretrained(folder)
 
 
 def twin(module: PreTrainedModel) -> PreTrainedModel:

@@ -148,3 +148,41 @@ def test_cache_folder_follows_the_environment(monkeypatch, variables, expected):
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
     assert module.cache_folder() == Path(expected)
+
+
+def test_images_are_those_the_model_draws_of_uniform_classes(monkeypatch):
+    model = tiny_model("llamagen")
+    drawn = draw_samples(model, 200, 65, seed=5)
+    classes, codes = drawn[:, 0] - model.config.codes, drawn[:, 1:]
+    assert drawn.shape == (200, 65)
+    assert sorted(classes.unique().tolist()) == list(range(model.classes))
+    assert torch.equal(codes[:3], model.generate(classes[:3], **module.IMAGES, seed=5))
+    monkeypatch.setattr(module, "BATCH", 30)
+    assert torch.equal(draw_samples(model, 70, 65, seed=5)[:65], draw_samples(model, 200, 65, seed=5)[:65])
+
+
+def test_images_are_drawn_once_for_each_model_and_setting(drawn, cache, monkeypatch):
+    model = tiny_model("llamagen")
+    first = self_samples(model, 3, 65, seed=0)
+    assert torch.equal(self_samples(model, 3, 65, seed=0), first)
+    assert len(drawn) == 1
+    assert len(list(cache.iterdir())) == 1
+    self_samples(tiny_model("llamagen", seed=1), 3, 65, seed=0)
+    monkeypatch.setitem(module.IMAGES, "cfg_scale", 1.5)
+    assert not torch.equal(self_samples(model, 3, 65, seed=0), first)
+    assert len(drawn) == 3
+
+
+def test_drawing_images_reports_its_progress():
+    steps = []
+    draw_samples(tiny_model("llamagen"), 40, 65, seed=0, progress=lambda *step: steps.append(step))
+    assert steps[0] == (32, 40 * 64, "sampling images")
+    assert steps[-1][:2] == (40 * 64, 40 * 64)
+    assert [step[0] for step in steps] == sorted(step[0] for step in steps)
+
+
+def test_calibration_on_images_caps_their_length_without_a_word(recwarn):
+    stats = calibrate(tiny_model("llamagen"), "self", samples=4)
+    assert (stats.samples, stats.sequence_length, stats.data) == (4, 65, "self")
+    assert stats.notes == []
+    assert not [each for each in recwarn if issubclass(each.category, UserWarning)]

@@ -7,7 +7,7 @@ from architectures import ARCHITECTURES, make_tokenizer, random_ids, random_scor
 from numprune import InputError, NumericalError, Recipe, allocate, attention_patterns, calibrate, prune
 
 TEXT = "the cat and a dog ran to them"
-ALL = pytest.mark.parametrize("name", ARCHITECTURES)
+ALL = pytest.mark.parametrize("name", [name for name in ARCHITECTURES if name != "llamagen"])
 HOW = pytest.mark.parametrize("how", ["dense", "pruned"])
 
 
