@@ -4,7 +4,7 @@ import numpy as np
 import torch
 import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast
 
 from numprune import Model
 from numprune.models.adapter import adapter_for
@@ -45,6 +45,27 @@ _LLAMAGEN = {
     "num_attention_heads": 4,
 }
 
+
+def janus():
+    """Two layers of a decoder between the smallest vision tower and image tokenizer there can be."""
+    vision = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 16, "patch_size": 8}
+    vision |= {"projection_dim": 32, "mlp_ratio": 1.0, "num_image_tokens": 4}
+    vq = {"num_embeddings": 16, "embed_dim": 4, "latent_channels": 8, "base_channels": 32}
+    vq |= {"channel_multiplier": [1, 1], "num_res_blocks": 1, "num_patches": 2}
+    vq |= {"projection_dim": 32, "image_token_embed_dim": 32}
+    return transformers.JanusConfig(
+        text_config={"model_type": "llama", **_LLAMA}, vision_config=vision, vq_config=vq, image_token_id=2
+    )
+
+
+def emu3():
+    """The same for Emu3."""
+    vq = {"codebook_size": 16, "embed_dim": 4, "latent_channels": 4, "base_channels": 32, "channel_multiplier": [1, 1]}
+    vq |= {"num_res_blocks": 1, "attn_resolutions": []}
+    names = {f"<|visual token {index:06d}|>": 90 + index for index in range(16)} | {"<image>": 89}
+    return transformers.Emu3Config(text_config=_GQA, vq_config=vq, vocabulary_map=names, image_token_id=89)
+
+
 # Per name: the config, units of one attention module, units of one MLP module.
 ARCHITECTURES = {
     "llama": (lambda: transformers.LlamaConfig(**_LLAMA), 4, 24),
@@ -71,13 +92,15 @@ ARCHITECTURES = {
     "gpt-neox-parallel": (lambda: transformers.GPTNeoXConfig(**_NEOX, use_parallel_residual=True), 4, 24),
     "gpt-neox-sequential": (lambda: transformers.GPTNeoXConfig(**_NEOX, use_parallel_residual=False), 4, 24),
     "opt": (lambda: transformers.OPTConfig(**_LLAMA, ffn_dim=24, word_embed_proj_dim=32), 4, 24),
+    "janus": (janus, 4, 24),
+    "emu3": (emu3, 4, 24),
     "llamagen": (lambda: LlamaGenConfig(**_LLAMAGEN), 4, 24),
 }
 
 
 def random_module(config, *, seed=0, attention=None):
     """A float32 model whose weights, biases and norms are all random, so that forgetting any of them shows."""
-    module = AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation=attention)
+    module = adapter_for(config).auto_class.from_config(config, dtype=torch.float32, attn_implementation=attention)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in module.parameters():

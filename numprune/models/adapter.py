@@ -15,6 +15,7 @@ from typing import Any, ClassVar, Literal, NamedTuple, get_args
 
 import torch
 from torch import nn
+from transformers import AutoModelForCausalLM
 
 from numprune.errors import InputError, UnsupportedArchitecture
 
@@ -134,6 +135,8 @@ class Adapter(ABC):
     model_types: ClassVar[tuple[str, ...]]
     reads_text: ClassVar[bool] = True
     """Whether checkpoints come with a text tokenizer."""
+    auto_class: ClassVar[Any] = AutoModelForCausalLM
+    """The class of transformers that opens checkpoints."""
 
     @abstractmethod
     def layers(self, model: nn.Module) -> nn.ModuleList:

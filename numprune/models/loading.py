@@ -16,15 +16,15 @@ from accelerate import init_empty_weights
 from huggingface_hub import hf_hub_download
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import AutoConfig, AutoTokenizer, PreTrainedModel
 
 from numprune.errors import LoadError, NumpruneError
 from numprune.files import MARKER
-from numprune.models import gpt_neox, llama, opt, phi3  # noqa: F401  (each registers its adapter)
+from numprune.models import gpt_neox, llama, multimodal, opt, phi3  # noqa: F401  (each registers its adapter)
 from numprune.models.adapter import Adapter, ModuleKey, adapter_for
 from numprune.models.embedded import embedded_model, embedded_models
 from numprune.models.llamagen import VQ_FILE, LlamaGen, LlamaGenForImages, load_checkpoint
-from numprune.models.llamagen.model import open_vq
+from numprune.models.llamagen.model import JUDGE_FOLDER, open_vq
 from numprune.models.model import FORMAT, Model, slice_module
 from numprune.models.placement import DTYPES as DTYPES
 from numprune.models.placement import place, resolve_device, resolve_dtype
@@ -76,7 +76,7 @@ def load(
     if marker.is_file():
         module = _attempt(name, lambda: _load_sliced(Path(source), marker, config, adapter, wanted))
     else:
-        module = _attempt(name, lambda: _load_stock(source, config, wanted, options))
+        module = _attempt(name, lambda: _load_stock(source, config, adapter, wanted, options))
     if tokenizer is not None:
         _check_tokenizer(name, tokenizer, module)
         if tokenizer.pad_token_id is None:
@@ -85,7 +85,9 @@ def load(
     module = place(module, name, target)
     if isinstance(module, LlamaGenForImages):
         vq = _attempt(name, lambda: open_vq(Path(source), config))
-        model: Model = LlamaGen(module=module, tokenizer=None, adapter=adapter, name=name, vq=vq)
+        judge = Path(source) / JUDGE_FOLDER
+        judge = judge if judge.is_dir() else None
+        model: Model = LlamaGen(module=module, tokenizer=None, adapter=adapter, name=name, vq=vq, judge=judge)
     else:
         model = Model(module=module, tokenizer=tokenizer, adapter=adapter, name=name)
     if marker.is_file():
@@ -143,7 +145,7 @@ def _source(name: str) -> str:
 
 def _check_size(name: str, config: Any, limit: int) -> None:
     with init_empty_weights():
-        shell = _attempt(name, lambda: AutoModelForCausalLM.from_config(config))
+        shell = _attempt(name, lambda: adapter_for(config).auto_class.from_config(config))
     shell.tie_weights()
     if shell.num_parameters() > limit:
         raise LoadError(
@@ -152,8 +154,10 @@ def _check_size(name: str, config: Any, limit: int) -> None:
         )
 
 
-def _load_stock(source: str, config: Any, dtype: torch.dtype, options: dict[str, Any]) -> PreTrainedModel:
-    module, info = AutoModelForCausalLM.from_pretrained(
+def _load_stock(
+    source: str, config: Any, adapter: Adapter, dtype: torch.dtype, options: dict[str, Any]
+) -> PreTrainedModel:
+    module, info = adapter.auto_class.from_pretrained(
         source,
         config=config,
         dtype=dtype,
@@ -178,7 +182,7 @@ def _load_sliced(folder: Path, marker: Path, config: Any, adapter: Adapter, dtyp
     """A folder written by Model.save: build the architecture without memory, narrow it, then read the weights."""
     keep = _saved_units(marker)
     with init_empty_weights(include_buffers=False):
-        module = AutoModelForCausalLM.from_config(config, dtype=dtype)
+        module = adapter.auto_class.from_config(config, dtype=dtype)
     module = slice_module(module, adapter, keep)
     state: dict[str, torch.Tensor] = {}
     for file in sorted(folder.glob("model*.safetensors")):

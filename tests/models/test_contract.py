@@ -7,7 +7,7 @@ from functools import cache
 import pytest
 import torch
 from architectures import ARCHITECTURES, make_tokenizer, random_ids, random_scores, tiny_model
-from transformers import AutoModelForCausalLM, DynamicCache
+from transformers import DynamicCache
 
 from numprune import ModuleKey, Recipe, Sampling, allocate, calibrate, load, prune
 from numprune.generation.text import sample_tokens
@@ -234,7 +234,7 @@ def test_a_saved_dense_model_opens_here_and_in_transformers(name, tmp_path):
     expected = logits_of(model)
     loaded = load(tmp_path / "saved", device="cpu")
     assert torch.equal(logits_of(loaded), expected)
-    loaded.module = AutoModelForCausalLM.from_pretrained(tmp_path / "saved", dtype=torch.float32)
+    loaded.module = dense(name).adapter.auto_class.from_pretrained(tmp_path / "saved", dtype=torch.float32)
     assert torch.equal(logits_of(loaded), expected)
 
 

@@ -60,7 +60,7 @@ def facts(loaded: Loaded) -> str:
     model, stats = loaded.model, loaded.stats
     heads = next((block for block in model.blocks if block.key.kind == "attention"), None)
     channels = next((block for block in model.blocks if block.key.kind == "mlp"), None)
-    config = model.config
+    config = model.config.get_text_config()
     query_heads, unit = config.num_attention_heads, unit_name(loaded)
     shared = "" if unit == "head" else f" of {query_heads // (heads.units if heads else 1)} query heads"
     items = [
@@ -81,7 +81,7 @@ def facts(loaded: Loaded) -> str:
 
 def unit_name(loaded: Loaded) -> str:
     """What one attention unit of the model is called."""
-    config = loaded.model.config
+    config = loaded.model.config.get_text_config()
     heads = config.num_attention_heads
     return "head" if getattr(config, "num_key_value_heads", None) in (None, heads) else "KV group"
 
