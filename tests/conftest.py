@@ -6,8 +6,12 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 import pytest
 import torch
 from architectures import make_tokenizer, random_ids, tiny_model
+from transformers import JanusVQVAEConfig
 
 from numprune import calibrate
+from numprune.evaluation.images import reference_from_images
+from numprune.evaluation.judge import Judge, Panel
+from numprune.models.llamagen.model import JUDGE_FOLDER, build
 
 
 def pytest_collection_modifyitems(items):
@@ -45,3 +49,31 @@ def dense_state(model):
 @pytest.fixture(autouse=True)
 def cache_in_tmp(tmp_path_factory, monkeypatch):
     monkeypatch.setenv("NUMPRUNE_CACHE", str(tmp_path_factory.mktemp("cache")))
+
+
+@pytest.fixture(scope="session")
+def images_folder(tmp_path_factory):
+    """A tiny random image model with a tokenizer and a judge, as `Model.save` writes it."""
+    side = 8
+    torch.manual_seed(0)
+    vq = JanusVQVAEConfig(
+        num_embeddings=20,
+        embed_dim=4,
+        latent_channels=8,
+        base_channels=32,
+        channel_multiplier=[1, 1],
+        num_res_blocks=1,
+        num_patches=side // 2,
+    )
+    sizes = {"classes": 3, "vocab": 20, "grid": side // 2, "hidden": 16, "layers": 2, "heads": 2, "channels": 8}
+    model = build(**sizes, vq_config=vq, class_names=["ant", "bee", "cow"])
+    with torch.no_grad():
+        for parameter in model.module.parameters():
+            parameter.mul_(20)
+    judge = Judge(channels=1, size=side, classes=3, width=6, data="noise").eval().requires_grad_(False)
+    blind = Panel(judge, None, 0.75, 40)
+    target = tmp_path_factory.mktemp("model") / "images"
+    model.save(target)
+    (target / JUDGE_FOLDER).mkdir()
+    Panel(judge, reference_from_images(torch.rand(40, 3, side, side), blind), 0.75, 40).save(target / JUDGE_FOLDER)
+    return target

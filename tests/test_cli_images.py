@@ -3,40 +3,21 @@ import re
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
-from transformers import JanusVQVAEConfig
 
 import numprune
 from numprune.cli import main
+from numprune.evaluation.judge import panel_of
+from numprune.evaluation.quality import image_quality
 from numprune.generation.images import GAP
 from numprune.models.llamagen import build
 
 SIDE = 8
-NAMES = ["ant", "bee", "cow"]
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    """A tiny random image model as `Model.save` writes it."""
-    torch.manual_seed(0)
-    vq = JanusVQVAEConfig(
-        num_embeddings=20,
-        embed_dim=4,
-        latent_channels=8,
-        base_channels=32,
-        channel_multiplier=[1, 1],
-        num_res_blocks=1,
-        num_patches=SIDE // 2,
-    )
-    sizes = {"classes": 3, "vocab": 20, "grid": SIDE // 2, "hidden": 16, "layers": 1, "heads": 2, "channels": 8}
-    model = build(**sizes, vq_config=vq, class_names=NAMES)
-    with torch.no_grad():
-        for parameter in model.module.parameters():
-            parameter.mul_(20)
-    target = tmp_path_factory.mktemp("model") / "images"
-    model.save(target)
-    return target
+def folder(images_folder):
+    return images_folder
 
 
 @pytest.fixture
@@ -128,3 +109,56 @@ def test_an_image_model_is_pruned_from_the_command_line(run, folder, tmp_path):
     assert numprune.load(small).parameters < numprune.load(folder).parameters
     assert run("generate", small, "--classes", "bee", "--out", out)[0] == 0
     assert pixels(out).shape == (SIDE, SIDE, 3)
+
+
+def test_images_are_measured_with_the_judge_that_came_with_the_model(run, folder, tmp_path):
+    small = tmp_path / "small"
+    assert run("prune", folder, "--ratio", "0.4", "--samples", "8", "--out", small)[0] == 0
+    flags = (
+        "--images",
+        12,
+        "--metrics",
+        "fid,precision",
+        "--guidance",
+        2,
+        "--top-k",
+        0,
+        "--seed",
+        3,
+        "--batch-size",
+        5,
+    )
+    code, printed, _ = run("eval", folder, small, *flags, "--json")
+    assert code == 0
+    for value, path in zip(json.loads(printed), (folder, small), strict=True):
+        model = numprune.load(path)
+        panel = panel_of(model)
+        settings = {"cfg_scale": 2.0, "top_k": 0, "seed": 3}
+        found = image_quality(model, 12, panel, panel.reference, ("fid", "precision"), **settings)
+        assert value["extractor"] == "noise-judge"
+        assert value["values"] == pytest.approx(found.metrics.values, rel=1e-5)
+        assert value["recognised"] == found.recognised
+        assert len(value["batch_seconds"]) == 1
+        assert value["n"] == 12
+    code, printed, _ = run("eval", folder, "--images", 4)
+    assert code == 0
+    assert "noise-judge on 4 images" in printed
+
+
+@pytest.mark.parametrize(
+    ("model", "flags", "says"),
+    [
+        (None, ("--images", "1"), "at least 2"),
+        (None, ("--images", "4", "--metrics", "fid,beauty"), "'beauty' was asked for"),
+        (None, ("--images", "4", "--speed"), "leave out --data and --speed"),
+        (None, ("--images", "4", "--guidance", "-1"), "cfg_scale is -1"),
+        (None, ("--metrics", "fid"), "--metrics needs --images"),
+        ("tiny-stories", ("--images", "4"), "writes text"),
+    ],
+)
+def test_measurements_that_do_not_fit_are_refused(run, folder, model, flags, says):
+    code, out, err = run("eval", model or folder, *flags)
+    assert code == 2
+    assert out == ""
+    assert len(err.splitlines()) == 1
+    assert says in err

@@ -15,7 +15,7 @@ from numprune.files import to_json, write_text
 if TYPE_CHECKING:
     from numprune.evaluation.bench import Benchmark
 
-BENCHMARKS = ("score", "calibrate", "prune", "speed", "dashboard")
+BENCHMARKS = ("score", "calibrate", "prune", "speed", "images", "dashboard")
 
 EXAMPLE = """\
   numprune bench score --sizes 4096 --json
@@ -40,7 +40,7 @@ def add(commands: Commands) -> None:
         metavar="N",
         help="steps of the loop to time; 50 is extrapolated from fewer (default: 50, but 2 above 4096 on a CPU)",
     )
-    group = parser.add_argument_group("calibrate, prune, speed")
+    group = parser.add_argument_group("calibrate, prune, speed, images")
     group.add_argument("--hidden", type=int, metavar="N", help="hidden size of the random model (default 1024)")
     group.add_argument("--channels", type=int, metavar="N", help="MLP channels (default 2816)")
     group.add_argument("--layers", type=int, metavar="N", help="decoder layers (default 2)")
@@ -49,12 +49,14 @@ def add(commands: Commands) -> None:
     group.add_argument("--sequence-length", type=int, default=512, metavar="L", help="tokens per sequence (512)")
     group.add_argument("--new-tokens", type=int, default=64, metavar="N", help="tokens to decode (default 64)")
     group.add_argument("--ratio", type=float, default=0.5, metavar="R", help="pruning ratio (default 0.5)")
+    group.add_argument("--grid", type=int, default=8, metavar="G", help="codes along one side of an image (default 8)")
+    group.add_argument("--batch", type=int, default=16, metavar="B", help="images drawn at once (default 16)")
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace, console: Console) -> None:
     counts = ("repetitions", "out_features", "samples", "sequence_length", "new_tokens", "loop_steps")
-    counts += ("hidden", "channels", "layers", "heads")
+    counts += ("hidden", "channels", "layers", "heads", "grid", "batch")
     for name in counts:
         value = getattr(args, name)
         if value is not None and value < 1:
@@ -103,6 +105,8 @@ def _chosen(args: argparse.Namespace, sizes: list[int]) -> Iterator[Callable[...
         yield partial(bench.bench_prune, shape, ratio=args.ratio, **on)
     if args.which in (None, "speed"):
         yield partial(bench.bench_speed, shape, ratio=args.ratio, new_tokens=args.new_tokens, **on)
+    if args.which in (None, "images"):
+        yield partial(bench.bench_images, shape, ratio=args.ratio, grid=args.grid, batch=args.batch, **on)
     if args.which == "dashboard":
         from numprune.ui.bench import bench_dashboard
 

@@ -8,16 +8,20 @@ from typing import Any
 
 import numprune
 from numprune.cli.console import Console, labelled
-from numprune.cli.options import Commands, add_command, add_model, describe, load_model
+from numprune.cli.options import Commands, add_command, add_model, describe, given, load_model
 
 EXAMPLE = """\
   numprune eval tiny-stories smaller --sequence-length 256 --speed
 
-  prints the perplexity of both models on the embedded held-out stories, their sizes and their tokens per second."""
+  numprune eval tiny-images smaller-images --images 1000 --metrics fid,precision,recall
+
+  The first prints the perplexity of both models on the embedded held-out stories, their sizes and their tokens per
+  second. The second draws images and measures how far they are from real ones: with the classifier that came with
+  the model, or with Inception where --reference names an npz file (ADM's VIRTUAL_imagenet256_labeled.npz)."""
 
 
 def add(commands: Commands) -> None:
-    parser = add_command(commands, "eval", "measure perplexity, size and speed of models", example=EXAMPLE)
+    parser = add_command(commands, "eval", "measure perplexity or image quality, size and speed", example=EXAMPLE)
     add_model(parser, nargs="+", help="embedded name (tiny-stories), hub id or folder; several are compared")
     parser.add_argument(
         "--data",
@@ -29,12 +33,84 @@ def add(commands: Commands) -> None:
         "--stride", type=int, metavar="S", help="tokens from one window to the next (default: the sequence length)"
     )
     parser.add_argument("--speed", action="store_true", help="also measure tokens per second, 64 tokens in, 64 out")
+    images = parser.add_argument_group("image models")
+    images.add_argument("--images", type=int, metavar="N", help="draw N images, all classes alike, and measure them")
+    images.add_argument(
+        "--metrics",
+        metavar="M,M,...",
+        help="of fid, sfid, is, precision, recall (default: all, or is alone with Inception and no --reference)",
+    )
+    images.add_argument("--reference", metavar="FILE.npz", help="real images or their statistics in ADM's format")
+    images.add_argument("--guidance", type=float, metavar="S", help="classifier-free guidance; 1 for none (default 4)")
+    images.add_argument("--temperature", type=float, metavar="T", help="0 takes the likeliest code (default 1)")
+    images.add_argument("--top-k", type=int, metavar="K", help="draw among the K likeliest; 0 for all (default 2000)")
+    images.add_argument("--top-p", type=float, metavar="P", help="draw among the likeliest that hold P (default 1)")
+    images.add_argument("--seed", type=int, metavar="S", help="of the first image; the next has S + 1 (default 0)")
+    images.add_argument("--batch-size", type=int, metavar="B", help="images drawn at once (default 64)")
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace, console: Console) -> None:
-    results = [_evaluate(name, args, console) for name in args.model]
-    console.result(results[0] if len(results) == 1 else results, "\n\n".join(map(_text, results)))
+    if args.images is None:
+        for name in _IMAGE_FLAGS:
+            if getattr(args, name) is not None:
+                raise numprune.InputError(f"--{name.replace('_', '-')} needs --images N, for image models.")
+        results = [_evaluate(name, args, console) for name in args.model]
+        console.result(results[0] if len(results) == 1 else results, "\n\n".join(map(_text, results)))
+        return
+    if args.data is not None or args.speed:
+        raise numprune.InputError("--images measures image models; leave out --data and --speed.")
+    results = [_images(name, args, console) for name in args.model]
+    console.result(results[0] if len(results) == 1 else results, "\n\n".join(map(_images_text, results)))
+
+
+_IMAGE_FLAGS = ("metrics", "reference", "guidance", "temperature", "top_k", "top_p", "seed", "batch_size")
+
+
+def _images(name: str, args: argparse.Namespace, console: Console) -> dict[str, Any]:
+    from numprune.evaluation.images import METRICS, Inception, Reference, reference_from_npz
+    from numprune.evaluation.judge import panel_of
+    from numprune.evaluation.quality import image_quality
+
+    began = time.monotonic()
+    wanted = None if args.metrics is None else [part.strip() for part in args.metrics.split(",")]
+    model = load_model(name, args, console)
+    if not isinstance(model, numprune.LlamaGen):
+        raise numprune.InputError(f"{name} writes text; leave out --images.")
+    panel = None if args.reference else panel_of(model)
+    reference: Reference | None
+    with console.progress() as progress:
+        if panel is not None:
+            extractor, reference, wanted = panel, panel.reference, wanted or METRICS
+        else:
+            extractor, reference = Inception.load(args.device), None
+            wanted = wanted or (METRICS if args.reference else ("is",))
+            if args.reference:
+                reference = reference_from_npz(args.reference, extractor, wanted, progress=progress)
+        settings = given(
+            cfg_scale=args.guidance,
+            temperature=args.temperature,
+            top_k=args.top_k,
+            top_p=args.top_p,
+            seed=args.seed,
+            batch=args.batch_size,
+        )
+        measured = image_quality(model, args.images, extractor, reference, wanted, progress=progress, **settings)
+    console.notes(model.notes)
+    return {**describe(model), **measured.to_dict(), "seconds": time.monotonic() - began}
+
+
+def _images_text(result: dict[str, Any]) -> str:
+    rows = {"measured with": f"{result['extractor']} on {result['n']:,} images"}
+    if result["recognised"] is not None:
+        rows["recognised"] = f"{result['recognised']:.1%} ± {result['recognised_error']:.1%} as their class"
+    rows |= {metric: f"{value:.4f}" for metric, value in result["values"].items()}
+    median, low, high = result["images_per_second"]
+    rows["speed"] = f"{median:.2f} images/s ({low:.2f} to {high:.2f}), {result['batch']} at once"
+    rows["parameters"] = (
+        f"{result['parameters']:,} ({result['bytes']:,} bytes, {result['dtype']} on {result['device']})"
+    )
+    return f"{result['model']}\n{labelled(rows)}"
 
 
 def _evaluate(name: str, args: argparse.Namespace, console: Console) -> dict[str, Any]:

@@ -13,6 +13,7 @@ import statistics
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -23,8 +24,11 @@ from numprune.calibration import CalibrationStats, calibrate
 from numprune.errors import InputError, Progress
 from numprune.evaluation.memory import growth, measurable
 from numprune.evaluation.speed import measure_speed, now
+from numprune.generation.cache import reserved_cache
 from numprune.linalg import symmetric_product, to_float64
 from numprune.models.adapter import adapter_for
+from numprune.models.llamagen import LlamaGen
+from numprune.models.llamagen.model import build as build_llamagen
 from numprune.models.loading import resolve_device, resolve_dtype
 from numprune.models.model import Model
 from numprune.pruning import prune
@@ -306,6 +310,75 @@ def bench_speed(
     settings = {**asdict(shape), "ratio": ratio, "prompt_tokens": prompt_tokens, "new_tokens": new_tokens}
     settings |= {"parameters_dense": dense.parameters, "parameters_pruned": pruned.parameters}
     return Benchmark("speed", str(dense.device), _dtype(dense), settings, figures)
+
+
+def bench_images(
+    shape: Shape,
+    *,
+    ratio: float = 0.5,
+    grid: int = 8,
+    batch: int = 16,
+    device: str = "auto",
+    dtype: str = "auto",
+    repetitions: int = 3,
+    progress: Progress | None = None,
+) -> Benchmark:
+    """Drawing images with guidance: over the bare forwards, many at once over one, and pruned over dense.
+
+    The bare forwards are those of the same decoder, for the same rows and codes, with the same cache, and nothing
+    between them. Codes are drawn and not painted: pruning does not touch the image tokenizer.
+    """
+    target = resolve_device(device)
+    sizes = {"hidden": shape.hidden, "layers": shape.layers, "heads": shape.heads, "channels": shape.channels}
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        dense = build_llamagen(classes=10, vocab=shape.vocabulary, grid=grid, **sizes)
+    dense.module.to(target, resolve_dtype(dtype, dense.config, target)).requires_grad_(False)
+    stats = calibrate(dense, "self", samples=4, sequence_length=1 + grid**2)
+    pruned = prune(dense, _plan(dense, stats, ratio), stats)
+    classes = torch.arange(batch) % dense.classes
+    works: dict[str, Callable[[], Any]] = {
+        "bare forwards": partial(_bare_forwards, dense, 2 * batch),
+        "generate": partial(dense.generate, classes),
+        "generate, pruned": partial(pruned.generate, classes),
+        "generate, one image": partial(dense.generate, classes[:1]),
+    }
+    seconds: dict[str, list[float]] = {name: [] for name in works}
+    for work in works.values():
+        work()
+    for repetition in range(repetitions):
+        for name, work in works.items():
+            seconds[name].append(timed(work, target))
+        _tell(progress, repetition + 1, repetitions, "drawing images")
+    promised = _read_per_token(dense) / _read_per_token(pruned)
+    drawn = seconds["generate"]
+    figures = [
+        Figure.of("generate", "images/s", [batch / each for each in drawn]),
+        Figure.of("generate, pruned", "images/s", [batch / each for each in seconds["generate, pruned"]]),
+        Figure.of("generate / bare forwards", "x", _ratios(drawn, seconds["bare forwards"]), "<= 1.3"),
+        Figure.of(
+            f"images/s, batch {batch} / batch 1",
+            "x",
+            [batch * each for each in _ratios(seconds["generate, one image"], drawn)],
+            ">= 5 at batch 16",
+        ),
+        Figure.of(
+            "images/s, pruned / dense", "x", _ratios(drawn, seconds["generate, pruned"]), f"promised {promised:.2f}"
+        ),
+    ]
+    settings = {**asdict(shape), "ratio": ratio, "grid": grid, "batch": batch}
+    settings |= {"parameters_dense": dense.parameters, "parameters_pruned": pruned.parameters}
+    return Benchmark("images", str(dense.device), _dtype(dense), settings, figures)
+
+
+@torch.inference_mode()
+def _bare_forwards(model: LlamaGen, rows: int) -> None:
+    """The decoder alone over as many codes as an image has."""
+    steps = model.grid**2
+    cache = reserved_cache(model.layers, steps)
+    ids = torch.zeros(rows, 1, dtype=torch.long, device=model.device)
+    for _ in range(steps):
+        model.module(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
 
 
 @dataclass(frozen=True)

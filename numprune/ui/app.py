@@ -16,8 +16,8 @@ from numprune.ui.theme import CSS, THEME
 from numprune.ui.workbench import Jobs, Workbench, reporter
 
 PURPOSE = (
-    "# numprune\nSee which attention heads and MLP channels a language model can do without, remove them, and compare"
-    " what is left with the original."
+    "# numprune\nSee which attention heads and MLP channels a language or image model can do without, remove them, and"
+    " compare what is left with the original."
 )
 SCROLL_TO_COMPARE = """(...inputs) => {
   document.getElementById("np-compare")?.scrollIntoView({ behavior: "smooth" });
@@ -74,14 +74,15 @@ def _wire(page: Page, blocks: gr.Blocks) -> None:
         request: gr.Request,
         bar: gr.Progress = gr.Progress(),  # noqa: B008
     ) -> Iterator[Updates]:
-        """Prune by the recipe on the page, write with both models, then measure both."""
+        """Prune by the recipe on the page, write or draw with both models, then measure both."""
         owner, session = owner_of(request), given[page.session]
         with page.job(request) as cancel:
             name = page.workbench.prune(session, owner, progress=reporter(bar), cancel=cancel)
             variants = page.workbench.variants(owner)
-            models = {compare.DENSE: page.workbench.dense(session).model, name: variants[name]}
-            yield {**page.prune.show(variants), **page.compare.clear(), **page.compare.offer(variants)}
-            yield from compare.written(page, models, given, owner, cancel)
+            dense = page.workbench.dense(session).model
+            models = {compare.DENSE: dense, name: variants[name]}
+            yield {**page.prune.show(variants), **page.compare.offer(variants)}
+            yield from compare.made(page, models, given, owner, reporter(bar), cancel)
             yield compare.measured(page, models, given, owner, reporter(bar), cancel)
 
     def stop(request: gr.Request) -> None:
@@ -102,7 +103,7 @@ def _wire(page: Page, blocks: gr.Blocks) -> None:
     )
     example = page.example.click(
         run_example,
-        {page.session, page.compare.own_text, *page.compare.sampling},
+        {page.session, page.compare.own_text, *page.compare.sampling, *page.compare.images.settings},
         {*page.prune.outputs, *page.compare.outputs},
         api_visibility="private",
         show_progress_on=[page.prune.summary, page.compare.figures],

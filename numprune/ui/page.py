@@ -91,7 +91,7 @@ class Page:
             **self.tune.settings(session.recipe),
             **self.prune.settings(session.recipe),
             **self.prune.show({}),
-            **self.compare.clear(),
+            **self.compare.clear(self.workbench.dense(session).model),
             self.tune.curves: gr.Plot(None, visible=False),
         }
 

@@ -15,7 +15,7 @@ import torch
 import transformers
 
 from numprune import __version__
-from numprune.ui import heatmap, html, texts
+from numprune.ui import heatmap, html, pictures, texts
 from numprune.ui.theme import PIECES
 
 CSS = """
@@ -95,7 +95,7 @@ def report_html(sections: Sequence[Section], *, title: str, facts: Mapping[str, 
         "<meta name='viewport' content='width=device-width, initial-scale=1'>"
         # Without an icon of its own a browser asks for one.
         f"<link rel='icon' href='data:,'><title>{escape(title)}</title>\n"
-        f"<style>{CSS}{PIECES}{heatmap.CSS}{texts.CSS}</style></head>\n<body>"
+        f"<style>{CSS}{PIECES}{heatmap.CSS}{texts.CSS}{pictures.CSS}</style></head>\n<body>"
         f"<header><h1>{escape(title)}</h1><dl>{shown}</dl></header>\n"
         f"<nav aria-label='Contents'><ol>{entries}</ol></nav>\n<main>{bodies}</main>{script}</body></html>\n"
     )

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import gradio as gr
 
-from numprune.ui import heatmap, ratios, texts
+from numprune.ui import heatmap, pictures, ratios, texts
 
 THEME = gr.themes.Base(
     primary_hue=gr.themes.colors.blue,
@@ -33,4 +33,4 @@ PAGE = """
 .np-step .html-container { padding: 0; }
 """
 
-CSS = "\n".join([PAGE, PIECES, heatmap.CSS, ratios.CSS, texts.CSS])
+CSS = "\n".join([PAGE, PIECES, heatmap.CSS, ratios.CSS, texts.CSS, pictures.CSS])

@@ -18,6 +18,7 @@ from numprune.models import Model, embedded_models, load
 from numprune.pruning import prune
 from numprune.recipe import Recipe
 from numprune.scoring import ScoreTable, score
+from numprune.ui.pictures import Exhibition
 from numprune.ui.serving import Policy
 from numprune.ui.session import LoadRequest, Session
 
@@ -57,10 +58,12 @@ class Finding:
 
 @dataclass
 class Tab:
-    """What the long steps of one browser tab have made: pruned models by name, and findings by title."""
+    """What the long steps of one browser tab have made: pruned models by name, findings by title, and the images
+    that were drawn last."""
 
     variants: dict[str, Model] = field(default_factory=dict)
     findings: dict[str, Finding] = field(default_factory=dict)
+    exhibition: Exhibition | None = None
 
 
 class Workbench:
@@ -201,6 +204,19 @@ class Workbench:
         """The tab's results by title."""
         with self._lock:
             return dict(self._tabs.get(owner, Tab()).findings)
+
+    def exhibit(self, owner: str, shown: Exhibition) -> None:
+        """Keep the images of the tab, so that pairs of them can be looked at."""
+        with self._lock:
+            self._tabs.setdefault(owner, Tab()).exhibition = shown
+
+    def exhibition(self, owner: str) -> Exhibition:
+        """The tab's images; raises InputError when there are none."""
+        with self._lock:
+            shown = self._tabs.get(owner, Tab()).exhibition
+        if shown is None:
+            raise InputError("There are no images yet; press Draw side by side.")
+        return shown
 
     def open(self, loaded: Loaded, session: Session) -> Session:
         """The session after loading: a fresh recipe for the model, with the ratio kept."""

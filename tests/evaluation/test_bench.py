@@ -3,7 +3,15 @@ import torch
 
 from numprune import InputError
 from numprune.evaluation import bench, memory
-from numprune.evaluation.bench import Figure, Shape, bench_calibrate, bench_prune, bench_score, bench_speed
+from numprune.evaluation.bench import (
+    Figure,
+    Shape,
+    bench_calibrate,
+    bench_images,
+    bench_prune,
+    bench_score,
+    bench_speed,
+)
 
 TINY = Shape(hidden=32, channels=48, layers=1, heads=2, vocabulary=64)
 
@@ -134,3 +142,13 @@ def test_everything_runs_on_cuda():
         bench_speed(TINY, new_tokens=2, prompt_tokens=4, device="cuda", repetitions=2),
     ):
         check(benchmark, "cuda")
+
+
+def test_images_are_timed_over_bare_forwards_over_one_and_over_dense():
+    benchmark = bench_images(TINY, grid=3, batch=4, device="cpu", repetitions=2)
+    figures = check(benchmark)
+    for name in ("generate / bare forwards", "images/s, batch 4 / batch 1", "images/s, pruned / dense"):
+        assert figures[name].n == 2
+        assert figures[name].aim
+    dense, pruned = (benchmark.settings[f"parameters_{name}"] for name in ("dense", "pruned"))
+    assert pruned < dense

@@ -80,3 +80,10 @@ def url(tmp_path_factory):
     """Address of a running dashboard."""
     with serving(tmp_path_factory.mktemp("server")) as address:
         yield address
+
+
+@pytest.fixture
+def images_url(tmp_path_factory, images_folder):
+    """Address of a dashboard that starts with the tiny image model."""
+    with serving(tmp_path_factory.mktemp("server"), "--model", str(images_folder)) as address:
+        yield address

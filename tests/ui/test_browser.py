@@ -334,3 +334,29 @@ def test_dark_and_narrow_pages_are_readable(visit, width):
     background, ink = (sum(map(int, re.findall(r"\d+", colour)[:3])) for colour in (background, ink))
     assert background < 200 < 400 < ink
     assert page.problems == []
+
+
+def test_an_image_model_is_pruned_and_compared_picture_by_picture(browser, images_url):
+    page = browser.new_page(viewport={"width": 1280, "height": 900})
+    problems = []
+    page.on("pageerror", lambda error: problems.append(str(error)))
+    page.goto(images_url)
+    expect(page.locator(HEAT)).to_have_count(2, timeout=PATIENCE)
+    expect(page.get_by_label("Prompts")).to_be_hidden()
+    page.get_by_role("button", name="Run example").click()
+    frames = page.locator("#np-pictures section")
+    expect(frames).to_have_count(2, timeout=PATIENCE)
+    expect(frames.first.locator("img")).to_have_count(6)
+    expect(frames.last.locator("figcaption").first).to_contain_text("ant, seed 0")
+    expect(page.locator("#np-quality table")).to_contain_text("Fréchet distance", timeout=PATIENCE)
+    slider = page.locator("#np-slider img")
+    expect(slider).to_have_count(2)
+    before = slider.first.get_attribute("src")
+    page.locator("#np-which input").click()
+    page.get_by_role("option", name="cow, seed 4").click()
+    expect(slider.first).not_to_have_attribute("src", before, timeout=PATIENCE)
+    page.get_by_role("button", name="Measure images").click()
+    expect(page.locator("#np-quality table")).to_be_visible()
+    assert page.evaluate("document.documentElement.scrollWidth") <= 1280
+    assert problems == []
+    page.close()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,6 +22,9 @@ from numprune.models.model import Model
 VQ_FOLDER = "vq"
 """Where the image tokenizer lies inside a saved folder."""
 
+JUDGE_FOLDER = "judge"
+"""Where a classifier of the images lies inside a saved folder; `numprune.evaluation.judge` reads it."""
+
 
 @dataclass
 class LlamaGen(Model):
@@ -28,9 +32,11 @@ class LlamaGen(Model):
 
     Attributes:
         vq: the image tokenizer, or None; everything but `decode` works without it.
+        judge: the folder of a classifier that came with the model; None when there is none.
     """
 
     vq: JanusVQVAE | None = None
+    judge: Path | None = None
 
     @property
     def grid(self) -> int:
@@ -124,7 +130,9 @@ class LlamaGen(Model):
             condition = torch.cat([condition, torch.full_like(condition, self.null_class)])
         generators = [torch.Generator().manual_seed(sampling.seed + row) for row in range(batch)]
         uniform = torch.stack([torch.rand(sampling.max_new_tokens, generator=each) for each in generators], dim=1)
-        uniform, warpers = uniform.to(self.device), sampling.warpers()
+        # Keeping every code is no choice, and would sort them all at each step.
+        top_k = 0 if sampling.top_k >= self.config.codes else sampling.top_k
+        uniform, warpers = uniform.to(self.device), replace(sampling, top_k=top_k).warpers()
         cache = reserved_cache(self.layers, sampling.max_new_tokens) if use_cache else None
         ids = self.rows(condition, condition.new_empty(len(condition), 0))
         finite = torch.ones((), dtype=torch.bool, device=self.device)
@@ -186,6 +194,8 @@ class LlamaGen(Model):
         super()._write(folder)
         if self.vq is not None:
             self.vq.save_pretrained(folder / VQ_FOLDER, save_original_format=False)
+        if self.judge is not None:
+            shutil.copytree(self.judge, folder / JUDGE_FOLDER)
 
 
 def build(

@@ -18,6 +18,7 @@ from numprune.ui import html
 from numprune.ui.figures import divergence_chart, sweep_chart
 from numprune.ui.page import ACCELERATOR, Updates, owner_of
 from numprune.ui.ratios import parse_ratio
+from numprune.ui.steps import images
 from numprune.ui.texts import side_by_side
 from numprune.ui.workbench import reporter
 
@@ -39,6 +40,8 @@ class CompareStep:
     """Components of step 5."""
 
     shown: gr.CheckboxGroup
+    images: images.ImagesPart
+    part: gr.Column
     prompts: gr.Textbox
     tokens: gr.Slider
     temperature: gr.Slider
@@ -65,11 +68,14 @@ class CompareStep:
     @property
     def outputs(self) -> set[Any]:
         charts = {self.divergence_figures, self.divergence, self.sweep_figures, self.sweep_chart}
-        return {self.shown, self.texts, self.figures, *charts}
+        return {self.shown, self.part, self.texts, self.figures, *charts, *self.images.outputs}
 
-    def clear(self) -> Updates:
+    def clear(self, model: Model) -> Updates:
+        """Empty, with the controls of a language or of an image model."""
         return {
             **self.offer({}),
+            **self.images.clear(model),
+            self.part: gr.Column(visible=model.adapter.reads_text),
             self.texts: html.empty(WRITING),
             self.figures: html.empty(MEASURING),
             self.divergence_figures: "",
@@ -86,51 +92,59 @@ class CompareStep:
 
 def build() -> CompareStep:
     with gr.Column(elem_classes="np-step", elem_id="np-compare"):
-        gr.Markdown("## 5 · Compare\nThe same prompts, seed and sampling for every model.")
+        gr.Markdown("## 5 · Compare\nThe same prompts or classes, seed and sampling for every model.")
         shown = gr.CheckboxGroup(
             [], label="Pruned models", info="Shown beside the dense model, which is always there.", visible=False
         )
-        with gr.Row():
-            prompts = gr.Textbox(
-                PROMPT,
-                label="Prompts",
-                info=f"One a line, at most {MOST_PROMPTS}; every model continues them.",
+        pictures = images.build()
+        with gr.Column() as part:
+            with gr.Row():
+                prompts = gr.Textbox(
+                    PROMPT,
+                    label="Prompts",
+                    info=f"One a line, at most {MOST_PROMPTS}; every model continues them.",
+                    lines=2,
+                    scale=3,
+                    min_width=320,
+                )
+                write = gr.Button("Write side by side", variant="primary", scale=1, min_width=160)
+            with gr.Accordion("Sampling", open=False), gr.Row():
+                tokens = gr.Slider(
+                    16, 512, 160, step=16, label="New tokens", info="At most; the model's length limits it."
+                )
+                temperature = gr.Slider(
+                    0, 1.5, 0.7, step=0.05, label="Temperature", info="0 takes the likeliest token."
+                )
+                top_k = gr.Number(0, precision=0, minimum=0, label="Top-k", info="0 keeps every token.")
+                top_p = gr.Slider(0.05, 1, 0.95, step=0.05, label="Top-p", info="1 keeps every token.")
+                seed = gr.Number(1, precision=0, label="Seed", info="Another seed, another story.")
+            texts = gr.HTML(html.empty(WRITING), elem_id="np-texts")
+            own_text = gr.Textbox(
+                "",
+                label="Text to measure on",
+                info="For perplexity and for the distributions; empty takes the 48 stories no model was trained on.",
                 lines=2,
-                scale=3,
-                min_width=320,
             )
-            write = gr.Button("Write side by side", variant="primary", scale=1, min_width=160)
-        with gr.Accordion("Sampling", open=False), gr.Row():
-            tokens = gr.Slider(16, 512, 160, step=16, label="New tokens", info="At most; the model's length limits it.")
-            temperature = gr.Slider(0, 1.5, 0.7, step=0.05, label="Temperature", info="0 takes the likeliest token.")
-            top_k = gr.Number(0, precision=0, minimum=0, label="Top-k", info="0 keeps every token.")
-            top_p = gr.Slider(0.05, 1, 0.95, step=0.05, label="Top-p", info="1 keeps every token.")
-            seed = gr.Number(1, precision=0, label="Seed", info="Another seed, another story.")
-        texts = gr.HTML(html.empty(WRITING), elem_id="np-texts")
-        own_text = gr.Textbox(
-            "",
-            label="Text to measure on",
-            info="For perplexity and for the distributions; empty takes the 48 stories no model was trained on.",
-            lines=2,
-        )
-        with gr.Row():
-            measure = gr.Button("Measure", variant="secondary")
-            diverge = gr.Button("Compare next-token distributions", variant="secondary")
-        figures = gr.HTML(html.empty(MEASURING), elem_id="np-figures")
-        divergence_figures = gr.HTML("")
-        divergence_plot = gr.Plot(label="Divergence from the dense model along the text", visible=False)
-        with gr.Row(equal_height=False):
-            ratios = gr.Textbox(
-                "0 0.1 0.2 0.3 0.5",
-                label="Ratios",
-                info="The open recipe is carried out and measured at each, one after the other.",
-                scale=3,
-            )
-            sweep_button = gr.Button("Speed and memory by ratio", variant="secondary", scale=1, min_width=160)
-        sweep_figures = gr.HTML("", elem_id="np-sweep")
-        sweep_plot = gr.Plot(label="Speed and memory against ratio", visible=False)
+            with gr.Row():
+                measure = gr.Button("Measure", variant="secondary")
+                diverge = gr.Button("Compare next-token distributions", variant="secondary")
+            figures = gr.HTML(html.empty(MEASURING), elem_id="np-figures")
+            divergence_figures = gr.HTML("")
+            divergence_plot = gr.Plot(label="Divergence from the dense model along the text", visible=False)
+            with gr.Row(equal_height=False):
+                ratios = gr.Textbox(
+                    "0 0.1 0.2 0.3 0.5",
+                    label="Ratios",
+                    info="The open recipe is carried out and measured at each, one after the other.",
+                    scale=3,
+                )
+                sweep_button = gr.Button("Speed and memory by ratio", variant="secondary", scale=1, min_width=160)
+            sweep_figures = gr.HTML("", elem_id="np-sweep")
+            sweep_plot = gr.Plot(label="Speed and memory against ratio", visible=False)
     return CompareStep(
         shown=shown,
+        images=pictures,
+        part=part,
         prompts=prompts,
         tokens=tokens,
         temperature=temperature,
@@ -307,10 +321,14 @@ def wire(page: Page) -> None:
         ticked = [name for name in variants if name in (given[step.shown] or [])] or [next(reversed(variants))]
         return {DENSE: dense, **{name: variants[name] for name in ticked}}
 
-    def write(given: Updates, request: gr.Request) -> Iterator[Updates]:
+    def write(
+        given: Updates,
+        request: gr.Request,
+        bar: gr.Progress = gr.Progress(),  # noqa: B008
+    ) -> Iterator[Updates]:
         with page.job(request) as cancel:
             owner = owner_of(request)
-            yield from written(page, models(given, owner), given, owner, cancel)
+            yield from made(page, models(given, owner), given, owner, reporter(bar), cancel)
 
     def measure(
         given: Updates,
@@ -399,6 +417,26 @@ def wire(page: Page) -> None:
         **ACCELERATOR,
     )
     page.stoppable.append(event)
+    part = step.images
+    event = part.draw.click(
+        write,
+        {*given, *part.settings},
+        part.drawing_outputs,
+        api_visibility="private",
+        show_progress_on=part.pictures,
+        **ACCELERATOR,
+    )
+    page.stoppable.append(event)
+    event = part.measure.click(
+        measure,
+        {*given, *part.settings},
+        {part.quality},
+        api_visibility="private",
+        show_progress_on=part.quality,
+        **ACCELERATOR,
+    )
+    page.stoppable.append(event)
+    images.wire(page)
     for button, handler, inputs, outputs in (
         (step.measure, measure, {step.own_text}, {step.figures}),
         (step.diverge, diverge, {step.own_text}, {step.divergence_figures, step.divergence}),
@@ -413,6 +451,21 @@ def wire(page: Page) -> None:
             **ACCELERATOR,
         )
         page.stoppable.append(event)
+
+
+def made(
+    page: Page,
+    models: Mapping[str, Model],
+    given: Updates,
+    owner: str,
+    progress: Progress,
+    cancel: CancelEvent,
+) -> Iterator[Updates]:
+    """What every model makes of the same settings: texts or images."""
+    if models[DENSE].adapter.reads_text:
+        yield from written(page, models, given, owner, cancel)
+    else:
+        yield from images.drawn(page, models, given, owner, progress, cancel)
 
 
 def written(
@@ -443,7 +496,9 @@ def written(
 def measured(
     page: Page, models: Mapping[str, Model], given: Updates, owner: str, progress: Progress, cancel: CancelEvent
 ) -> Updates:
-    """Perplexity, size, speed and memory of every model, one after the other."""
+    """Perplexity, size, speed and memory of every model, or its images' quality, one after the other."""
+    if not models[DENSE].adapter.reads_text:
+        return images.assessed(page, models, given, owner, progress, cancel)
     text = given[page.compare.own_text]
     results = [measure_one(name, model, text, progress, cancel) for name, model in models.items()]
     table = figures_table(results)
