@@ -26,7 +26,7 @@ from numprune.evaluation import (
 from numprune.footprint import Sizes, sizes
 from numprune.generation import Sampling, generate, stream_text
 from numprune.models import Model, ModuleKey, embedded_models, held_out_text, load
-from numprune.models.llamagen import LlamaGen
+from numprune.models.llamagen import Captions, LlamaGen, encode_captions, load_checkpoint
 from numprune.pruning import PruningReport, prune
 from numprune.recipe import CalibrationRecipe, Recipe
 from numprune.scoring import SCORERS, ScoreTable, score, scorer
@@ -39,6 +39,7 @@ __all__ = [
     "CalibrationRecipe",
     "CalibrationStats",
     "Cancelled",
+    "Captions",
     "Divergence",
     "InputError",
     "LlamaGen",
@@ -64,9 +65,11 @@ __all__ = [
     "compensate",
     "divergence",
     "embedded_models",
+    "encode_captions",
     "generate",
     "held_out_text",
     "load",
+    "load_checkpoint",
     "measure_speed",
     "perplexity",
     "prune",

@@ -44,6 +44,8 @@ _LLAMAGEN = {
     "num_hidden_layers": 2,
     "num_attention_heads": 4,
 }
+# One caption, no caption and the padding: as many ids.
+_LLAMAGEN_TEXT = {**_LLAMAGEN, "classes": 1, "condition_tokens": 3, "caption_size": 5, "caption_lengths": [2]}
 
 
 def janus():
@@ -95,6 +97,7 @@ ARCHITECTURES = {
     "janus": (janus, 4, 24),
     "emu3": (emu3, 4, 24),
     "llamagen": (lambda: LlamaGenConfig(**_LLAMAGEN), 4, 24),
+    "llamagen-text": (lambda: LlamaGenConfig(**_LLAMAGEN_TEXT), 4, 24),
 }
 
 

@@ -109,8 +109,7 @@ def perplexity(
     for begin in range(0, len(order), batch_size):
         check_cancelled(cancel)
         chosen = order[begin : begin + batch_size]
-        losses[chosen] = _losses(model, [windows[i] for i in chosen])
-        counts[chosen] = torch.tensor([len(windows[i][0]) - windows[i][1] for i in chosen], dtype=torch.float64)
+        losses[chosen], counts[chosen] = _losses(model, [windows[i] for i in chosen])
         if progress is not None:
             progress(min(begin + batch_size, len(order)), len(order), "measuring perplexity")
     if not bool(torch.isfinite(losses).all()):
@@ -132,14 +131,20 @@ def cut_windows(row: torch.Tensor, sequence_length: int, stride: int) -> list[tu
     return windows
 
 
-def _losses(model: Model, windows: list[tuple[torch.Tensor, int]]) -> torch.Tensor:
-    """Summed negative log-likelihood of every window, (windows,) float64."""
+def _losses(model: Model, windows: list[tuple[torch.Tensor, int]]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Summed negative log-likelihood of every window, and the tokens it is of, both (windows,) float64.
+
+    What a model reads but never predicts (the caption of an image) is not counted.
+    """
     length = max(len(window) for window, _ in windows)
     # Attention is causal, so what stands to the right of a window's end changes nothing in it.
     ids = torch.stack([F.pad(window, (0, length - len(window))) for window, _ in windows]).to(model.device)
     logits = model.module(input_ids=ids, use_cache=False).logits
-    losses = []
+    losses, counts = [], []
     for row, (window, first) in enumerate(windows):
         targets = ids[row, first : len(window)]
-        losses.append(F.cross_entropy(logits[row, first - 1 : len(window) - 1].float(), targets, reduction="sum"))
-    return torch.stack(losses).double().cpu()
+        ours = logits[row, first - 1 : len(window) - 1].float()
+        predicted = targets < ours.shape[-1]
+        losses.append(F.cross_entropy(ours[predicted], targets[predicted], reduction="sum"))
+        counts.append(predicted.sum())
+    return torch.stack(losses).double().cpu(), torch.stack(counts).double().cpu()

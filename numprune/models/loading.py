@@ -23,7 +23,14 @@ from numprune.files import MARKER
 from numprune.models import gpt_neox, llama, multimodal, opt, phi3  # noqa: F401  (each registers its adapter)
 from numprune.models.adapter import Adapter, ModuleKey, adapter_for
 from numprune.models.embedded import embedded_model, embedded_models
-from numprune.models.llamagen import VQ_FILE, LlamaGen, LlamaGenForImages, load_checkpoint
+from numprune.models.llamagen import (
+    CAPTION_FILES,
+    TEXT_VQ_FILE,
+    VQ_FILE,
+    LlamaGen,
+    LlamaGenForImages,
+    load_checkpoint,
+)
 from numprune.models.llamagen.model import JUDGE_FOLDER, open_vq
 from numprune.models.model import FORMAT, Model, slice_module
 from numprune.models.placement import DTYPES as DTYPES
@@ -46,7 +53,8 @@ def load(
     Args:
         name_or_path: an embedded name (`numprune.embedded_models()`), a hub id, a folder written by transformers
             or by `Model.save`, or a LlamaGen decoder: a .pt file, or one on the hub such as
-            FoundationVision/LlamaGen:c2i_B_256.pt. Its image tokenizer is looked for beside it.
+            FoundationVision/LlamaGen:c2i_B_256.pt. Its image tokenizer is looked for beside it, and the captions of a
+            text-conditional one (captions.safetensors or captions.txt).
         device: a torch device, or "auto": CUDA, then MPS, then CPU.
         dtype: a torch dtype or its name, or "auto": the checkpoint's own on an accelerator, float32 on a CPU
             (half precision is slower there and gains nothing).
@@ -96,21 +104,31 @@ def load(
 
 
 def _load_llamagen(name: str, revision: str | None, **options: Any) -> LlamaGen:
-    """A published decoder, from disk or OWNER/NAME:FILE on the hub, with the image tokenizer that lies beside it."""
+    """A published decoder, from disk or OWNER/NAME:FILE on the hub, with the image tokenizer that lies beside it.
+
+    Captions of a text-conditional decoder lie beside it too, or in the working folder when it comes from the hub.
+    """
     repository, _, file = name.partition(":")
     notes = []
+    vq_file = TEXT_VQ_FILE if Path(file or name).name.startswith("t2i") else VQ_FILE
+    captions_folder = Path()
     if file and repository.count("/") == 1 and not Path(name).exists():
         path = _attempt(name, lambda: hf_hub_download(repository, file, revision=revision))
         try:
-            vq: str | Path | None = hf_hub_download(repository, VQ_FILE, revision=revision)
+            vq: str | Path | None = hf_hub_download(repository, vq_file, revision=revision)
         except Exception as error:  # hub and network errors come in many types
             vq = None
             notes.append(f"{repository} gave no image tokenizer ({type(error).__name__}), so codes cannot be painted.")
     else:
         path = name
-        beside = Path(name).expanduser().parent / VQ_FILE
+        captions_folder = Path(name).expanduser().parent
+        beside = captions_folder / vq_file
         vq = beside if beside.is_file() else None
-    model = load_checkpoint(path, vq=vq, **options)
+    captions = None
+    if vq_file == TEXT_VQ_FILE:
+        found = (captions_folder / each for each in CAPTION_FILES)
+        captions = next((each for each in found if each.is_file()), None)
+    model = load_checkpoint(path, vq=vq, captions=captions, **options)
     model.name = name
     model.notes += notes
     return model

@@ -76,14 +76,23 @@ def published_state(*, layers=2, hidden=64, heads=4, kv_heads=4, channels=24, se
 
 
 def published_forward(state, condition, codes, *, heads, grid=GRID):
-    """Logits (batch, 1 + t, codes) as LlamaGen computes them: fused wqkv, complex rotation of interleaved pairs."""
+    """Logits (batch, 1 + t, codes) of class-conditional LlamaGen."""
+    prefix = state["cls_embedding.embedding_table.weight"][condition][:, None]
+    return published_decoder(state, prefix, codes, torch.ones(len(codes), 1), heads=heads, grid=grid)
+
+
+def published_decoder(state, prefix, codes, valid, *, heads, grid=GRID):
+    """Logits (batch, p + t, codes) as LlamaGen computes them: fused wqkv, complex rotation of interleaved pairs.
+
+    `prefix` (batch, p, hidden) is the embedded condition; `valid` (batch, p) is 0 where it is padding.
+    """
     hidden = state["norm.weight"].numel()
     head_dim = hidden // heads
     frequencies = 1 / 10000 ** (torch.arange(0, head_dim // 2, 2).float() / (head_dim // 2))
     cells = [(row, column) for row in range(grid) for column in range(grid)]
     angles = torch.stack([torch.cat([row * frequencies, column * frequencies]) for row, column in cells])
     # The condition is not rotated but multiplied by nothing.
-    turns = torch.cat([torch.zeros(1, head_dim // 2), torch.polar(torch.ones_like(angles), angles)])
+    turns = torch.cat([torch.zeros(prefix.shape[1], head_dim // 2), torch.polar(torch.ones_like(angles), angles)])
 
     def norm(x, weight):
         return x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1e-5) * weight
@@ -92,10 +101,11 @@ def published_forward(state, condition, codes, *, heads, grid=GRID):
         pairs = torch.view_as_complex(x.unflatten(-1, (-1, 2)).contiguous())
         return torch.view_as_real(pairs * turns[: x.shape[1], None]).flatten(-2)
 
-    x = torch.cat(
-        [state["cls_embedding.embedding_table.weight"][condition][:, None], state["tok_embeddings.weight"][codes]], 1
-    )
+    x = torch.cat([prefix, state["tok_embeddings.weight"][codes]], 1)
     tokens = x.shape[1]
+    seen = torch.ones(len(x), tokens, tokens).tril()
+    seen[:, :, : valid.shape[1]] *= valid[:, None]
+    seen = seen * (1 - torch.eye(tokens)) + torch.eye(tokens)
     for layer in range(sum(key.endswith("wqkv.weight") for key in state)):
         part = {key.removeprefix(f"layers.{layer}."): value for key, value in state.items()}
         fused = norm(x, part["attention_norm.weight"]) @ part["attention.wqkv.weight"].T
@@ -104,7 +114,7 @@ def published_forward(state, condition, codes, *, heads, grid=GRID):
         q, k = rotate(q), rotate(k)
         k, v = (each.repeat_interleave(q.shape[2] // each.shape[2], 2) for each in (k, v))
         scores = torch.einsum("bqhd,bkhd->bhqk", q, k) / math.sqrt(head_dim)
-        scores = scores.masked_fill(torch.ones(tokens, tokens).triu(1).bool(), -math.inf)
+        scores = scores.masked_fill(seen[:, None] == 0, -math.inf)
         mixed = torch.einsum("bhqk,bkhd->bqhd", scores.softmax(-1), v).flatten(-2)
         x = x + mixed @ part["attention.wo.weight"].T
         y = norm(x, part["ffn_norm.weight"])
@@ -271,7 +281,7 @@ def test_files_that_are_no_decoder_are_refused(tmp_path, checkpoint, vq_file):
     refused("is not a LlamaGen decoder", lambda: opened(write(tmp_path / "b.pt", {"weight": torch.zeros(2)})))
     refused("holds no tensors by name", lambda: opened(write(tmp_path / "c.pt", [1, 2])))
     text = {**published_state(), "cls_embedding.uncond_embedding": torch.zeros(120, 4)}
-    refused("text-conditional", lambda: opened(write(tmp_path / "d.pt", text)))
+    refused("text-conditional", lambda: opened(write(tmp_path / "d.pt", text)), InputError)
     refused("is not a VQ tokenizer", lambda: opened(checkpoint, vq=checkpoint))
     refused("no file", lambda: opened(checkpoint, vq=tmp_path / "missing.pt"))
 

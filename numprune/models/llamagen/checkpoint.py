@@ -6,7 +6,7 @@ import os
 import pickle
 import re
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import psutil
@@ -15,16 +15,18 @@ from accelerate import init_empty_weights
 from transformers import JanusVQVAE, JanusVQVAEConfig
 
 from numprune.errors import InputError, LoadError
-from numprune.models.llamagen.model import LlamaGen, check_vq, fill, make_vq
-from numprune.models.llamagen.network import LlamaGenAdapter, LlamaGenConfig, LlamaGenForImages
+from numprune.models.llamagen.captions import CAPTION_FILES, Captions, captions_from
+from numprune.models.llamagen.model import LlamaGen, caption_table, captioned, check_vq, fill, make_vq
+from numprune.models.llamagen.network import CaptionProjection, LlamaGenAdapter, LlamaGenConfig, LlamaGenForImages
 from numprune.models.placement import place, resolve_device, resolve_dtype
 
 # Heads by (layers, hidden size): B, L, XL, XXL and 3B. Nothing in a checkpoint says them.
 HEADS = {(12, 768): 12, (24, 1024): 16, (36, 1280): 20, (48, 1536): 24, (24, 3200): 32}
 PIXELS_PER_CODE = 16
-VQ_FILE = "vq_ds16_c2i.pt"
-"""What LlamaGen calls the tokenizer of its class-conditional decoders."""
+VQ_FILE, TEXT_VQ_FILE = "vq_ds16_c2i.pt", "vq_ds16_t2i.pt"
+"""What LlamaGen calls the tokenizers of its class-conditional and of its text-conditional decoders."""
 _SIZE_IN_NAME = re.compile(r"[_-](256|384|512)$")
+_NULL_CAPTION = "cls_embedding.uncond_embedding"
 _NESTINGS = ("model", "module", "state_dict")
 
 State = dict[str, torch.Tensor]
@@ -36,17 +38,20 @@ def load_checkpoint(
     n_head: int | None = None,
     image_size: int | None = None,
     vq: str | os.PathLike[str] | None = None,
+    captions: Captions | str | os.PathLike[str] | Sequence[str] | None = None,
     device: str = "auto",
     dtype: str | torch.dtype = "auto",
     max_parameters: int | None = None,
 ) -> LlamaGen:
-    """Open a class-conditional decoder published by LlamaGen; sizes are read off the tensors.
+    """Open a class-conditional or text-conditional decoder published by LlamaGen; sizes are read off the tensors.
 
     Args:
         path: the .pt file, as published (flat, or under "model", "module" or "state_dict").
         n_head: attention heads; needed only for sizes other than B, L, XL, XXL and 3B.
         image_size: pixels along one side; by default from the file's name (c2i_B_256.pt).
         vq: the VQ tokenizer's .pt file; without it everything but `decode` works.
+        captions: what a text-conditional decoder draws: texts, which flan-t5-xl encodes where it is to be had, a file
+            of one text a line, or features that were computed before. `notes` say which.
         device, dtype: as in `numprune.load`.
         max_parameters: refuse a model with more.
 
@@ -68,6 +73,14 @@ def load_checkpoint(
         raise InputError(f"image_size is {image_size}; give a multiple of {PIXELS_PER_CODE}, such as 256 or 384.")
     state = _read(path)
     config = _decoder_config(path, state, n_head, image_size // PIXELS_PER_CODE)
+    reads_captions = config.caption_size is not None
+    if reads_captions != (captions is not None):
+        raise InputError(
+            f"{path} is a text-conditional decoder; give load_checkpoint captions, or put"
+            f" {' or '.join(CAPTION_FILES)} beside it."
+            if reads_captions
+            else f"{path} draws classes and reads no captions; leave them out."
+        )
     config.dtype = state["output.weight"].dtype
     config.dtype = wanted = resolve_dtype(dtype, config, target)
     count = sum(tensor.numel() for tensor in state.values())
@@ -82,14 +95,19 @@ def load_checkpoint(
             f"{path} needs {needed / 1e9:.1f} GB and {free / 1e9:.1f} GB of memory are free;"
             " choose dtype bfloat16 or a smaller model."
         )
+    known = None if captions is None else captions_from(captions, config.condition_tokens, device)
+    if known is not None:
+        config = captioned(config, known)
+        config.dtype = wanted
     tokenizer = None if vq is None else load_vq(vq, config.grid)
     if tokenizer is not None:
         check_vq(tokenizer, config)
     with init_empty_weights(include_buffers=False):
         module = LlamaGenForImages(config)
-    fill(module, _decoder_weights(path, state, config, wanted), path)
+    fill(module, _decoder_weights(path, state, config, wanted, known), path)
     module = place(module, str(path), target)
-    return LlamaGen(module=module, tokenizer=None, adapter=LlamaGenAdapter(), name=str(path), vq=tokenizer)
+    notes = [] if known is None else [f"Captions: {known.source}."]
+    return LlamaGen(module=module, tokenizer=None, adapter=LlamaGenAdapter(), name=str(path), notes=notes, vq=tokenizer)
 
 
 def load_vq(path: str | os.PathLike[str], grid: int) -> JanusVQVAE:
@@ -151,13 +169,14 @@ def _read(path: Path) -> State:
 
 
 def _decoder_config(path: Path, state: State, n_head: int | None, grid: int) -> LlamaGenConfig:
-    if "cls_embedding.uncond_embedding" in state:
-        raise LoadError(f"{path} is a text-conditional decoder; give a class-conditional one, such as c2i_B_256.pt.")
     if "quantize.embedding.weight" in state:
         raise LoadError(f"{path} is a VQ tokenizer; give it as vq beside a decoder, such as c2i_B_256.pt.")
     try:
         codes, hidden = state["tok_embeddings.weight"].shape
-        classes = state["cls_embedding.embedding_table.weight"].shape[0] - 1
+        tokens, caption_size = state.get(_NULL_CAPTION, state["tok_embeddings.weight"][:1, :0]).shape
+        reads_captions = _NULL_CAPTION in state
+        # The captions are counted when they are known.
+        classes = 1 if reads_captions else state["cls_embedding.embedding_table.weight"].shape[0] - 1
         channels = state["layers.0.feed_forward.w1.weight"].shape[0]
         fused = state["layers.0.attention.wqkv.weight"].shape[0]
         state["output.weight"]
@@ -187,10 +206,14 @@ def _decoder_config(path: Path, state: State, n_head: int | None, grid: int) -> 
         num_key_value_heads=(fused - hidden) // (2 * head_dim),
         intermediate_size=channels,
         rms_norm_eps=1e-5,
+        condition_tokens=tokens,
+        caption_size=caption_size if reads_captions else None,
     )
 
 
-def _decoder_weights(path: Path, state: State, config: LlamaGenConfig, dtype: torch.dtype) -> State:
+def _decoder_weights(
+    path: Path, state: State, config: LlamaGenConfig, dtype: torch.dtype, captions: Captions | None
+) -> State:
     """The weights under transformers' names; raises LoadError when one is missing or has another shape."""
     hidden, keys = config.hidden_size, config.num_key_value_heads * config.head_dim
     # Interleaved pairs of a head become its two halves.
@@ -204,8 +227,19 @@ def _decoder_weights(path: Path, state: State, config: LlamaGenConfig, dtype: to
     def halves(rows: torch.Tensor) -> torch.Tensor:
         return rows.reshape(-1, config.head_dim, hidden)[:, order].reshape(-1, hidden)
 
-    table = torch.cat([take("tok_embeddings.weight"), take("cls_embedding.embedding_table.weight")])
+    extra: State = {}
+    if captions is None:
+        table = torch.cat([take("tok_embeddings.weight"), take("cls_embedding.embedding_table.weight")])
+    else:
+        names = {"fc1.weight": "cls_embedding.cap_proj.fc1.weight", "fc2.weight": "cls_embedding.cap_proj.fc2.weight"}
+        names["null"] = _NULL_CAPTION
+        extra = {f"caption_projection.{ours}": take(theirs) for ours, theirs in names.items()}
+        with init_empty_weights():
+            projection = CaptionProjection(config)
+        fill(projection, {ours: extra[f"caption_projection.{ours}"] for ours in names}, path)
+        table = caption_table(projection, take("tok_embeddings.weight"), captions)
     weights = {
+        **extra,
         "model.embed_tokens.weight": table,
         "model.norm.weight": take("norm.weight"),
         "lm_head.weight": take("output.weight"),

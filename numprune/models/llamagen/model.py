@@ -16,8 +16,9 @@ from transformers import JanusVQVAE, JanusVQVAEConfig
 from numprune.errors import CancelEvent, InputError, LoadError, NumericalError, Progress, check_cancelled
 from numprune.generation.cache import reserved_cache
 from numprune.generation.sampling import Sampling, draw
-from numprune.models.llamagen.network import LlamaGenAdapter, LlamaGenConfig, LlamaGenForImages
-from numprune.models.model import Model
+from numprune.models.llamagen.captions import Captions
+from numprune.models.llamagen.network import CaptionProjection, LlamaGenAdapter, LlamaGenConfig, LlamaGenForImages
+from numprune.models.model import Model, twin
 
 VQ_FOLDER = "vq"
 """Where the image tokenizer lies inside a saved folder."""
@@ -28,7 +29,7 @@ JUDGE_FOLDER = "judge"
 
 @dataclass
 class LlamaGen(Model):
-    """A class-conditional image model.
+    """An image model. Of a text-conditional one, the captions it was opened with are the classes.
 
     Attributes:
         vq: the image tokenizer, or None; everything but `decode` works without it.
@@ -58,16 +59,48 @@ class LlamaGen(Model):
         """What the classes show; their ids in digits where nobody said."""
         return self.config.class_names or [str(each) for each in range(self.classes)]
 
+    @property
+    def condition_tokens(self) -> int:
+        """Tokens before the first code: 1 for a class, 120 for a caption."""
+        return self.config.condition_tokens
+
     def rows(self, condition: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
-        """The ids (batch, 1 + t) the module reads, from class ids (batch,) and codes (batch, t)."""
-        return torch.cat([(condition + self.config.codes)[:, None], codes], dim=1)
+        """The ids (batch, condition_tokens + t) the module reads, from class ids (batch,) and codes (batch, t)."""
+        return torch.cat([self._prefix(condition, condition), codes], dim=1)
+
+    def _prefix(self, condition: torch.Tensor, shape: torch.Tensor) -> torch.Tensor:
+        """Ids of the conditions, (batch, condition_tokens), padded as those in `shape` are, both (batch,)."""
+        config, tokens = self.config, torch.arange(self.condition_tokens, device=condition.device)
+        ids = config.codes + condition[:, None] * len(tokens) + tokens
+        if config.caption_lengths is None:
+            return ids
+        lengths = torch.tensor([*config.caption_lengths, len(tokens)], device=condition.device)
+        return ids.masked_fill(tokens < len(tokens) - lengths[shape][:, None], config.vocab_size - 1)
 
     def forward(self, condition: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
         """Logits (batch, 1 + t, vocab) from class ids (batch,) and codes (batch, t); position p predicts code p.
 
         Gradients flow when the parameters of `module` ask for them.
         """
-        return self.module(input_ids=self.rows(condition, codes), use_cache=False).logits
+        logits = self.module(input_ids=self.rows(condition, codes), use_cache=False).logits
+        return logits[:, self.condition_tokens - 1 :]
+
+    def with_captions(self, captions: Captions) -> LlamaGen:
+        """A text-conditional decoder with these captions in the place of its own; both share all other weights.
+
+        Raises:
+            InputError: the decoder is class-conditional, or the features have other sizes than it reads.
+        """
+        if self.config.caption_size is None:
+            raise InputError(f"{self.name} draws classes and reads no captions; open a text-conditional decoder.")
+        module = twin(self.module)
+        module.config = module.model.config = captioned(module.config, captions)
+        own = module.get_input_embeddings()
+        table = caption_table(module.caption_projection, own.weight[: self.config.codes], captions)
+        embedding = torch.nn.Embedding(*table.shape, device="meta")
+        embedding.weight = torch.nn.Parameter(table, requires_grad=False)
+        module.set_input_embeddings(embedding)
+        return replace(self, module=module, notes=[*self.notes, f"Captions: {captions.source}."])
 
     def generate(
         self,
@@ -126,15 +159,16 @@ class LlamaGen(Model):
     ) -> Iterator[torch.Tensor]:
         """Yield code after code of some images, (batch,) each."""
         batch = len(condition)
+        ids = self._prefix(condition, condition)
         if cfg_scale != 1:
-            condition = torch.cat([condition, torch.full_like(condition, self.null_class)])
+            ids = torch.cat([ids, self._prefix(torch.full_like(condition, self.null_class), condition)])
         generators = [torch.Generator().manual_seed(sampling.seed + row) for row in range(batch)]
         uniform = torch.stack([torch.rand(sampling.max_new_tokens, generator=each) for each in generators], dim=1)
         # Keeping every code is no choice, and would sort them all at each step.
         top_k = 0 if sampling.top_k >= self.config.codes else sampling.top_k
         uniform, warpers = uniform.to(self.device), replace(sampling, top_k=top_k).warpers()
-        cache = reserved_cache(self.layers, sampling.max_new_tokens) if use_cache else None
-        ids = self.rows(condition, condition.new_empty(len(condition), 0))
+        room = self.condition_tokens - 1 + sampling.max_new_tokens
+        cache = reserved_cache(self.layers, room) if use_cache else None
         finite = torch.ones((), dtype=torch.bool, device=self.device)
         for numbers in uniform:
             output = self.module(input_ids=ids, past_key_values=cache, use_cache=use_cache, logits_to_keep=1)
@@ -146,7 +180,7 @@ class LlamaGen(Model):
             finite &= torch.isfinite(logits).all()
             drawn = draw(logits, sampling.temperature, warpers, numbers)
             yield drawn
-            column = drawn.repeat(len(condition) // batch)[:, None]
+            column = drawn.repeat(len(ids) // batch)[:, None]
             ids = column if use_cache else torch.cat([ids, column], dim=1)
         if not bool(finite):
             raise NumericalError("The model's logits are not finite; load it in float32 or prune less.")
@@ -244,6 +278,26 @@ def build(
         check_vq(vq, config)
     module = LlamaGenForImages(config).eval()
     return LlamaGen(module=module, tokenizer=None, adapter=LlamaGenAdapter(), name=name, vq=vq)
+
+
+def captioned(config: LlamaGenConfig, captions: Captions) -> LlamaGenConfig:
+    """A config for these captions; raises InputError when their features have other sizes than the decoder reads."""
+    found, expected = captions.features.shape[1:], (config.condition_tokens, config.caption_size)
+    if tuple(found) != expected:
+        raise InputError(
+            f"The captions have {found[0]} tokens of {found[1]} features, the decoder reads {expected[0]} of"
+            f" {expected[1]}; encode them with the encoder it was trained with."
+        )
+    settings = config.to_dict() | {"classes": len(captions.texts), "class_names": captions.texts}
+    return type(config).from_dict(settings | {"caption_lengths": list(captions.lengths)})
+
+
+@torch.no_grad()
+def caption_table(projection: CaptionProjection, codes: torch.Tensor, captions: Captions) -> torch.Tensor:
+    """The embedding table (ids, hidden) of codes (codes, hidden), captions, no caption and padding."""
+    features = captions.left_padded().to(projection.null)
+    rows = projection(torch.cat([features, projection.null[None]])).flatten(0, 1)
+    return torch.cat([codes, rows, rows.new_zeros(1, rows.shape[1])])
 
 
 def open_vq(folder: Path, config: LlamaGenConfig) -> JanusVQVAE | None:
