@@ -12,11 +12,14 @@ from typing import Any
 import gradio as gr
 
 from numprune.allocation import allocate
+from numprune.errors import InputError
 from numprune.generation import Sampling, generate
 from numprune.recipe import CalibrationRecipe, Recipe
 from numprune.ui.page import ACCELERATOR, owner_of, toasts
+from numprune.ui.pictures import data_uri, shown
 from numprune.ui.session import LoadRequest, Session
 from numprune.ui.steps.compare import measure_one, prompts_of
+from numprune.ui.steps.images import exhibition
 from numprune.ui.steps.load import texts_folder
 from numprune.ui.workbench import Jobs, Loaded, Workbench
 
@@ -113,6 +116,8 @@ def add(workbench: Workbench, jobs: Jobs) -> None:
         with toasts():
             wanted = Recipe.from_dict(recipe)
             loaded = opened(request, str(wanted.model), wanted.calibration, wanted.scorer)
+            if not loaded.model.adapter.reads_text:
+                raise InputError(f"{wanted.model} draws images; use the endpoint draw.")
             sampling = Sampling(max_new_tokens=int(max_new_tokens), seed=int(seed))
             prompts = prompts_of(prompt)
             result = {}
@@ -126,5 +131,36 @@ def add(workbench: Workbench, jobs: Jobs) -> None:
                 }
             return result
 
-    for endpoint in (load, score, prune, compare):
+    def draw(
+        request: gr.Request, recipe: dict[str, Any], name: str, classes: list[int], seed: int = 0, guidance: float = 4.0
+    ) -> dict[str, list[dict[str, Any]]]:
+        """An image of each class by the dense and by a pruned model, from the same seeds.
+
+        Args:
+            recipe: as `load` returns it; names the dense model, which must be an image model.
+            name: of the pruned model, as `prune` returns it.
+            classes: class ids; at most 64.
+            seed: of the first image; the next has the next seed.
+            guidance: classifier-free guidance; 1 for none.
+
+        Returns:
+            By model, for each image its class, seed and picture (a data: address), and what the judge sees in it
+            where the model came with one.
+        """
+        with toasts():
+            wanted = Recipe.from_dict(recipe)
+            loaded = opened(request, str(wanted.model), wanted.calibration, wanted.scorer)
+            if loaded.model.adapter.reads_text:
+                raise InputError(f"{wanted.model} writes text; use the endpoint compare.")
+            models = {"dense": loaded.model, "pruned": workbench.pruned(owner_of(request), name)}
+            *_, last = exhibition(models, classes, 1, int(seed), {"cfg_scale": float(guidance)}, None, None)
+            table = last.table()
+            images = {}
+            for model, drawn in last.drawn.items():
+                rows = table[table["model"] == model].drop(columns="model").to_dict("records")
+                pictures = [data_uri(shown(image)) for image in drawn.images]
+                images[model] = [{**row, "picture": each} for row, each in zip(rows, pictures, strict=True)]
+            return images
+
+    for endpoint in (load, score, prune, compare, draw):
         gr.api(endpoint, api_name=endpoint.__name__, **ACCELERATOR)

@@ -1,14 +1,19 @@
 """The dashboard driven by gradio_client, as a program would."""
 
+import base64
+import io
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 from conftest import ROOT, serving
 from gradio_client import Client
 from gradio_client.exceptions import AppError
+from PIL import Image
 
 import numprune
+from numprune.evaluation.judge import panel_of
 
 # More tokens than channels: scores from a singular Gram matrix would follow the last bits of rounding.
 SMALL = {"samples": 32, "sequence_length": 64}
@@ -56,6 +61,24 @@ def test_prune_and_compare_repeat_what_the_package_does(client, facts):
     assert both["dense"]["texts"] == dense
     assert both["pruned"]["parameters"] == plan.parameters_after
     assert both["dense"]["perplexity"] < both["pruned"]["perplexity"]
+
+
+def test_an_image_model_draws(client, images_folder):
+    facts = client.predict(model=str(images_folder), samples=8, api_name="/load")
+    client.predict(recipe=facts["recipe"], name="small", api_name="/prune")
+    drawn = client.predict(recipe=facts["recipe"], name="small", classes=[2, 0], seed=5, guidance=2, api_name="/draw")
+    assert list(drawn) == ["dense", "pruned"]
+    model = numprune.load(images_folder)
+    images = model.decode(model.generate([2, 0], seed=5, cfg_scale=2.0))
+    seen = panel_of(model).verdicts(images)
+    for index, found in enumerate(drawn["dense"]):
+        assert (found["class"], found["seed"]) == (["cow", "ant"][index], 5 + index)
+        assert found["seen_as"] == model.class_names[int(seen.classes[index])]
+        file = io.BytesIO(base64.b64decode(found["picture"].split(",")[1]))
+        expected = (images[index] * 255).round().permute(1, 2, 0)
+        assert np.array_equal(np.asarray(Image.open(file)), expected)
+    with pytest.raises(AppError, match="use the endpoint draw"):
+        client.predict(recipe=facts["recipe"], name="small", prompt="x", api_name="/compare")
 
 
 def test_errors_reach_the_client_as_sentences(client, facts):
