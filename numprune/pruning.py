@@ -14,6 +14,7 @@ from numprune.calibration.statistics import CalibrationStats
 from numprune.compensation import compensate, relative_error
 from numprune.errors import CancelEvent, InputError, NumericalError, Progress, check_cancelled
 from numprune.files import to_json
+from numprune.healing import heal
 from numprune.models.adapter import ModuleKey
 from numprune.models.model import Model, slice_module
 from numprune.recipe import COMPENSATIONS
@@ -26,7 +27,7 @@ class ModuleReport:
 
     `error_before` and `error_after` are ||X W - X_S W'|| / ||X W|| of the module's output on the calibration
     data and the dense model's activations, with the kept weights as they were and as they are now. Compensation
-    "residual" fits to something else, on purpose, and may raise this error.
+    "residual" and healing fit to something else, on purpose, and may raise this error.
     """
 
     layer: int
@@ -79,6 +80,7 @@ def prune(
     *,
     compensation: str = "paper",
     damping: float = 0.01,
+    healing: int = 0,
     progress: Progress | None = None,
     cancel: CancelEvent | None = None,
 ) -> Model:
@@ -90,6 +92,7 @@ def prune(
         compensation: "paper" refits the kept columns of o_proj and down_proj (theorem 3); "residual" refits them
             one module after the other against the dense residual stream (`numprune.residual`); "none" leaves them.
         damping: of the compensation, see `numprune.compensation.compensate`.
+        healing: steps of training after it, see `numprune.healing.heal`; 0 trains nothing.
 
     Returns:
         A model on the same device in the same dtype, with `.recipe` and `.report`.
@@ -120,8 +123,13 @@ def prune(
     check_cancelled(cancel)
     pruned = model.around(module)
     pruned.recipe = plan.recipe.replace(
-        model=model.name, fingerprint=fingerprint, compensation=compensation, damping=damping
+        model=model.name, fingerprint=fingerprint, compensation=compensation, damping=damping, healing=healing
     )
+    notes = [*stats.notes, *plan.notes]
+    if healing:
+        if stats.rows is None:
+            raise InputError("These statistics hold no token ids to heal on; calibrate again.")
+        notes.append(str(heal(model, pruned, stats.rows, steps=healing, progress=progress, cancel=cancel)))
     pruned.report = PruningReport(
         modules=_reports(model, pruned, plan, stats, seconds),
         parameters_before=model.parameters,
@@ -135,7 +143,7 @@ def prune(
         device=str(model.device),
         dtype=str(model.dtype).removeprefix("torch."),
         seconds=time.monotonic() - began,
-        notes=[*stats.notes, *plan.notes],
+        notes=notes,
     )
     return pruned
 

@@ -25,8 +25,10 @@ from numprune.evaluation import (
 )
 from numprune.footprint import Sizes, sizes
 from numprune.generation import Sampling, generate, stream_text
+from numprune.healing import Healing, heal
 from numprune.models import Model, ModuleKey, embedded_models, held_out_text, load
 from numprune.models.llamagen import Captions, LlamaGen, encode_captions, load_checkpoint
+from numprune.presets import PRESETS, Preset, preset
 from numprune.pruning import PruningReport, prune
 from numprune.recipe import CalibrationRecipe, Recipe
 from numprune.scoring import SCORERS, ScoreTable, score, scorer
@@ -34,6 +36,7 @@ from numprune.suggestion import Sensitivity, sensitivity, suggest
 
 __all__ = [
     "DATASETS",
+    "PRESETS",
     "SCORERS",
     "AttentionPatterns",
     "CalibrationRecipe",
@@ -41,6 +44,7 @@ __all__ = [
     "Cancelled",
     "Captions",
     "Divergence",
+    "Healing",
     "InputError",
     "LlamaGen",
     "LoadError",
@@ -49,6 +53,7 @@ __all__ = [
     "NumericalError",
     "NumpruneError",
     "Perplexity",
+    "Preset",
     "PruningPlan",
     "PruningReport",
     "Recipe",
@@ -67,11 +72,13 @@ __all__ = [
     "embedded_models",
     "encode_captions",
     "generate",
+    "heal",
     "held_out_text",
     "load",
     "load_checkpoint",
     "measure_speed",
     "perplexity",
+    "preset",
     "prune",
     "score",
     "scorer",

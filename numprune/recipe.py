@@ -50,6 +50,7 @@ class Recipe:
         keep, prune: units of a module that are kept or removed whatever their score.
         compensation: "paper" (theorem 3), "residual" (against the dense residual stream) or "none".
         damping: of the compensation, as a fraction of the mean diagonal of the Gram matrix.
+        healing: steps of training after pruning (`numprune.healing`); 0, the default, trains nothing.
         round_heads, round_channels: kept counts become multiples of these, except in modules kept whole.
         allow_empty: whether a module may lose its last unit.
     """
@@ -65,6 +66,7 @@ class Recipe:
     prune: dict[ModuleKey, tuple[int, ...]] = field(default_factory=dict)
     compensation: str = "paper"
     damping: float = 0.01
+    healing: int = 0
     round_heads: int = 1
     round_channels: int = 1
     allow_empty: bool = False
@@ -93,6 +95,8 @@ class Recipe:
         for name in ("round_heads", "round_channels"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} is {getattr(self, name)}; give 1 or a larger multiple.")
+        if self.healing < 0:
+            raise InputError(f"healing is {self.healing}; give 0 or a number of training steps such as 16.")
         if not 0 <= self.damping < float("inf"):
             raise InputError(f"damping is {self.damping}; give 0 or a positive fraction such as 0.01.")
 

@@ -16,6 +16,7 @@ FULL = {
     "prune": {ModuleKey(0, "mlp"): (0, 2), ModuleKey(2, "attention"): (4,)},
     "compensation": "none",
     "damping": 0.05,
+    "healing": 3,
     "round_heads": 2,
     "round_channels": 64,
     "allow_empty": True,

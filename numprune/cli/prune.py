@@ -28,10 +28,11 @@ if TYPE_CHECKING:
 EXAMPLE = """\
   numprune prune tiny-stories --ratio 0.3 --set 0.mlp=0.1 --keep 2.attention:0,1 --out smaller
   numprune prune --recipe smaller/recipe.json --out again
+  numprune prune tiny-stories --preset best --ratio 0.3 --out better
 
   writes a model with 30 % of its prunable parameters removed, its recipe.json and report.json; the second line
-  makes the same model from the recipe alone. Flags that are given go before what the recipe says. --device and
-  --dtype are not part of a recipe."""
+  makes the same model from the recipe alone, the third one of that size by the best method that trains nothing.
+  Flags that are given go before what the recipe says. --device and --dtype are not part of a recipe."""
 
 
 def add(commands: Commands) -> None:
@@ -52,9 +53,18 @@ def add(commands: Commands) -> None:
         help="newton (the default), newton_loop, newton_boxed, flap, wanda_sp, magnitude or random",
     )
     group.add_argument("--allocation", metavar="NAME", help="global (the default), uniform or paper_printed")
+    group.add_argument(
+        "--preset",
+        metavar="NAME",
+        help="a whole method, which other flags change: paper, balanced (residual compensation), best (also --suggest)"
+        " or healed (also --healing 16)",
+    )
     group.add_argument("--compensation", metavar="NAME", help="paper (the default), residual or none")
     group.add_argument(
         "--damping", type=float, metavar="D", help="of the compensation, as a share of the mean Gram diagonal (0.01)"
+    )
+    group.add_argument(
+        "--healing", type=int, metavar="STEPS", help="steps of training after pruning (default 0: nothing is trained)"
     )
     group.add_argument("--round-heads", type=int, metavar="N", help="keep multiples of N heads (default 1)")
     group.add_argument("--round-channels", type=int, metavar="N", help="keep multiples of N channels (default 1)")
@@ -99,11 +109,17 @@ def run(args: argparse.Namespace, console: Console) -> None:
     stats = calibrate_model(model, recipe.calibration, console)
     with console.progress() as progress:
         scores = numprune.score(model, stats, method=recipe.scorer, progress=progress)
-        if args.suggest:
+        if args.suggest or (args.preset and numprune.preset(args.preset).suggests):
             recipe = numprune.suggest(model, stats, scores, recipe, progress=progress)
         plan = numprune.allocate(scores, recipe)
         pruned = numprune.prune(
-            model, plan, stats, compensation=recipe.compensation, damping=recipe.damping, progress=progress
+            model,
+            plan,
+            stats,
+            compensation=recipe.compensation,
+            damping=recipe.damping,
+            healing=recipe.healing,
+            progress=progress,
         )
     pruned.save(args.out)
     _report(args.out, model, pruned, time.monotonic() - began, console)
@@ -112,7 +128,10 @@ def run(args: argparse.Namespace, console: Console) -> None:
 def _recipe(args: argparse.Namespace) -> Recipe:
     """The recipe file, or the defaults, with the given flags on top."""
     recipe = numprune.Recipe.read(args.recipe) if args.recipe else numprune.Recipe()
-    names = ("ratio", "scorer", "allocation", "compensation", "damping", "round_heads", "round_channels", "allow_empty")
+    if args.preset:
+        recipe = numprune.preset(args.preset).applied(recipe)
+    names = ("ratio", "scorer", "allocation", "compensation", "damping", "healing")
+    names += ("round_heads", "round_channels", "allow_empty")
     calibration = {**recipe.to_dict()["calibration"], **calibration_changes(args)}
     return recipe.replace(
         **given(**{name: getattr(args, name) for name in names}),

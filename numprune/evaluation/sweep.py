@@ -80,7 +80,7 @@ def sweep(
     if not ratios:
         raise InputError("There is no ratio to prune at; give at least one, such as 0.3.")
     # Speed does not depend on the values of weights, so they are refitted only where their predictions are read.
-    settings = recipe if data is not None else recipe.replace(compensation="none")
+    settings = recipe if data is not None else recipe.replace(compensation="none", healing=0)
     recipes = [settings.replace(ratio=ratio) for ratio in ratios]
 
     def point(asked: Recipe) -> SweepPoint:
@@ -95,6 +95,7 @@ def sweep(
                 stats,
                 compensation=asked.compensation,
                 damping=asked.damping,
+                healing=asked.healing,
                 progress=tell,
                 cancel=cancel,
             )

@@ -259,6 +259,7 @@ class Workbench:
                 loaded.stats,
                 compensation=recipe.compensation,
                 damping=recipe.damping,
+                healing=recipe.healing,
                 progress=progress,
                 cancel=cancel,
             )

@@ -151,6 +151,7 @@ def command_line(recipe: Recipe) -> str:
     words += ["--scorer", recipe.scorer] if recipe.scorer != "newton" else []
     words += ["--allocation", recipe.allocation, "--compensation", recipe.compensation]
     words += ["--damping", f"{recipe.damping:g}"]
+    words += ["--healing", str(recipe.healing)] if recipe.healing else []
     words += ["--round-channels", str(recipe.round_channels)] if recipe.round_channels > 1 else []
     for key, ratio in sorted(recipe.ratios.items()):
         words += ["--set", f"{key}={ratio:g}"]
@@ -169,7 +170,7 @@ def adopted(session: Session, recipe: Recipe) -> Session:
             f"The recipe was made with calibration {recipe.calibration.data} {recipe.calibration.samples} x"
             f" {recipe.calibration.sequence_length} and scorer {recipe.scorer}; load the model with these in step 1."
         )
-    names = ("allocation", "ratio", "ratios", "keep", "prune", "compensation", "damping")
+    names = ("allocation", "ratio", "ratios", "keep", "prune", "compensation", "damping", "healing")
     names += ("round_heads", "round_channels", "allow_empty")
     return session.changed("", **{name: getattr(recipe, name) for name in names})
 
@@ -301,6 +302,7 @@ def wire(page: Page) -> None:
             names = (
                 "compensation",
                 "damping",
+                "healing",
                 "ratio",
                 "allocation",
                 "ratios",
