@@ -218,7 +218,14 @@ def main() -> None:
     codes = load_file(args.work / "codes.safetensors")
 
     torch.manual_seed(args.seed)
-    model = build(classes=len(NAMES), vocab=CODES, grid=SIZE // 4, class_names=NAMES, vq_config=vq.config)
+    model = build(
+        classes=len(NAMES),
+        vocab=CODES,
+        grid=SIZE // 4,
+        class_names=NAMES,
+        vq_config=vq.config,
+        name=args.out.name,
+    )
     model.vq.load_state_dict(vq.state_dict())
     model.vq.requires_grad_(False)
     painted = model.decode(codes["test"].long())
@@ -227,10 +234,12 @@ def main() -> None:
     facts = train_decoder(
         model, codes["train"], labels, codes["test"], test_labels, args.minutes, args.batch, args.lr, args.seed
     )
+    model.module.half()
     model.save(args.out)
     (args.out / JUDGE_FOLDER).mkdir(exist_ok=True)
     panel.save(args.out / JUDGE_FOLDER)
 
+    model.module.float()
     classes = torch.arange(2000) % len(NAMES)
     drawn = {}
     for scale in (1.0, 1.5, 2.0, 3.0, 4.0):

@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 from numprune.errors import InputError, NumericalError
 from numprune.evaluation.pieces import pieces
 from numprune.models.adapter import ModuleKey
+from numprune.models.llamagen import LlamaGen
 from numprune.models.model import Model, twin
 
 
@@ -46,11 +47,12 @@ class AttentionPatterns:
 
 
 @torch.inference_mode()
-def attention_patterns(model: Model, text: str, layer: int, *, limit: int = 48) -> AttentionPatterns:
+def attention_patterns(model: Model, text: str | torch.Tensor, layer: int, *, limit: int = 48) -> AttentionPatterns:
     """Attention weights of every query head of a layer, whichever attention implementation the model runs with.
 
     Args:
-        text: read as the tokenizer begins a text (with BOS where it adds one).
+        text: read as the tokenizer begins a text (with BOS where it adds one); or token ids (t,), such as a row of an
+            image model.
         layer: index of a decoder layer.
         limit: read at most this many tokens, from the beginning; the model's maximum length also ends the text.
 
@@ -63,12 +65,13 @@ def attention_patterns(model: Model, text: str, layer: int, *, limit: int = 48) 
         raise InputError(f"limit is {limit}; give at least 1 token.")
     if not 0 <= layer < model.layers:
         raise InputError(f"Layer {layer} is not in {model.name}; give 0 to {model.layers - 1}.")
-    if model.tokenizer is None:
-        raise InputError("This model has no tokenizer; load it with one to read a text.")
+    if model.tokenizer is None and isinstance(text, str):
+        raise InputError("This model has no tokenizer; give token ids, or load it with a tokenizer to read a text.")
     units = model.units()[ModuleKey(layer, "attention")]
     if not units:
         raise InputError(f"Layer {layer} of {model.name} has no attention head left; choose another layer.")
-    ids = model.tokenizer(text, verbose=False)["input_ids"][: min(limit, model.maximum_length or limit)]
+    ids = model.tokenizer(text, verbose=False)["input_ids"] if isinstance(text, str) else text.tolist()
+    ids = ids[: min(limit, model.maximum_length or limit)]
     if not ids:
         raise InputError("The text is empty; give at least one word.")
     module = _eager_twin(model.module)
@@ -80,7 +83,23 @@ def attention_patterns(model: Model, text: str, layer: int, *, limit: int = 48) 
     if not bool(torch.isfinite(weights).all()):
         raise NumericalError(f"The attention of layer {layer} is not finite on this text; load the model in float32.")
     # Half precision rounds the weights, and with them their sum.
-    return AttentionPatterns(layer, units, pieces(model.tokenizer, ids), weights / weights.sum(-1, keepdim=True))
+    return AttentionPatterns(layer, units, _names(model, ids), weights / weights.sum(-1, keepdim=True))
+
+
+def _names(model: Model, ids: list[int]) -> list[str]:
+    """What every token adds to a text; of an image the class, then row and column of each code."""
+    if isinstance(model, LlamaGen):
+        conditions, first = model.config.codes, model.condition_tokens
+        names = []
+        for place, token in enumerate(ids):
+            if token < conditions:
+                row, column = divmod(place - first, model.grid)
+                names.append(f"{row},{column}")
+            else:
+                number = (token - conditions) // first
+                names.append(model.class_names[number] if number < model.classes else "none")
+        return names
+    return pieces(model.tokenizer, ids) if model.tokenizer is not None else [str(token) for token in ids]
 
 
 def _eager_twin(module: PreTrainedModel) -> PreTrainedModel:

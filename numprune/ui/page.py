@@ -71,7 +71,7 @@ class Page:
     @property
     def all_outputs(self) -> set[Any]:
         steps = (self.load, self.inspect, self.tune, self.prune, self.compare)
-        settings = {*self.tune.inputs, *self.prune.inputs, self.tune.curves}
+        settings = {*self.tune.inputs, *self.prune.inputs, self.tune.curves, self.inspect.sentence}
         return {self.session, *settings, *(part for step in steps for part in step.outputs)}
 
     def planned(self, session: Session, given: Updates) -> Updates:
@@ -87,6 +87,7 @@ class Page:
         """Everything that follows from a newly loaded model."""
         return {
             **self.planned(session, given),
+            **self.inspect.suit(self.workbench.dense(session).model),
             **self.load.show(self.workbench.dense(session)),
             **self.tune.settings(session.recipe),
             **self.prune.settings(session.recipe),

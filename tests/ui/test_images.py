@@ -9,13 +9,15 @@ from PIL import Image
 
 from numprune.calibration import calibrate
 from numprune.errors import Cancelled, InputError
+from numprune.evaluation import attention_patterns
 from numprune.evaluation.judge import Verdicts, panel_of
 from numprune.evaluation.quality import image_quality
-from numprune.models import load
+from numprune.models import ModuleKey, load
 from numprune.recipe import CalibrationRecipe
 from numprune.ui.pictures import SLIDER, Drawn, Exhibition
-from numprune.ui.session import LoadRequest, Session
+from numprune.ui.session import LoadRequest, Session, Unit
 from numprune.ui.steps.images import exhibition, quality_table
+from numprune.ui.steps.inspect import unit_picture
 from numprune.ui.steps.report import session_report
 from numprune.ui.workbench import Workbench
 
@@ -138,3 +140,14 @@ def test_calibration_of_the_page_is_that_of_the_package(bench, images_folder):
     stats = calibrate(load(images_folder, device="cpu"), "self", samples=6)
     for key, module in workbench.dense(session).stats.modules.items():
         assert torch.equal(module.gram, stats.modules[key].gram)
+
+
+def test_a_head_is_shown_on_an_image_it_was_calibrated_on(bench):
+    workbench, session = bench
+    loaded = workbench.dense(session)
+    _, label, table = unit_picture(loaded, workbench.plan(session), Unit(ModuleKey(1, "attention"), 0), "")
+    expected = attention_patterns(loaded.model, loaded.stats.rows[0], 1)
+    assert label.startswith("Attention of layer 1, head 0")
+    assert table["token"].tolist() == expected.tokens
+    assert table["token"][1:].tolist() == [f"{row},{column}" for row in range(4) for column in range(4)]
+    np.testing.assert_allclose(table.iloc[:, 2:].to_numpy(dtype=float), expected.weights[0].numpy(), atol=1e-6)

@@ -427,6 +427,7 @@ def wire(page: Page) -> None:
         **ACCELERATOR,
     )
     page.stoppable.append(event)
+    images.wire(page)
     event = part.measure.click(
         measure,
         {*given, *part.settings},
@@ -436,7 +437,6 @@ def wire(page: Page) -> None:
         **ACCELERATOR,
     )
     page.stoppable.append(event)
-    images.wire(page)
     for button, handler, inputs, outputs in (
         (step.measure, measure, {step.own_text}, {step.figures}),
         (step.diverge, diverge, {step.own_text}, {step.divergence_figures, step.divergence}),

@@ -45,7 +45,6 @@ class ImagesPart:
     top_p: gr.Slider
     draw: gr.Button
     pictures: gr.HTML
-    close: gr.Row
     which: gr.Dropdown
     model: gr.Dropdown
     slider: gr.ImageSlider
@@ -60,7 +59,7 @@ class ImagesPart:
 
     @property
     def drawing_outputs(self) -> set[Any]:
-        return {self.pictures, self.close, self.which, self.model, self.slider}
+        return {self.pictures, self.which, self.model, self.slider}
 
     @property
     def outputs(self) -> set[Any]:
@@ -71,7 +70,6 @@ class ImagesPart:
         updates: Updates = {
             self.part: gr.Column(visible=isinstance(model, LlamaGen)),
             self.pictures: html.empty(DRAWING),
-            self.close: gr.Row(visible=False),
             self.which: gr.Dropdown([], value=None),
             self.model: gr.Dropdown([], value=None),
             self.slider: None,
@@ -107,9 +105,12 @@ def build() -> ImagesPart:
             top_p = gr.Slider(0.05, 1, 1, step=0.05, label="Top-p", info="1 keeps every code.")
             seed = gr.Number(0, precision=0, label="First seed", info="The next image has the next seed.")
         pictures = gr.HTML(html.empty(DRAWING), elem_id="np-pictures")
-        with gr.Row(visible=False) as close:
+        # Always there: what is filled in the moment it appears stays empty now and then.
+        with gr.Row():
             with gr.Column(min_width=220):
-                which = gr.Dropdown([], label="Image to look at closely", elem_id="np-which")
+                which = gr.Dropdown(
+                    [], label="Image to look at closely", info="Drag the line across it.", elem_id="np-which"
+                )
                 model = gr.Dropdown([], label="Beside the dense model's", info="Left dense, right pruned.")
             slider = gr.ImageSlider(
                 label="Dense | pruned", interactive=False, height=416, elem_id="np-slider", show_label=True
@@ -136,7 +137,6 @@ def build() -> ImagesPart:
         top_p=top_p,
         draw=draw,
         pictures=pictures,
-        close=close,
         which=which,
         model=model,
         slider=slider,
@@ -247,7 +247,6 @@ def drawn(
     page.workbench.find(owner, IMAGES, shown.table(), shown.html())
     others = list(shown.drawn)[1:]
     yield {
-        step.close: gr.Row(visible=True),
         step.which: gr.Dropdown([(title, index) for index, title in enumerate(shown.titles)], value=0),
         step.model: gr.Dropdown(others, value=others[-1]),
         step.slider: shown.pair(others[-1], 0),

@@ -13,7 +13,7 @@ import pandas as pd
 from numprune.allocation import PruningPlan
 from numprune.errors import InputError
 from numprune.evaluation import attention_patterns
-from numprune.models import Kind, ModuleKey
+from numprune.models import Kind, Model, ModuleKey
 from numprune.models.adapter import KINDS
 from numprune.ui import heatmap, html
 from numprune.ui.figures import attention_pattern, layer_profile, layer_row, score_distribution
@@ -29,6 +29,10 @@ if TYPE_CHECKING:
 SENTENCE = "Once upon a time, a little girl named Lily had a red ball."
 SELECTED = "The selected unit"
 PICK = "Click a cell of a heatmap, or walk with the arrow keys, to see what that head or channel does."
+
+
+IMAGE_TOKENS = 64
+"""Tokens of an image on which attention is shown: the class and its first rows of codes."""
 
 
 @dataclass
@@ -59,6 +63,10 @@ class InspectStep:
     def outputs(self) -> set[Any]:
         details = {self.unit, self.forced, self.kind, self.layer, self.index}
         return {self.heads, self.channels, self.distribution, self.profile, *details}
+
+    def suit(self, model: Model) -> Updates:
+        """The controls that make sense for a model."""
+        return {self.sentence: gr.Textbox(visible=model.adapter.reads_text)}
 
     def show(self, loaded: Loaded, plan: PruningPlan, session: Session, given: Updates) -> Updates:
         updates = {**self.pictures(loaded, plan, session, given), **self.details(loaded, plan, session)}
@@ -358,16 +366,20 @@ def wire(page: Page) -> None:
 
 
 def unit_picture(loaded: Loaded, plan: PruningPlan, unit: Unit, sentence: str) -> tuple[Any, str, pd.DataFrame]:
-    """What one unit does, as a picture, a label and a table: the attention of a head on a sentence, or a channel
-    among all of its layer."""
+    """What one unit does, as a picture, a label and a table: the attention of a head on a sentence (of an image
+    model, on the first image it was calibrated on), or a channel among all of its layer."""
     key, index = unit
     if key.kind == "mlp":
         scores, pruned = loaded.scores.modules[key].units, gone(plan, key)
         table = pd.DataFrame({"channel": np.arange(len(scores)), "score": scores, "kept": ~pruned})
         return layer_row(scores, pruned, index, "channel"), f"All channels of layer {key.layer}", table
-    if not sentence.strip():
+    reads_text = loaded.model.adapter.reads_text
+    if reads_text and not sentence.strip():
         raise InputError("There is no sentence; write one to see the attention on it.")
-    patterns = attention_patterns(loaded.model, sentence, key.layer)
+    if reads_text:
+        patterns = attention_patterns(loaded.model, sentence, key.layer)
+    else:
+        patterns = attention_patterns(loaded.model, loaded.stats.rows[0], key.layer, limit=IMAGE_TOKENS)
     heads = list(patterns.heads_of_unit(index))
     weights = patterns.weights[heads].numpy()
     figure = attention_pattern(patterns.tokens, weights, [f"Query head {head}" for head in heads])
