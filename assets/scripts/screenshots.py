@@ -1,4 +1,4 @@
-"""Screenshots of the running dashboard, for the README.
+"""Screenshots of the running dashboard, for the README: of a language or of an image model, whichever it shows.
 
     python assets/scripts/screenshots.py [--url http://127.0.0.1:7860] [--out assets/screenshots]
 
@@ -17,17 +17,22 @@ FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--
 
 
 def shoot(browser: Browser, url: str, scheme: str, folder: Path) -> None:
-    """From the top of the page to the end of step 3, and step 5."""
+    """From the top of the page to the end of step 3, and step 5; of an image model step 5 alone."""
     page = browser.new_page(viewport={"width": 1280, "height": 900}, color_scheme=scheme)
     page.goto(f"{url}/?__theme={scheme}")
     page.wait_for_selector(".np-heat", timeout=120_000)
     heads = page.locator(".np-heat-plot").first
     heads.click(position={"x": 100, "y": 60})
     page.wait_for_selector(".js-plotly-plot", timeout=60_000)
+    images = page.locator("#np-images").is_visible()
     page.click("#np-example")
-    page.wait_for_selector("#np-figures .np-table", timeout=300_000)
+    page.wait_for_selector(f"{'#np-quality' if images else '#np-figures'} .np-table", timeout=300_000)
     page.mouse.move(0, 0)
     page.wait_for_timeout(2000)
+    if images:
+        page.locator("#np-compare").screenshot(path=folder / f"images-{scheme}.png")
+        page.close()
+        return
     table = page.locator("#np-ratios").bounding_box()
     end = table["y"] + table["height"] + page.evaluate("window.scrollY") + 16
     page.screenshot(
