@@ -153,6 +153,7 @@ def test_images_are_measured_with_the_judge_that_came_with_the_model(run, folder
         (None, ("--images", "4", "--speed"), "leave out --data and --speed"),
         (None, ("--images", "4", "--guidance", "-1"), "cfg_scale is -1"),
         (None, ("--metrics", "fid"), "--metrics needs --images"),
+        (None, (), "draws images; give --images N"),
         ("tiny-stories", ("--images", "4"), "writes text"),
     ],
 )

@@ -116,6 +116,8 @@ def _images_text(result: dict[str, Any]) -> str:
 def _evaluate(name: str, args: argparse.Namespace, console: Console) -> dict[str, Any]:
     began = time.monotonic()
     model = load_model(name, args, console)
+    if not model.adapter.reads_text:
+        raise numprune.InputError(f"{name} draws images; give --images N, such as 1000, to measure them.")
     data = args.data or numprune.held_out_text()
     with console.progress() as progress:
         measured = numprune.perplexity(

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 EXAMPLE = """\
   numprune generate tiny-stories --prompt "One day, a little fox" --temperature 0.7 --seed 3
-  numprune generate FoundationVision/LlamaGen:c2i_B_256.pt --classes 207,387 --count 4 --out animals.png
+  numprune generate tiny-images --classes three,seven --count 4 --guidance 2 --out digits.png
 
   The first writes the story word by word, the second a PNG with a row of four images for each class; the same
   seed gives the same story and the same images."""
