@@ -59,7 +59,8 @@ def sizes(model: Model, plan: PruningPlan | None = None, *, context: int = 1000)
         raise InputError(f"The plan belongs to another model than {model.name}; make it for this one.")
 
     parameters, weight_bytes = model.parameters, model.bytes
-    multiply_adds = sum(m.in_features * m.out_features for m in model.module.modules() if isinstance(m, nn.Linear))
+    passed = {*model.adapter.decoder(model.module).modules(), model.module.get_output_embeddings()}
+    multiply_adds = sum(m.in_features * m.out_features for m in passed if isinstance(m, nn.Linear))
     keys = _keys(model, context)
     # An emptied attention caches one number each for key and value, see EmptyAttention.
     cached = dict.fromkeys(range(model.layers), 2)

@@ -5,6 +5,7 @@ import torch
 from architectures import ARCHITECTURES, random_ids, random_scores, tiny_model
 
 from numprune import Cancelled, InputError, ModuleKey, Recipe, allocate, calibrate, compensate, prune
+from numprune.models.adapter import adapter_for
 from numprune.models.model import slice_module
 from numprune.residual import fit_to_residual
 
@@ -24,9 +25,10 @@ def cut(model, ratio=0.4, **settings):
 def streams(module, rows):
     """Hidden states behind the last layer, before the final norm."""
     found = []
-    layers = module.base_model.layers if hasattr(module.base_model, "layers") else module.base_model.decoder.layers
-    hook = layers[-1].register_forward_hook(
-        lambda _, __, output: found.append(output[0] if isinstance(output, tuple) else output)
+    hook = (
+        adapter_for(module.config)
+        .layers(module)[-1]
+        .register_forward_hook(lambda _, __, output: found.append(output[0] if isinstance(output, tuple) else output))
     )
     with torch.no_grad():
         module.base_model(input_ids=rows, use_cache=False)

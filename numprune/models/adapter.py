@@ -142,6 +142,10 @@ class Adapter(ABC):
     def layers(self, model: nn.Module) -> nn.ModuleList:
         """The decoder layers, in order."""
 
+    def decoder(self, model: nn.Module) -> nn.Module:
+        """What every token passes through before the output layer; vision towers and the like are outside."""
+        return model
+
     @abstractmethod
     def attention(self, layer: nn.Module, index: int, config: Any) -> Block:
         """The attention block of a layer that still has heads."""

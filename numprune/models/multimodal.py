@@ -21,8 +21,11 @@ class JanusAdapter(LlamaAdapter):
     model_types = ("janus",)
     auto_class = AutoModelForImageTextToText
 
+    def decoder(self, model: nn.Module) -> nn.Module:
+        return model.model.language_model
+
     def layers(self, model: nn.Module) -> nn.ModuleList:
-        return model.model.language_model.layers
+        return self.decoder(model).layers
 
     def maximum_length(self, config: Any) -> int | None:
         return super().maximum_length(config.get_text_config())
@@ -34,5 +37,5 @@ class Emu3Adapter(JanusAdapter):
 
     model_types = ("emu3",)
 
-    def layers(self, model: nn.Module) -> nn.ModuleList:
-        return model.model.text_model.layers
+    def decoder(self, model: nn.Module) -> nn.Module:
+        return model.model.text_model

@@ -176,6 +176,10 @@ class LlamaGenAdapter(LlamaAdapter):
     model_types = (LlamaGenConfig.model_type,)
     reads_text = False
 
+    def decoder(self, model: nn.Module) -> nn.Module:
+        # Captions are projected once, when they are bound.
+        return model.model
+
 
 AutoConfig.register(LlamaGenConfig.model_type, LlamaGenConfig)
 AutoModelForCausalLM.register(LlamaGenConfig, LlamaGenForImages)
