@@ -9,7 +9,7 @@ import torch
 
 from numprune.calibration.statistics import CalibrationStats, ModuleStats
 from numprune.errors import CancelEvent, InputError, Progress, check_cancelled
-from numprune.models.adapter import ModuleKey
+from numprune.models.adapter import Block, ModuleKey
 from numprune.models.model import Model
 from numprune.scoring.newton import check_ratio, numerical_score
 from numprune.scoring.table import ModuleScores, ScoreTable
@@ -26,20 +26,75 @@ class Scorer(Protocol):
     def __call__(self, weight: torch.Tensor, stats: ModuleStats, *, ratio: float, key: ModuleKey) -> torch.Tensor: ...
 
 
-SCORERS: dict[str, Scorer] = {}
+class ModelScorer(Protocol):
+    """Scores the input channels of the last linears of all modules, (in,) each; for methods that need more of the
+    model than one weight."""
+
+    def __call__(
+        self,
+        model: Model,
+        stats: CalibrationStats,
+        *,
+        ratio: float,
+        progress: Progress | None = None,
+        cancel: CancelEvent | None = None,
+    ) -> dict[ModuleKey, torch.Tensor]: ...
 
 
-def scorer(name: str) -> Callable[[Scorer], Scorer]:
-    """Decorator that makes a scorer known by name to `score`, recipes, the command line and the dashboard."""
+SCORERS: dict[str, ModelScorer] = {}
 
-    def add(function: Scorer) -> Scorer:
+
+def model_scorer(name: str) -> Callable[[ModelScorer], ModelScorer]:
+    """Decorator that makes a scorer of whole models known by name, as `scorer` does."""
+
+    def add(function: ModelScorer) -> ModelScorer:
         SCORERS[name] = function
         return function
 
     return add
 
 
-def _unit_gram(stats: ModuleStats) -> torch.Tensor:
+def scorer(name: str) -> Callable[[Scorer], Scorer]:
+    """Decorator that makes a scorer known by name to `score`, recipes, the command line and the dashboard."""
+
+    def add(function: Scorer) -> Scorer:
+        def of_model(
+            model: Model,
+            stats: CalibrationStats,
+            *,
+            ratio: float,
+            progress: Progress | None = None,
+            cancel: CancelEvent | None = None,
+        ) -> dict[ModuleKey, torch.Tensor]:
+            def of(block: Block, weight: torch.Tensor) -> torch.Tensor:
+                return function(weight, stats.modules[block.key], ratio=ratio, key=block.key)
+
+            return each_block(model, stats, of, progress, cancel)
+
+        SCORERS[name] = of_model
+        return function
+
+    return add
+
+
+def each_block(
+    model: Model,
+    stats: CalibrationStats,
+    of: Callable[[Block, torch.Tensor], torch.Tensor],
+    progress: Progress | None,
+    cancel: CancelEvent | None,
+) -> dict[ModuleKey, torch.Tensor]:
+    """`of(block, weight of its last linear)` for every module; the weight lies where the statistics do."""
+    blocks, scores = model.blocks, {}
+    for done, block in enumerate(blocks, 1):
+        check_cancelled(cancel)
+        scores[block.key] = of(block, block.last.weight.detach().to(stats.modules[block.key].gram.device))
+        if progress is not None:
+            progress(done, len(blocks), f"scoring {block.key}")
+    return scores
+
+
+def unit_gram(stats: ModuleStats) -> torch.Tensor:
     """XᵀX of X scaled to Frobenius norm 1, as the paper bounds its norm; zeros stay zeros."""
     return stats.gram / stats.gram.trace().clamp(min=torch.finfo(torch.float64).tiny)
 
@@ -47,19 +102,19 @@ def _unit_gram(stats: ModuleStats) -> torch.Tensor:
 @scorer("newton")
 def newton(weight: torch.Tensor, stats: ModuleStats, *, ratio: float, key: ModuleKey) -> torch.Tensor:
     """The numerical score in closed form."""
-    return numerical_score(weight, _unit_gram(stats), ratio=ratio)
+    return numerical_score(weight, unit_gram(stats), ratio=ratio)
 
 
 @scorer("newton_loop")
 def newton_loop(weight: torch.Tensor, stats: ModuleStats, *, ratio: float, key: ModuleKey) -> torch.Tensor:
     """The numerical score by Algorithm 1 of the paper, 50 steps."""
-    return numerical_score(weight, _unit_gram(stats), ratio=ratio, method="newton")
+    return numerical_score(weight, unit_gram(stats), ratio=ratio, method="newton")
 
 
 @scorer("newton_boxed")
 def newton_boxed(weight: torch.Tensor, stats: ModuleStats, *, ratio: float, key: ModuleKey) -> torch.Tensor:
     """The numerical score under 0 <= z <= 1."""
-    return numerical_score(weight, _unit_gram(stats), ratio=ratio, method="boxed", steps=200)
+    return numerical_score(weight, unit_gram(stats), ratio=ratio, method="boxed", steps=200)
 
 
 def score(
@@ -89,21 +144,16 @@ def score(
     fingerprint = model.fingerprint()
     if stats.fingerprint != fingerprint:
         raise InputError(f"The statistics are of another model than {model.name}; calibrate it first.")
+    found = SCORERS[method](model, stats, ratio=ratio, progress=progress, cancel=cancel)
     modules = {}
-    blocks = model.blocks
-    for done, block in enumerate(blocks, 1):
-        check_cancelled(cancel)
-        module_stats = stats.modules[block.key]
-        weight = block.last.weight.detach().to(module_stats.gram.device)
-        channels = SCORERS[method](weight, module_stats, ratio=ratio, key=block.key).cpu()
+    for block in model.blocks:
+        channels = found[block.key].cpu()
         modules[block.key] = ModuleScores(
             units=channels.reshape(block.units, block.width).mean(1).numpy(),
             channels=channels.numpy(),
             cost=block.cost,
             remainder=block.remainder,
         )
-        if progress is not None:
-            progress(done, len(blocks), f"scoring {block.key}")
     return ScoreTable(
         modules=modules,
         method=method,

@@ -1,0 +1,84 @@
+"""The first-order Taylor score of LLM-Pruner (Ma et al., NeurIPS 2023), without its fine-tuning."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from numprune.calibration.statistics import CalibrationStats
+from numprune.errors import CancelEvent, InputError, NumericalError, Progress, check_cancelled
+from numprune.models.adapter import ModuleKey
+from numprune.models.model import Model
+from numprune.scoring.score import model_scorer
+
+BATCH = 4
+
+
+@model_scorer("taylor")
+def taylor(
+    model: Model,
+    stats: CalibrationStats,
+    *,
+    ratio: float,
+    progress: Progress | None = None,
+    cancel: CancelEvent | None = None,
+) -> dict[ModuleKey, torch.Tensor]:
+    """|Σ w ∂L/∂w| over all weights and biases that go with a unit; L is the loss on the calibration text.
+
+    The sum over a row of a linear is Σ y ∂L/∂y of its output and that over a column Σ x ∂L/∂x of its input, so no
+    gradient of a weight is formed. Needs a backward pass through the whole model, four sequences at a time.
+    """
+    if stats.rows is None:
+        raise InputError("These statistics hold no token ids to differentiate the loss on; calibrate again.")
+    blocks = model.blocks
+    sums: dict[nn.Linear, torch.Tensor] = {}
+    batches = stats.rows.long().split(BATCH)
+    for done, rows in enumerate(batches, 1):
+        check_cancelled(cancel)
+        _add_batch(model, rows.to(model.device), sums)
+        if progress is not None:
+            progress(done, len(batches), "differentiating the loss")
+    scores = {}
+    for block in blocks:
+        total = sums[block.last].reshape(block.units, block.width).sum(1)
+        for linear, sections in block.inputs:
+            for section in sections:
+                rows = section.indices(range(block.units))
+                total = total + sums[linear][rows].reshape(block.units, section.width).sum(1)
+        if not bool(torch.isfinite(total).all()):
+            raise NumericalError(f"The gradient at {block.key} is not finite; load the model in float32 or bfloat16.")
+        scores[block.key] = total.abs().repeat_interleave(block.width)
+    return scores
+
+
+def _add_batch(model: Model, rows: torch.Tensor, sums: dict[nn.Linear, torch.Tensor]) -> None:
+    """Add Σ x ∂L/∂x of the inputs of last linears and Σ y ∂L/∂y of the outputs of the others, per channel."""
+    seen: dict[nn.Linear, torch.Tensor] = {}
+
+    def begin(_: nn.Module, args: Any, output: torch.Tensor) -> torch.Tensor:
+        # Weights may be frozen; the graph then begins at the embeddings.
+        return output if output.requires_grad else output.detach().requires_grad_(True)
+
+    hooks = [model.module.get_input_embeddings().register_forward_hook(begin)]
+    for block in model.blocks:
+        hooks.append(block.last.register_forward_hook(lambda m, args, output: seen.update({m: args[0]})))
+        hooks += [
+            linear.register_forward_hook(lambda m, args, output: seen.update({m: output})) for linear, _ in block.inputs
+        ]
+    try:
+        with torch.enable_grad():
+            logits = model.module(input_ids=rows, use_cache=False).logits[:, :-1].float()
+            # What a model reads but never predicts (the caption of an image) does not count.
+            predicted = rows[:, 1:] < logits.shape[-1]
+            loss = functional.cross_entropy(logits[predicted], rows[:, 1:][predicted], reduction="sum")
+            gradients = torch.autograd.grad(loss, list(seen.values()))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    for (linear, values), gradient in zip(seen.items(), gradients, strict=True):
+        products = (values.detach().float() * gradient.float()).reshape(-1, values.shape[-1])
+        added = products.sum(0, dtype=torch.float64 if values.device.type != "mps" else None).cpu().double()
+        sums[linear] = sums.get(linear, torch.zeros_like(added)) + added
