@@ -64,6 +64,28 @@ def compensate(
     return w[:, kept] + update.T
 
 
+def lost_mean(weight: torch.Tensor, mean: torch.Tensor, keep: Sequence[int] | torch.Tensor) -> torch.Tensor:
+    """What the removed input channels added to the output on average: W_P mean(x_P), FLAP's bias (AAAI 2024).
+
+    Args:
+        weight: (out, in).
+        mean: (in,), the mean input.
+        keep: indices of the kept input channels.
+
+    Returns:
+        (out,) float64.
+
+    Raises:
+        NumericalError: an input is not finite.
+    """
+    w, lost = to_float64(weight), to_float64(mean).to(weight.device, copy=True)
+    lost[torch.as_tensor(keep, dtype=torch.long, device=lost.device)] = 0
+    bias = w @ lost.to(w.device)
+    if not bool(torch.isfinite(bias).all()):
+        raise NumericalError("weight or mean has non-finite values; check the checkpoint and the calibration data.")
+    return bias
+
+
 def relative_error(
     weight: torch.Tensor, gram: torch.Tensor, keep: Sequence[int] | torch.Tensor, kept_weight: torch.Tensor
 ) -> float:

@@ -11,7 +11,7 @@ import torch
 
 from numprune.allocation import PruningPlan
 from numprune.calibration.statistics import CalibrationStats
-from numprune.compensation import compensate, relative_error
+from numprune.compensation import compensate, lost_mean, relative_error
 from numprune.errors import CancelEvent, InputError, NumericalError, Progress, check_cancelled
 from numprune.files import to_json
 from numprune.healing import heal
@@ -90,7 +90,9 @@ def prune(
         plan: from `allocate`, for this model.
         stats: from `calibrate`, for this model; used for compensation and for the errors in the report.
         compensation: "paper" refits the kept columns of o_proj and down_proj (theorem 3); "residual" refits them
-            one module after the other against the dense residual stream (`numprune.residual`); "none" leaves them.
+            one module after the other against the dense residual stream (`numprune.residual`); "bias" leaves them
+            and adds the mean output of what was removed as a bias (FLAP), also where the architecture has none;
+            "none" leaves them. Biases are counted in the report, not in the plan.
         damping: of the compensation, see `numprune.compensation.compensate`.
         healing: steps of training after it, see `numprune.healing.heal`; 0 trains nothing.
 
@@ -113,7 +115,8 @@ def prune(
     weights, seconds = {}, {}
     if compensation == "paper":
         weights, seconds = _compensated(model, plan, stats, damping, progress, cancel)
-    module = slice_module(model.module, model.adapter, plan.keep, weights)
+    biases = _biases(model, plan, stats) if compensation == "bias" else {}
+    module = slice_module(model.module, model.adapter, plan.keep, weights, biases)
     if compensation == "residual":
         if stats.rows is None:
             raise InputError("These statistics hold no token ids to fit the residual stream on; calibrate again.")
@@ -174,6 +177,20 @@ def _compensated(
         if progress is not None:
             progress(done, len(blocks), f"pruning {block.key}")
     return weights, seconds
+
+
+def _biases(model: Model, plan: PruningPlan, stats: CalibrationStats) -> dict[ModuleKey, torch.Tensor]:
+    """The bias of every module that loses units."""
+    biases = {}
+    for block in model.blocks:
+        kept = plan.keep[block.key]
+        if len(kept) < block.units:
+            dense = block.last.weight.detach()
+            bias = lost_mean(dense, stats.modules[block.key].mean, block.channels(kept))
+            if block.last.bias is not None:
+                bias += block.last.bias.detach().to(bias.device)
+            biases[block.key] = bias.to(dense.device, dense.dtype)
+    return biases
 
 
 def _reports(

@@ -18,7 +18,7 @@ from numprune.scoring.score import SCORERS
 
 VERSION = 1
 ALLOCATIONS = ("global", "uniform", "paper_printed")
-COMPENSATIONS = ("paper", "residual", "none")
+COMPENSATIONS = ("paper", "residual", "bias", "none")
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,8 @@ class Recipe:
         ratio: share of the prunable parameters to remove, in [0, 1).
         ratios: share of units to remove, for modules that are set by hand; the others share the rest of the budget.
         keep, prune: units of a module that are kept or removed whatever their score.
-        compensation: "paper" (theorem 3), "residual" (against the dense residual stream) or "none".
+        compensation: "paper" (theorem 3), "residual" (against the dense residual stream), "bias" (FLAP's: the mean
+            of what was removed becomes a bias) or "none".
         damping: of the compensation, as a fraction of the mean diagonal of the Gram matrix.
         healing: steps of training after pruning (`numprune.healing`); 0, the default, trains nothing.
         round_heads, round_channels: kept counts become multiples of these, except in modules kept whole.

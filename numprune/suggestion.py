@@ -229,7 +229,7 @@ class _Probe:
         masked = torch.zeros_like(weight)
         if len(kept):
             gram = self.stats.modules[key].gram
-            whole = self.recipe.compensation == "none"
+            whole = self.recipe.compensation in ("none", "bias")
             new = (
                 weight[:, channels.to(weight.device)]
                 if whole

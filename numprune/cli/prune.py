@@ -59,7 +59,7 @@ def add(commands: Commands) -> None:
         help="a whole method, which other flags change: paper, balanced (residual compensation), best (also --suggest)"
         " or healed (also --healing 16)",
     )
-    group.add_argument("--compensation", metavar="NAME", help="paper (the default), residual or none")
+    group.add_argument("--compensation", metavar="NAME", help="paper (the default), residual, bias or none")
     group.add_argument(
         "--damping", type=float, metavar="D", help="of the compensation, as a share of the mean Gram diagonal (0.01)"
     )

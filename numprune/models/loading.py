@@ -16,12 +16,13 @@ from accelerate import init_empty_weights
 from huggingface_hub import hf_hub_download
 from safetensors import SafetensorError
 from safetensors.torch import load_file
+from torch import nn
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel
 
 from numprune.errors import LoadError, NumpruneError
 from numprune.files import MARKER
 from numprune.models import gpt_neox, llama, multimodal, opt, phi3  # noqa: F401  (each registers its adapter)
-from numprune.models.adapter import Adapter, ModuleKey, adapter_for
+from numprune.models.adapter import Adapter, EmptyAttention, ModuleKey, adapter_for
 from numprune.models.embedded import embedded_model, embedded_models
 from numprune.models.llamagen import (
     CAPTION_FILES,
@@ -206,6 +207,7 @@ def _load_sliced(folder: Path, marker: Path, config: Any, adapter: Adapter, dtyp
     for file in sorted(folder.glob("model*.safetensors")):
         state.update(load_file(file))
     state = {key: value.to(dtype) for key, value in state.items()}
+    _add_biases(module, adapter, state)
     shapes = {key: value.shape for key, value in module.state_dict().items()}
     wrong = sorted(key for key, value in state.items() if shapes.get(key) != value.shape)
     if not wrong:
@@ -217,6 +219,20 @@ def _load_sliced(folder: Path, marker: Path, config: Any, adapter: Adapter, dtyp
     if (folder / "generation_config.json").is_file():
         module.generation_config = transformers.GenerationConfig.from_pretrained(folder)
     return module
+
+
+def _add_biases(module: PreTrainedModel, adapter: Adapter, state: dict[str, torch.Tensor]) -> None:
+    """Room for the biases that compensation gave to last linears whose architecture has none."""
+    names = {id(each): name for name, each in module.named_modules()}
+    ends = [block.last for block in adapter.blocks(module)]
+    for layer in adapter.layers(module):
+        # An emptied module has no block, but its output projection may have been left a bias.
+        ends += [each for each in layer.modules() if isinstance(each, EmptyAttention)]
+        ends += [each for each in layer.modules() if isinstance(each, nn.Linear) and not each.in_features]
+    for last in ends:
+        bias = state.get(f"{names[id(last)]}.bias")
+        if bias is not None and last.bias is None:
+            last.bias = nn.Parameter(torch.empty_like(bias, device="meta"), requires_grad=False)
 
 
 def _restore_history(model: Model, folder: Path) -> None:

@@ -171,6 +171,7 @@ def slice_module(
     adapter: Adapter,
     keep: Mapping[ModuleKey, Sequence[int]],
     last_weights: Mapping[ModuleKey, torch.Tensor] | None = None,
+    last_biases: Mapping[ModuleKey, torch.Tensor] | None = None,
 ) -> PreTrainedModel:
     """A copy of `module` with only the units in `keep`; modules not named keep all of theirs.
 
@@ -179,7 +180,10 @@ def slice_module(
     Args:
         keep: ascending unit indices kept in each module; empty to empty it.
         last_weights: replacements (out, kept in-features) for the sliced weight of a module's last linear.
+        last_biases: replacements (out,) for the bias of a module's last linear, which may have none; used for
+            modules that lose units.
     """
+    last_biases = last_biases or {}
     memo: dict[int, nn.Module] = {}
     changed: list[ModuleKey] = []
     layers = adapter.layers(module)
@@ -192,7 +196,9 @@ def slice_module(
         changed.append(block.key)
         if block.key.kind == "attention" and not kept:
             owner, name = adapter.attention_owner(layers[block.key.layer])
-            memo[id(getattr(owner, name))] = EmptyAttention(block.key.layer, block.last.bias)
+            memo[id(getattr(owner, name))] = EmptyAttention(
+                block.key.layer, last_biases.get(block.key, block.last.bias)
+            )
             continue
         for linear, sections in block.inputs:
             rows = torch.cat([section.indices(kept) for section in sections])
@@ -201,6 +207,9 @@ def slice_module(
             memo[id(block.last)] = make_linear(last_weights[block.key], block.last.bias)
         else:
             memo[id(block.last)] = narrow_linear(block.last, columns=block.channels(kept))
+        if block.key in last_biases:
+            bias = last_biases[block.key].detach().clone()
+            memo[id(block.last)].bias = nn.Parameter(bias, requires_grad=False)
     sliced = copy.deepcopy(module, memo)
     for key in changed:
         if key.kind == "attention" and keep[key]:

@@ -293,3 +293,42 @@ def test_unequal_cuts_in_each_layer(name):
     with masked(model, plan.keep):
         expected = logits_of(model, use_cache=True)
     assert_close(logits_of(pruned, use_cache=True), expected)
+
+
+@ALL
+def test_bias_stands_for_the_mean_of_what_was_removed(name, tmp_path):
+    model, (pruned, plan) = dense(name), halved(name, compensation="bias")
+    stats = calibrated(model)
+
+    def hook_for(block):
+        gone = torch.ones(block.units, block.width, dtype=torch.bool)
+        gone[list(plan.keep[block.key])] = False
+        mean = stats.modules[block.key].mean.float()
+        return lambda module, args: (torch.where(gone.reshape(-1), mean, args[0]),)
+
+    with ExitStack() as stack:
+        for block in model.blocks:
+            stack.callback(block.last.register_forward_pre_hook(hook_for(block)).remove)
+        expected = logits_of(model)
+    assert_close(logits_of(pruned), expected)
+    pruned.save(tmp_path / "saved")
+    assert torch.equal(logits_of(load(tmp_path / "saved", device="cpu")), logits_of(pruned))
+
+
+@ALL
+@pytest.mark.parametrize("kind", ["attention", "mlp"])
+def test_an_emptied_module_may_leave_a_bias(name, kind, tmp_path):
+    model = dense(name)
+    key = ModuleKey(0, kind)
+    recipe = Recipe(ratio=0.0, ratios={key: 0.99}, allow_empty=True)
+    stats = calibrated(model)
+    pruned = prune(model, allocate(random_scores(model), recipe), stats, compensation="bias")
+    block = next(block for block in model.blocks if block.key == key)
+    constant = stats.modules[key].mean.float()
+    with ExitStack() as stack:
+        hook = block.last.register_forward_pre_hook(lambda module, args: (constant.expand_as(args[0]),))
+        stack.callback(hook.remove)
+        expected = logits_of(model)
+    assert_close(logits_of(pruned), expected)
+    pruned.save(tmp_path / "saved")
+    assert torch.equal(logits_of(load(tmp_path / "saved", device="cpu")), logits_of(pruned))

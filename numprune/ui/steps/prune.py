@@ -21,7 +21,12 @@ from numprune.ui.workbench import reporter
 if TYPE_CHECKING:
     from numprune.ui.page import Page
 
-COMPENSATION = [("as in the paper", "paper"), ("against the residual stream", "residual"), ("none", "none")]
+COMPENSATION = [
+    ("as in the paper", "paper"),
+    ("against the residual stream", "residual"),
+    ("bias, as FLAP's", "bias"),
+    ("none", "none"),
+]
 WAITING = "Press Prune to make a smaller model; the dense one stays as it is."
 
 
