@@ -1,4 +1,4 @@
-"""Named ways to prune, from the paper's own to the best that is measured here."""
+"""Named ways to prune: from the paper's own to the best that is measured here, and other methods beside them."""
 
 from __future__ import annotations
 
@@ -39,8 +39,37 @@ PRESETS: dict[str, Preset] = {
 }
 
 
+_PLAIN = {"allocation": "uniform", "compensation": "none", "healing": 0}
+
+RIVALS: dict[str, Preset] = {
+    "flap": Preset(
+        "FLAP: fluctuation, one threshold, the mean as a bias",
+        {"scorer": "flap", "allocation": "global", "compensation": "bias", "healing": 0},
+        False,
+    ),
+    "wanda_sp": Preset(
+        "Wanda-sp: weight times activation norm, same ratio everywhere", {**_PLAIN, "scorer": "wanda_sp"}, False
+    ),
+    "magnitude": Preset("norm of the columns, same ratio everywhere", {**_PLAIN, "scorer": "magnitude"}, False),
+    "taylor": Preset(
+        "LLM-Pruner without fine-tuning: first-order Taylor, same ratio everywhere",
+        {**_PLAIN, "scorer": "taylor"},
+        False,
+    ),
+    "osscar": Preset(
+        "OSSCAR without its swaps: greedy by compensated loss, same ratio everywhere",
+        {**_PLAIN, "scorer": "osscar", "compensation": "paper"},
+        False,
+    ),
+    "random": Preset("units drawn at random, same ratio everywhere", {**_PLAIN, "scorer": "random"}, False),
+}
+"""Other methods, as their public code defines them."""
+
+METHODS: dict[str, Preset] = {**PRESETS, **RIVALS}
+
+
 def preset(name: str) -> Preset:
-    """A preset by name; raises InputError when there is none."""
-    if name not in PRESETS:
-        raise InputError(f"preset '{name}' is not known; use {', '.join(PRESETS)}.")
-    return PRESETS[name]
+    """A preset or another method by name; raises InputError when there is none."""
+    if name not in METHODS:
+        raise InputError(f"preset '{name}' is not known; use {', '.join(METHODS)}.")
+    return METHODS[name]

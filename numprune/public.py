@@ -23,12 +23,13 @@ from numprune.evaluation import (
     perplexity,
     sweep,
 )
+from numprune.evaluation.methods import Bench, Cell, compare_methods
 from numprune.footprint import Sizes, sizes
 from numprune.generation import Sampling, generate, stream_text
 from numprune.healing import Healing, heal
 from numprune.models import Model, ModuleKey, embedded_models, held_out_text, load
 from numprune.models.llamagen import Captions, LlamaGen, encode_captions, load_checkpoint
-from numprune.presets import PRESETS, Preset, preset
+from numprune.presets import METHODS, PRESETS, Preset, preset
 from numprune.pruning import PruningReport, prune
 from numprune.recipe import CalibrationRecipe, Recipe
 from numprune.scoring import SCORERS, ScoreTable, score, scorer
@@ -36,13 +37,16 @@ from numprune.suggestion import Sensitivity, sensitivity, suggest
 
 __all__ = [
     "DATASETS",
+    "METHODS",
     "PRESETS",
     "SCORERS",
     "AttentionPatterns",
+    "Bench",
     "CalibrationRecipe",
     "CalibrationStats",
     "Cancelled",
     "Captions",
+    "Cell",
     "Divergence",
     "Healing",
     "InputError",
@@ -67,6 +71,7 @@ __all__ = [
     "allocate",
     "attention_patterns",
     "calibrate",
+    "compare_methods",
     "compensate",
     "divergence",
     "embedded_models",

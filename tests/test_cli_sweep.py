@@ -120,3 +120,50 @@ def test_a_recipe_of_another_model_is_refused_before_calibration(run, text, tmp_
     code, _, err = run(MODEL, "--recipe", tmp_path / "recipe.json", "--calibration", text, *QUICK)
     assert code == 2
     assert "made for other" in err
+
+
+def test_methods_are_compared_and_a_stopped_run_goes_on(run, text, tmp_path):
+    out = tmp_path / "cells.csv"
+    argv = (MODEL, "--ratios", "0.3", "--calibration", text, "--data", text, *SMALL, "--device", "cpu")
+    argv += ("--repetitions", "0", "--out", out)
+    code, first, err = run(*argv, "--methods", "random", "--json")
+    assert code == 0, err
+    kept = out.read_text().splitlines()
+    code, second, err = run(*argv, "--methods", "random,paper", "--seeds", "0,1", "--json")
+    assert code == 0, err
+    assert out.read_text().splitlines()[: len(kept)] == kept
+    places = [(cell["method"], cell["ratio"], cell["seed"]) for cell in json.loads(second)["cells"]]
+    assert places == [("dense", 0, 0), ("random", 0.3, 0), ("paper", 0.3, 0), ("random", 0.3, 1), ("paper", 0.3, 1)]
+    assert json.loads(first)["cells"] == json.loads(second)["cells"][:2]
+    page = (tmp_path / "cells.html").read_text()
+    assert "plotly" in page
+    assert "excess loss" in page
+    assert "wanda_sp" in run("--help")[1]
+
+
+@pytest.mark.parametrize(
+    ("argv", "says"),
+    [
+        (("--methods", "paper"), "give a .csv file"),
+        (("--methods", "mine", "--out", "x.csv"), "preset 'mine' is not known"),
+        (("--methods", "paper", "--out", "x.csv", "--seeds", "a"), "seeds is 'a'"),
+        (("--methods", "paper", "--out", "x.csv", "--no-perplexity"), "nothing to compare"),
+        (("--seeds", "1"), "belong to --methods"),
+    ],
+)
+def test_wrong_flags_of_a_comparison_are_refused(run, argv, says):
+    code, _, err = run(MODEL, *argv)
+    assert code == 2
+    assert says in err
+
+
+def test_a_comparison_of_image_models_counts_what_the_judge_sees(run, tmp_path):
+    argv = ("tiny-images", "--methods", "magnitude", "--ratios", "0.5", "--samples", "4", "--device", "cpu")
+    argv += ("--images", "10", "--guidance", "1.5", "--repetitions", "0", "--out", tmp_path / "cells.csv", "--json")
+    code, out, err = run(*argv)
+    assert code == 0, err
+    dense, pruned = json.loads(out)["cells"]
+    assert dense["images"] == pruned["images"] == 10
+    assert 0 <= pruned["recognised"] <= dense["recognised"] <= 1
+    assert pruned["fid"] > dense["fid"]
+    assert dense["perplexity"] is None

@@ -127,7 +127,7 @@ def test_values_of_the_wrong_type_are_refused(changes, says):
         ({"ratios": {"0.mlp": 1}}, "ratio is 1;"),
         ({"scorer": "best"}, "scorer 'best' is not known; use newton"),
         ({"allocation": "greedy"}, "allocation 'greedy' is not known; use global, uniform, paper_printed"),
-        ({"compensation": "full"}, "compensation 'full' is not known; use paper, residual, none"),
+        ({"compensation": "full"}, "compensation 'full' is not known; use paper, residual, bias, none"),
         ({"damping": -1.0}, "damping is -1.0"),
         ({"round_heads": 0}, "round_heads is 0"),
         ({"round_channels": -8}, "round_channels is -8"),

@@ -50,14 +50,15 @@ def add(commands: Commands) -> None:
     group.add_argument(
         "--scorer",
         metavar="NAME",
-        help="newton (the default), newton_loop, newton_boxed, flap, wanda_sp, magnitude or random",
+        help="newton (the default), newton_loop, newton_boxed, newton_greedy, osscar, taylor, flap, wanda_sp, magnitude"
+        " or random",
     )
     group.add_argument("--allocation", metavar="NAME", help="global (the default), uniform or paper_printed")
     group.add_argument(
         "--preset",
         metavar="NAME",
         help="a whole method, which other flags change: paper, balanced (residual compensation), best (also --suggest)"
-        " or healed (also --healing 16)",
+        " or healed (also --healing 16); or another's: flap, wanda_sp, magnitude, taylor, osscar or random",
     )
     group.add_argument("--compensation", metavar="NAME", help="paper (the default), residual, bias or none")
     group.add_argument(

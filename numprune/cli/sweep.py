@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import time
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import numprune
@@ -18,15 +19,29 @@ from numprune.cli.options import (
     describe,
     load_model,
 )
+from numprune.files import write_text
+from numprune.presets import METHODS
 
 if TYPE_CHECKING:
-    from numprune import SweepPoint
+    from pandas import DataFrame
 
-EXAMPLE = """\
+    from numprune import Model, Recipe, SweepPoint
+
+EXAMPLE = (
+    """\
   numprune sweep tiny-stories --ratios 0,0.1,0.2,0.3,0.5 --samples 32
 
   prints one line per ratio: size, cache, time to the first token, tokens per second, peak memory and the perplexity
-  on the embedded held-out stories. Ratio 0 is the model as it is. Settings other than the ratio come from --recipe."""
+  on the embedded held-out stories. Ratio 0 is the model as it is. Settings other than the ratio come from --recipe.
+
+  numprune sweep tiny-stories --methods paper,best,flap,wanda_sp --ratios 0.2,0.3 --seeds 0,1,2 --out sweep.csv
+
+  prunes with every method at every ratio for every calibration seed and compares loss, KL to the dense model, size and
+  time. Every cell is in the CSV as soon as it is measured, so that the same command goes on where it was stopped; the
+  picture lies beside it as sweep.html. Methods: """
+    + ", ".join(METHODS)
+    + "."
+)
 
 
 def add(commands: Commands) -> None:
@@ -37,6 +52,14 @@ def add(commands: Commands) -> None:
     )
     parser.add_argument("--recipe", metavar="FILE", help="a recipe.json with other settings than the defaults")
     add_calibration(parser)
+    several = parser.add_argument_group("comparing methods")
+    several.add_argument("--methods", metavar="M,M", help="presets and other methods to compare, or all")
+    several.add_argument("--seeds", metavar="S,S", help="calibration seeds (default: that of the recipe)")
+    several.add_argument("--out", metavar="FILE.csv", help="where the cells go; those it holds are not measured again")
+    several.add_argument(
+        "--images", type=int, default=1000, metavar="N", help="images to draw from an image model (default 1000)"
+    )
+    several.add_argument("--guidance", type=float, default=4.0, metavar="G", help="of these images (default 4)")
     group = parser.add_argument_group("measuring")
     text = group.add_mutually_exclusive_group()
     text.add_argument(
@@ -45,7 +68,13 @@ def add(commands: Commands) -> None:
         help="text or jsonl file, wikitext2, c4, ptb or tinystories (default: the embedded held-out stories)",
     )
     text.add_argument("--no-perplexity", action="store_true", help="leave perplexity out, and compensation with it")
-    group.add_argument("--repetitions", type=int, default=5, metavar="N", help="of every timing (default 5)")
+    group.add_argument(
+        "--repetitions",
+        type=int,
+        default=5,
+        metavar="N",
+        help="of every timing (default 5); with --methods 0 leaves speed out",
+    )
     group.add_argument("--prompt-tokens", type=int, default=64, metavar="N", help="tokens of the prompt (default 64)")
     group.add_argument("--new-tokens", type=int, default=64, metavar="N", help="tokens to decode (default 64)")
     parser.set_defaults(run=run)
@@ -57,7 +86,12 @@ def run(args: argparse.Namespace, console: Console) -> None:
     recipe = numprune.Recipe.read(args.recipe) if args.recipe else numprune.Recipe()
     calibration = {**recipe.to_dict()["calibration"], **calibration_changes(args)}
     recipe = recipe.replace(calibration=numprune.CalibrationRecipe(**calibration))
-    ratios = [recipe.replace(ratio=ratio).ratio for ratio in _ratios(args.ratios)]
+    ratios = [recipe.replace(ratio=ratio).ratio for ratio in _numbers("ratios", args.ratios, float, "0,0.3,0.5")]
+    if args.methods:
+        _compare(args, recipe, ratios, console)
+        return
+    if args.seeds or args.out:
+        raise numprune.InputError("--seeds and --out belong to --methods; name the methods to compare.")
     model = load_model(args.model, args, console)
     units = {key: count for key, count in model.units().items() if count}
     recipe.check_for(model.name, model.fingerprint(), units)
@@ -90,11 +124,65 @@ def run(args: argparse.Namespace, console: Console) -> None:
     console.result(result, _table(points))
 
 
-def _ratios(text: str) -> list[float]:
+def _numbers(name: str, text: str, kind: type, example: str) -> list[Any]:
     try:
-        return [float(ratio) for ratio in text.split(",")]
+        return [kind(number) for number in text.split(",")]
     except ValueError as error:
-        raise numprune.InputError(f"ratios is '{text}'; give numbers such as 0,0.3,0.5.") from error
+        raise numprune.InputError(f"{name} is '{text}'; give numbers such as {example}.") from error
+
+
+def _compare(args: argparse.Namespace, recipe: Recipe, ratios: list[float], console: Console) -> None:
+    """`--methods`: the cells that are missing in the CSV, and the picture of all of them."""
+    from numprune.evaluation.methods import Bench, compare_methods, read_cells, summary, write_cells
+
+    if not args.out or not args.out.endswith(".csv"):
+        raise numprune.InputError(f"--out is {args.out}; give a .csv file for the cells.")
+    if args.no_perplexity:
+        raise numprune.InputError("--no-perplexity leaves nothing to compare methods by; leave it out.")
+    methods = list(METHODS) if args.methods == "all" else args.methods.split(",")
+    for name in methods:
+        numprune.preset(name)
+    seeds = _numbers("seeds", args.seeds, int, "0,1,2") if args.seeds else [recipe.calibration.seed]
+    cells = read_cells(args.out)
+    model = load_model(args.model, args, console)
+    bench = Bench(
+        data=args.data or numprune.held_out_text(),
+        sequence_length=recipe.calibration.sequence_length,
+        images=args.images,
+        drawing={"cfg_scale": args.guidance, "top_k": 0},
+        repetitions=args.repetitions,
+    )
+    wanted = [ratio for ratio in ratios if ratio]
+    with console.progress() as progress:
+        found = compare_methods(
+            model, methods, wanted, bench, recipe=recipe, seeds=seeds, done=cells, progress=progress
+        )
+        for cell in found:
+            cells.append(cell)
+            write_cells(args.out, cells)
+    table = summary(cells)
+    page = args.out.removesuffix(".csv") + ".html"
+    write_text(page, _page(model, table))
+    console.notes(model.notes)
+    result = {**describe(model), "out": args.out, "page": page, "cells": [asdict(cell) for cell in cells]}
+    shown = table.rename(columns={"measure": _measure(model)}).dropna(axis=1, how="all")
+    console.result(result, shown.to_string(index=False, float_format=lambda value: f"{value:.4g}"))
+
+
+def _measure(model: Model) -> str:
+    return "Fréchet distance" if isinstance(model, numprune.LlamaGen) else "excess loss"
+
+
+def _page(model: Model, table: DataFrame) -> str:
+    from numprune.ui.figures import methods_chart
+
+    measure = {
+        "excess loss": "excess loss, ln PPL pruned - ln PPL dense",
+        "Fréchet distance": "Fréchet distance in the judge's features",
+    }[_measure(model)]
+    figure = methods_chart(table, measure)
+    figure.update_layout(title=f"{model.name}: {measure}", margin={"t": 70})
+    return figure.to_html(include_plotlyjs=True, config={"responsive": True, "displaylogo": False})
 
 
 def _table(points: list[SweepPoint]) -> str:

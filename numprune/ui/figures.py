@@ -490,6 +490,65 @@ def sensitivity_curves(table: pd.DataFrame) -> go.Figure:
     return figure
 
 
+def methods_chart(table: pd.DataFrame, measure: str) -> go.Figure:
+    """What every method loses against the ratio, with lowest and highest over the seeds, and the time it took.
+
+    Args:
+        table: from `numprune.evaluation.methods.summary`.
+        measure: what its column of that name holds. The axis is a square root, so that a method that fails does not
+            flatten all others.
+    """
+    figure = make_subplots(rows=1, cols=2, column_widths=[0.68, 0.32], horizontal_spacing=0.14)
+    ticks = _sqrt_ticks(max(1e-3, float(table["highest"].max())))
+    names = list(dict.fromkeys(table["method"]))
+    for index, name in enumerate(names):
+        rows = table[table["method"] == name].sort_values("ratio")
+        colour = sample_colorscale("Turbo", [0.05 + 0.9 * index / max(len(names) - 1, 1)])[0]
+        _, dash, symbol = SERIES[index % len(SERIES)]
+        middle, low, high = (_signed_sqrt(rows[each].to_numpy()) for each in ("measure", "lowest", "highest"))
+        style = {
+            "name": name,
+            "mode": "lines+markers",
+            "legendgroup": name,
+            "line": {"color": colour, "dash": dash, "width": 2},
+            "marker": {"color": colour, "symbol": symbol, "size": 7},
+        }
+        figure.add_scatter(
+            x=rows["ratio"].to_numpy(np.float32),
+            y=middle.astype(np.float32),
+            error_y={
+                "type": "data",
+                "symmetric": False,
+                "array": (high - middle).astype(np.float32),
+                "arrayminus": (middle - low).astype(np.float32),
+                "thickness": 1.2,
+                "width": 4,
+            },
+            customdata=rows[["measure", "lowest", "highest", "parameters", "seeds"]].to_numpy(np.float64),
+            hovertemplate="ratio %{x:.0%}: %{customdata[0]:.4g} (%{customdata[1]:.4g} to %{customdata[2]:.4g} over"
+            " %{customdata[4]} seeds)<br>%{customdata[3]:,.0f} parameters<extra>" + name + "</extra>",
+            row=1,
+            col=1,
+            **style,
+        )
+        figure.add_scatter(
+            x=rows["ratio"].to_numpy(np.float32),
+            y=rows["seconds"].to_numpy(np.float32),
+            showlegend=False,
+            hovertemplate="ratio %{x:.0%}: %{y:.2f} s<extra>" + name + "</extra>",
+            row=1,
+            col=2,
+            **style,
+        )
+    figure.update_xaxes(title="share pruned", tickformat=".0%")
+    figure.update_yaxes(
+        title=measure, tickvals=np.sqrt(ticks), ticktext=[f"{tick:g}" for tick in ticks.tolist()], row=1, col=1
+    )
+    figure.update_yaxes(title="seconds to prune", type="log", row=1, col=2)
+    _base(figure, 520)
+    return figure
+
+
 def _base(figure: go.Figure, height: int) -> None:
     """What all charts share; the legend stands at the bottom of the picture."""
     figure.update_layout(

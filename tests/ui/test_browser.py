@@ -222,6 +222,21 @@ def test_suggested_ratios_fill_the_table_and_can_be_undone(page):
     expect(page.locator("[data-lock]:checked")).to_have_count(0, timeout=PATIENCE)
 
 
+def test_a_method_sets_everything_it_consists_of_in_one_step(page):
+    page.get_by_label("balanced:").check()
+    expect(page.get_by_label("against the residual stream")).to_be_checked(timeout=PATIENCE)
+    expect(page.locator("[data-lock]:checked")).to_have_count(0, timeout=PATIENCE)
+    page.get_by_label("best:").check()
+    expect(page.locator("[data-lock]:checked")).to_have_count(15, timeout=PATIENCE)
+    expect(page.get_by_label("best:")).to_be_checked()
+    page.get_by_role("button", name="Undo").click()
+    expect(page.locator("[data-lock]:checked")).to_have_count(0, timeout=PATIENCE)
+    expect(page.get_by_label("balanced:")).to_be_checked()
+    page.get_by_role("button", name="Undo").click()
+    expect(page.get_by_label("paper:")).to_be_checked()
+    expect(page.get_by_label("as in the paper")).to_be_checked()
+
+
 def test_a_recipe_is_saved_and_opened_again(page, tmp_path):
     write_ratio(page, "4.mlp", "0.75")
     expect(page.locator("[data-lock='4.mlp']")).to_be_checked(timeout=PATIENCE)

@@ -10,6 +10,7 @@ from numprune.ui.figures import (
     error_bars,
     layer_profile,
     layer_row,
+    methods_chart,
     ratio_bars,
     score_distribution,
     sensitivity_curves,
@@ -303,3 +304,25 @@ def test_sensitivity_curves_name_modules_and_tell_them_apart_without_colour():
     assert list(mlp.customdata[1]) == pytest.approx([20, 0.1])
     assert attention.line.dash != mlp.line.dash
     assert attention.marker.symbol != mlp.marker.symbol
+
+
+def test_methods_chart_shows_every_method_with_its_spread():
+    table = pd.DataFrame(
+        {
+            "method": ["paper", "paper", "best"],
+            "ratio": [0.1, 0.3, 0.3],
+            "seeds": [3, 3, 3],
+            "parameters": [90, 70, 70],
+            "measure": [0.04, 0.25, 0.01],
+            "lowest": [0.01, 0.16, 0.01],
+            "highest": [0.09, 0.36, 0.01],
+            "seconds": [1.0, 2.0, 9.0],
+        }
+    )
+    figure = methods_chart(table, "excess loss")
+    loss, time, best, _ = figure.data
+    assert (loss.name, best.name) == ("paper", "best")
+    np.testing.assert_allclose(loss.y, [0.2, 0.5], rtol=1e-6)
+    np.testing.assert_allclose(loss.error_y.array, [0.1, 0.1], rtol=1e-5)
+    np.testing.assert_allclose(loss.error_y.arrayminus, [0.1, 0.1], rtol=1e-5)
+    np.testing.assert_allclose(time.y, [1, 2])

@@ -34,7 +34,7 @@ from numprune.ui.steps.compare import (
 from numprune.ui.steps.load import PASTED, UPLOADED, facts, source_of, whole
 from numprune.ui.steps.prune import small_print, variants_table
 from numprune.ui.steps.report import ERRORS, LAYERS, UNITS, numbers, session_report
-from numprune.ui.steps.tune import PRESETS, adopted, command_line, prediction, preset, preset_of
+from numprune.ui.steps.tune import ALLOCATIONS, METHODS, adopted, command_line, method_of, prediction, preset, preset_of
 from numprune.ui.workbench import Workbench
 
 # load
@@ -132,7 +132,7 @@ def test_prediction_is_the_count_of_the_pruned_model(pruned):
     assert html.memory(model.bytes) in shown
 
 
-@pytest.mark.parametrize("name", PRESETS)
+@pytest.mark.parametrize("name", ALLOCATIONS)
 def test_presets_do_what_they_say_and_are_recognised(scored, name):
     bench, session = scored
     scores = bench.dense(session).scores
@@ -156,6 +156,18 @@ def test_hand_set_ratios_are_no_preset(scored):
     assert preset_of(recipe, bench.dense(session).scores) is None
     with pytest.raises(InputError, match="not known"):
         preset("magic", bench.dense(session).scores)
+
+
+def test_a_method_is_recognised_by_its_settings_and_its_ratios(scored):
+    bench, session = scored
+    scores = bench.dense(session).scores
+    keys = list(scores.modules)
+    assert method_of(session.recipe, scores) == "paper"
+    for name, method in METHODS.items():
+        ratios = dict.fromkeys(keys[1:], 0.2) if method.suggests else {}
+        assert method_of(session.recipe.replace(**method.settings, ratios=ratios), scores) == name
+    for changes in ({"ratios": {keys[0]: 0.5}}, {"compensation": "bias"}, {"healing": 7}, {"scorer": "flap"}):
+        assert method_of(session.recipe.replace(**changes), scores) is None
 
 
 def test_the_command_line_is_complete_and_quoted():

@@ -12,6 +12,7 @@ import gradio as gr
 from numprune.allocation import PruningPlan
 from numprune.errors import InputError, NumpruneError
 from numprune.footprint import sizes
+from numprune.presets import PRESETS as METHODS
 from numprune.recipe import Recipe
 from numprune.scoring import ScoreTable
 from numprune.suggestion import sensitivity, suggest
@@ -26,7 +27,7 @@ from numprune.ui.workbench import Loaded, reporter
 if TYPE_CHECKING:
     from numprune.ui.page import Page
 
-PRESETS = {
+ALLOCATIONS = {
     "global": "one threshold for all",
     "uniform": "same ratio everywhere",
     "attention": "attention only",
@@ -51,6 +52,7 @@ SAVE_RECIPE = """(text) => {
 class TuneStep:
     """Components of step 3."""
 
+    method: gr.Radio
     ratio: gr.Slider
     preset: gr.Radio
     round_channels: gr.Dropdown
@@ -73,7 +75,7 @@ class TuneStep:
 
     @property
     def outputs(self) -> set[Any]:
-        return {self.table, self.prediction, self.recipe, self.repeat, self.preset}
+        return {self.table, self.prediction, self.recipe, self.repeat, self.preset, self.method}
 
     def show(self, loaded: Loaded, plan: PruningPlan) -> Updates:
         recipe = plan.recipe
@@ -83,6 +85,7 @@ class TuneStep:
             self.recipe: recipe.to_json(),
             self.repeat: command_line(recipe),
             self.preset: preset_of(recipe, loaded.scores),
+            self.method: method_of(recipe, loaded.scores),
         }
 
     def settings(self, recipe: Recipe) -> Updates:
@@ -102,8 +105,8 @@ def preset(name: str, scores: ScoreTable) -> dict[str, Any]:
         "mlp": [key for key in scores.modules if key.kind == "attention"],
         "ends": [key for key in scores.modules if key.layer in (0, last)],
     }
-    if name not in PRESETS:
-        raise InputError(f"Preset '{name}' is not known; use {', '.join(PRESETS)}.")
+    if name not in ALLOCATIONS:
+        raise InputError(f"Preset '{name}' is not known; use {', '.join(ALLOCATIONS)}.")
     allocation = name if name not in whole else "global"
     return {"allocation": allocation, "ratios": dict.fromkeys(whole.get(name, ()), 0.0)}
 
@@ -111,7 +114,19 @@ def preset(name: str, scores: ScoreTable) -> dict[str, Any]:
 def preset_of(recipe: Recipe, scores: ScoreTable) -> str | None:
     """The preset a recipe follows, None when ratios were set by hand."""
     held = {"allocation": recipe.allocation, "ratios": recipe.ratios}
-    return next((name for name in PRESETS if preset(name, scores) == held), None)
+    return next((name for name in ALLOCATIONS if preset(name, scores) == held), None)
+
+
+def method_of(recipe: Recipe, scores: ScoreTable) -> str | None:
+    """The method of `numprune.PRESETS` a recipe follows, None when it goes its own way."""
+    # Suggestions leave one module free, which takes up what rounding leaves of the others.
+    suggested = len(recipe.ratios) == len(scores.modules) - 1
+    if recipe.ratios and not suggested:
+        return None
+    fitting = (
+        name for name, method in METHODS.items() if method.suggests == suggested and method.applied(recipe) == recipe
+    )
+    return next(fitting, None)
 
 
 def prediction(loaded: Loaded, plan: PruningPlan) -> str:
@@ -181,6 +196,12 @@ def build() -> TuneStep:
             "## 3 · Tune\nMove the ratio and watch the plan. In the table, write a ratio to lock a module at it; the"
             " others share what is left."
         )
+        method = gr.Radio(
+            [(f"{name}: {each.about}", name) for name, each in METHODS.items()],
+            value="paper",
+            label="Method",
+            info="Sets allocation, compensation and healing; best and healed also suggest ratios, which takes longer.",
+        )
         with gr.Row():
             ratio = gr.Slider(
                 0,
@@ -193,7 +214,7 @@ def build() -> TuneStep:
                 min_width=300,
             )
             preset_choice = gr.Radio(
-                [(label, name) for name, label in PRESETS.items()],
+                [(label, name) for name, label in ALLOCATIONS.items()],
                 value="global",
                 label="Allocation",
                 min_width=320,
@@ -237,6 +258,7 @@ def build() -> TuneStep:
                 save = gr.Button("Save recipe", size="sm")
                 opener = gr.UploadButton("Open recipe", size="sm", file_types=[".json"], type="filepath")
     return TuneStep(
+        method=method,
         ratio=ratio,
         preset=preset_choice,
         round_channels=round_channels,
@@ -322,13 +344,8 @@ def wire(page: Page) -> None:
             recipe.check_for(loaded.scores.model, loaded.scores.fingerprint, units)
             return settled(adopted(session, recipe), given)
 
-    def suggest_ratios(
-        given: Updates,
-        request: gr.Request,
-        bar: gr.Progress = gr.Progress(),  # noqa: B008
-    ) -> Updates:
-        """What the model's loss says of the modules; the ratios are put into the plan by `adopt_suggestion`."""
-        owner, session = owner_of(request), given[page.session]
+    def suggested(session: Session, request: gr.Request, bar: gr.Progress) -> Updates:
+        """What the model's loss says of the modules; a second handler puts the ratios into the plan."""
         with page.job(request) as cancel:
             loaded, report = page.workbench.dense(session), reporter(bar)
             parts = (loaded.model, loaded.stats, loaded.scores, session.recipe)
@@ -336,12 +353,48 @@ def wire(page: Page) -> None:
             recipe = suggest(*parts, curves=found, progress=report, cancel=cancel)
             table = found.to_pandas()
             figure = sensitivity_curves(table)
-            page.workbench.find(owner, SENSITIVITY, table, figure)
+            page.workbench.find(owner_of(request), SENSITIVITY, table, figure)
             return {step.curves: gr.Plot(figure, visible=True), step.suggested: recipe.ratios}
+
+    def suggest_ratios(
+        given: Updates,
+        request: gr.Request,
+        bar: gr.Progress = gr.Progress(),  # noqa: B008
+    ) -> Updates:
+        return suggested(given[page.session], request, bar)
 
     def adopt_suggestion(given: Updates) -> Updates:
         with toasts():
             return page.planned(given[page.session].changed("", ratios=given[step.suggested]), given)
+
+    def prepare_method(
+        given: Updates,
+        request: gr.Request,
+        bar: gr.Progress = gr.Progress(),  # noqa: B008
+    ) -> Updates:
+        """The ratios of the chosen method, from scratch; `adopt_method` takes them over."""
+        session, chosen = given[page.session], METHODS[given[step.method]]
+        with toasts():
+            if session.recipe.scorer != chosen.settings["scorer"]:
+                raise InputError(
+                    f"The methods here use the scorer newton, the page shows {session.recipe.scorer}; load the model"
+                    " with newton in step 1."
+                )
+            if not chosen.suggests:
+                page.workbench.dense(session)
+                return {step.suggested: {}}
+            return suggested(session.changed("", **chosen.settings, ratios={}), request, bar)
+
+    def adopt_method(given: Updates) -> Updates:
+        with toasts():
+            values = {**METHODS[given[step.method]].settings, "ratios": given[step.suggested]}
+            return settled(given[page.session].changed("", **values), given)
+
+    def show_method(given: Updates) -> Updates:
+        """After a method that could not be taken over: the one that holds."""
+        with toasts():
+            session = given[page.session]
+            return {step.method: method_of(session.recipe, page.workbench.dense(session).scores)}
 
     settings = {*page.plan_outputs, *step.inputs, *page.prune.inputs}
     step.ratio.input(
@@ -369,6 +422,17 @@ def wire(page: Page) -> None:
     page.stoppable.append(event)
     # A second, quick handler, so that what was changed meanwhile is not undone by the long one.
     event.success(adopt_suggestion, {*page.look, step.suggested}, page.plan_outputs, **LIVE)
+    event = step.method.input(
+        prepare_method,
+        {page.session, step.method},
+        {step.curves, step.suggested},
+        api_visibility="private",
+        show_progress_on=step.prediction,
+        **ACCELERATOR,
+    )
+    page.stoppable.append(event)
+    event.success(adopt_method, {*page.look, step.suggested, step.method}, settings, **LIVE)
+    event.failure(show_method, {page.session}, {step.method}, **LIVE)
     step.undo.click(travel("undo"), page.look, settings, **LIVE)
     step.redo.click(travel("redo"), page.look, settings, **LIVE)
     step.reset.click(reset, page.look, settings, **LIVE)

@@ -1,0 +1,337 @@
+"""Methods side by side: the same model, calibration, held-out data and ratios, one cell at a time."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import math
+import time
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+
+from numprune.allocation import allocate
+from numprune.calibration import calibrate
+from numprune.calibration.data import Data
+from numprune.calibration.statistics import CalibrationStats
+from numprune.errors import CancelEvent, InputError, Progress, check_cancelled
+from numprune.evaluation.divergence import divergence
+from numprune.evaluation.judge import panel_of
+from numprune.evaluation.perplexity import perplexity
+from numprune.evaluation.quality import image_quality
+from numprune.evaluation.speed import measure_speed
+from numprune.files import to_json, write_text
+from numprune.models.llamagen import LlamaGen
+from numprune.models.model import Model
+from numprune.presets import preset
+from numprune.pruning import prune
+from numprune.recipe import CalibrationRecipe, Recipe
+from numprune.scoring.score import score
+from numprune.suggestion import suggest
+
+DENSE = "dense"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One method at one ratio with one calibration seed.
+
+    Attributes:
+        run: hash of everything else that decides the numbers; cells of different runs cannot be compared.
+        model, method, ratio, seed: what was pruned, how; method "dense" with ratio 0 is the model itself.
+        reached: share of the prunable parameters that went.
+        parameters, bytes: of the pruned model, everything the method added included.
+        seconds: scoring, choosing and pruning took, calibration left out; None for the dense model.
+        tokens, nll, perplexity, kl: on held-out text: tokens predicted, nats per token, its exponential, and mean
+            KL(dense, pruned) in nats per token; None for image models.
+        images, recognised, fid: drawn images, the share its judge takes for the class that was asked for, and the
+            Fréchet distance in the judge's features; None for language models.
+        decode: tokens per second decoded, the median; None when speed was not measured.
+        device, threads: what it ran on.
+    """
+
+    run: str
+    model: str
+    method: str
+    ratio: float
+    seed: int
+    reached: float
+    parameters: int
+    bytes: int
+    seconds: float | None
+    tokens: int | None
+    nll: float | None
+    perplexity: float | None
+    kl: float | None
+    images: int | None
+    recognised: float | None
+    fid: float | None
+    decode: float | None
+    device: str
+    threads: int
+
+    @property
+    def place(self) -> tuple[str, float, int]:
+        """Method, ratio and seed."""
+        return self.method, self.ratio, self.seed
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What cells are measured on.
+
+    Attributes:
+        data: held-out text, as `numprune.perplexity` takes it; not used for image models.
+        sequence_length: tokens per window of the text.
+        images: to draw from an image model; its own judge looks at them.
+        drawing: cfg_scale, top_k and the like, as `LlamaGen.generate` takes them.
+        repetitions: of the speed measurement; 0 leaves it out.
+    """
+
+    data: Data | None = None
+    sequence_length: int = 2048
+    images: int = 1000
+    drawing: Mapping[str, Any] | None = None
+    repetitions: int = 0
+
+
+def compare_methods(
+    model: Model,
+    methods: Sequence[str],
+    ratios: Sequence[float],
+    bench: Bench,
+    *,
+    recipe: Recipe | None = None,
+    seeds: Sequence[int] = (0,),
+    done: Collection[Cell] = (),
+    progress: Progress | None = None,
+    cancel: CancelEvent | None = None,
+) -> Iterator[Cell]:
+    """Prune with every method at every ratio for every calibration seed, and measure; the dense model comes first.
+
+    All methods of a seed share its calibration statistics. Memory never holds more than the dense model and one
+    pruned one.
+
+    Args:
+        methods: names in `numprune.presets.METHODS`.
+        ratios: shares of the prunable parameters to remove, in (0, 1).
+        recipe: calibration, damping and rounding for all; its ratio and method are not used.
+        seeds: of the calibration.
+        done: cells that exist and are left out, of the same run.
+
+    Raises:
+        InputError: a name, ratio or seed is wrong, there is nothing to measure on, or `done` is of another run;
+            what `prune` and the measurements raise, while cells are drawn.
+        Cancelled: `cancel` was set.
+    """
+    recipe = recipe or Recipe()
+    for name in methods:
+        preset(name)
+    plans = [recipe.replace(ratio=ratio) for ratio in ratios]
+    if not (methods and plans and seeds) or any(not plan.ratio for plan in plans):
+        raise InputError("Give at least one method, one ratio above 0 (the dense model is always there) and one seed.")
+    if isinstance(model, LlamaGen):
+        if model.judge is None:
+            raise InputError(f"{model.name} comes without a judge of its images; measure it with `numprune eval`.")
+    elif bench.data is None:
+        raise InputError("There is no held-out text to measure on; give data.")
+    run = _run(model, recipe, bench)
+    if any(cell.run != run for cell in done):
+        raise InputError(
+            "The cells that exist were made with another model, calibration or held-out data; write to another file."
+        )
+    there = {cell.place for cell in done}
+    return _cells(model, methods, plans, bench, run, seeds, there, progress, cancel)
+
+
+def _cells(
+    model: Model,
+    methods: Sequence[str],
+    plans: Sequence[Recipe],
+    bench: Bench,
+    run: str,
+    seeds: Sequence[int],
+    there: Collection[tuple[str, float, int]],
+    progress: Progress | None,
+    cancel: CancelEvent | None,
+) -> Iterator[Cell]:
+    wanted = [(method, plan, seed) for seed in seeds for plan in plans for method in methods]
+    wanted = [each for each in wanted if (each[0], each[1].ratio, each[2]) not in there]
+    stats, of_seed = None, None
+    if (DENSE, 0.0, seeds[0]) not in there:
+        yield _measured(model, model, bench, run, DENSE, 0.0, seeds[0], 0.0, None, cancel)
+    for index, (method, plan, seed) in enumerate(wanted):
+        check_cancelled(cancel)
+        if progress is not None:
+            progress(index, len(wanted), f"{method} at {plan.ratio:g}, seed {seed}")
+        if stats is None or of_seed != seed:
+            source = replace(plan.calibration, seed=seed)
+            stats, of_seed = _calibrated(model, source, cancel), seed
+        began = time.monotonic()
+        pruned, reached = pruned_by(model, stats, method, plan, cancel=cancel)
+        seconds = time.monotonic() - began
+        yield _measured(model, pruned, bench, run, method, plan.ratio, seed, reached, seconds, cancel)
+        del pruned
+    if progress is not None:
+        progress(len(wanted), len(wanted), "comparing methods")
+
+
+def pruned_by(
+    model: Model, stats: CalibrationStats, method: str, recipe: Recipe, *, cancel: CancelEvent | None = None
+) -> tuple[Model, float]:
+    """The model pruned by a named method with the ratio, locks and rounding of a recipe, and the ratio reached."""
+    chosen = preset(method)
+    recipe = chosen.applied(recipe)
+    scores = score(model, stats, method=recipe.scorer, cancel=cancel)
+    if chosen.suggests:
+        recipe = suggest(model, stats, scores, recipe, cancel=cancel)
+    plan = allocate(scores, recipe)
+    pruned = prune(
+        model,
+        plan,
+        stats,
+        compensation=recipe.compensation,
+        damping=recipe.damping,
+        healing=recipe.healing,
+        cancel=cancel,
+    )
+    return pruned, plan.ratio_reached
+
+
+def _calibrated(model: Model, source: CalibrationRecipe, cancel: CancelEvent | None) -> CalibrationStats:
+    if source.data is None:
+        raise InputError("The recipe was calibrated on text it does not name; name a file or dataset.")
+    length = min(source.sequence_length, model.maximum_length or source.sequence_length)
+    return calibrate(
+        model, source.data, samples=source.samples, sequence_length=length, seed=source.seed, cancel=cancel
+    )
+
+
+def _measured(
+    dense: Model,
+    model: Model,
+    bench: Bench,
+    run: str,
+    method: str,
+    ratio: float,
+    seed: int,
+    reached: float,
+    seconds: float | None,
+    cancel: CancelEvent | None,
+) -> Cell:
+    found: dict[str, Any] = dict.fromkeys(
+        ("tokens", "nll", "perplexity", "kl", "images", "recognised", "fid", "decode")
+    )
+    if isinstance(model, LlamaGen):
+        panel = panel_of(model)
+        quality = image_quality(
+            model, bench.images, panel, panel.reference, ("fid",), cancel=cancel, **(bench.drawing or {})
+        )
+        found.update(images=quality.n, recognised=quality.recognised, fid=quality.metrics.values["fid"])
+    else:
+        loss = perplexity(model, bench.data, sequence_length=bench.sequence_length, cancel=cancel)
+        found.update(tokens=loss.tokens, nll=loss.nll, perplexity=float(loss), kl=0.0)
+        if model is not dense:
+            found["kl"] = divergence(
+                dense, model, bench.data, sequence_length=bench.sequence_length, cancel=cancel
+            ).mean_kl
+    if bench.repetitions:
+        found["decode"] = measure_speed(model, repetitions=bench.repetitions, cancel=cancel).decode[0]
+    return Cell(
+        run=run,
+        model=dense.name,
+        method=method,
+        ratio=ratio,
+        seed=seed,
+        reached=reached,
+        parameters=model.parameters,
+        bytes=model.bytes,
+        seconds=seconds,
+        device=str(model.device),
+        threads=torch.get_num_threads(),
+        **found,
+    )
+
+
+def _run(model: Model, recipe: Recipe, bench: Bench) -> str:
+    settings = {
+        "fingerprint": model.fingerprint(),
+        "calibration": {**asdict(recipe.calibration), "seed": None},
+        "recipe": [recipe.damping, recipe.round_heads, recipe.round_channels, recipe.allow_empty],
+        "data": bench.data if isinstance(bench.data, str) else repr(bench.data),
+        "bench": [bench.sequence_length, bench.images, sorted((bench.drawing or {}).items()), bench.repetitions],
+    }
+    return hashlib.sha256(to_json(settings).encode()).hexdigest()[:12]
+
+
+def read_cells(path: str | Path) -> list[Cell]:
+    """Cells that `write_cells` wrote; none when the file does not exist.
+
+    Raises:
+        InputError: the file is something else.
+    """
+    path = Path(path)
+    if not path.exists():
+        return []
+    try:
+        rows = list(csv.DictReader(io.StringIO(path.read_text(encoding="utf-8"))))
+        return [Cell(**{item.name: _parsed(str(item.type), row[item.name]) for item in fields(Cell)}) for row in rows]
+    except (OSError, UnicodeDecodeError, KeyError, ValueError, TypeError) as error:
+        raise InputError(f"{path} was not written by `numprune sweep --methods`; choose another file.") from error
+
+
+def _parsed(kind: str, text: str) -> Any:
+    if not text and "None" in kind:
+        return None
+    return {"int": int, "float": float, "str": str}[kind.split(" ")[0]](text)
+
+
+def write_cells(path: str | Path, cells: Sequence[Cell]) -> None:
+    """Write cells as CSV, beside the file first, so that it is whole at any time."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, [item.name for item in fields(Cell)], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows({name: "" if value is None else value for name, value in asdict(cell).items()} for cell in cells)
+    write_text(path, text.getvalue())
+
+
+def summary(cells: Sequence[Cell]) -> pd.DataFrame:
+    """One row per method and ratio: seeds, parameters, and mean, lowest and highest over the seeds.
+
+    `measure` is the excess loss ln PPL pruned - ln PPL dense for language models, `fid` for image models.
+    """
+    dense = next((cell for cell in cells if cell.method == DENSE), None)
+    rows = []
+    places = dict.fromkeys((cell.method, cell.ratio) for cell in cells if cell.method != DENSE)
+    for method, ratio in places:
+        group = [cell for cell in cells if (cell.method, cell.ratio) == (method, ratio)]
+        if dense is not None and dense.nll is not None:
+            values = [cell.nll - dense.nll for cell in group if cell.nll is not None]
+        else:
+            values = [cell.fid for cell in group if cell.fid is not None]
+        rows.append(
+            {
+                "method": method,
+                "ratio": ratio,
+                "seeds": len(group),
+                "parameters": group[0].parameters,
+                "measure": sum(values) / len(values) if values else math.nan,
+                "lowest": min(values, default=math.nan),
+                "highest": max(values, default=math.nan),
+                "kl": _mean([cell.kl for cell in group]),
+                "recognised": _mean([cell.recognised for cell in group]),
+                "seconds": _mean([cell.seconds for cell in group]),
+                "decode": _mean([cell.decode for cell in group]),
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def _mean(values: Sequence[float | None]) -> float:
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known else math.nan

@@ -1,0 +1,123 @@
+"""Methods side by side, against the steps they consist of."""
+
+import math
+from itertools import islice
+
+import pytest
+from architectures import random_ids, tiny_model
+
+import numprune
+from numprune import METHODS, CalibrationRecipe, Cancelled, InputError, Recipe, compare_methods
+from numprune.evaluation.methods import DENSE, Bench, pruned_by, read_cells, summary, write_cells
+
+BENCH = Bench(data=random_ids(3, 12, seed=5), sequence_length=12)
+
+
+@pytest.fixture
+def recipe(tmp_path):
+    text = tmp_path / "calibration.txt"
+    text.write_text("the cat sat on the mat . the dog ran to the cat . " * 40)
+    return Recipe(calibration=CalibrationRecipe(data=str(text), samples=4, sequence_length=16))
+
+
+def test_cells_are_those_of_the_single_steps(model, recipe):
+    cells = list(compare_methods(model, ["paper", "wanda_sp"], [0.3], BENCH, recipe=recipe, seeds=[1]))
+    dense, paper, wanda = cells
+    assert (dense.method, dense.ratio, dense.parameters, dense.kl) == (DENSE, 0, model.parameters, 0)
+    stats = numprune.calibrate(model, recipe.calibration.data, samples=4, sequence_length=16, seed=1)
+    for cell, settings in (
+        (paper, {}),
+        (wanda, {"scorer": "wanda_sp", "allocation": "uniform", "compensation": "none"}),
+    ):
+        chosen = Recipe(ratio=0.3, **settings)
+        scores = numprune.score(model, stats, method=chosen.scorer)
+        plan = numprune.allocate(scores, chosen)
+        pruned = numprune.prune(model, plan, stats, compensation=chosen.compensation)
+        loss = numprune.perplexity(pruned, BENCH.data, sequence_length=12)
+        assert cell.place == (cell.method, 0.3, 1)
+        assert (cell.nll, cell.tokens) == (loss.nll, loss.tokens)
+        assert cell.kl == numprune.divergence(model, pruned, BENCH.data, sequence_length=12).mean_kl
+        assert (cell.parameters, cell.reached) == (pruned.parameters, plan.ratio_reached)
+        assert cell.decode is None
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_reaches_the_ratio(model, stats, method):
+    pruned, reached = pruned_by(model, stats, method, Recipe(ratio=0.4))
+    assert reached == pytest.approx(0.4, abs=0.05)
+    assert pruned.parameters < model.parameters
+    assert (pruned.recipe.healing > 0) == (method == "healed")
+
+
+def test_only_missing_cells_are_measured(model, recipe, tmp_path):
+    file = tmp_path / "cells.csv"
+    arguments = (model, ["magnitude", "random"], [0.2, 0.5], BENCH)
+    whole = list(compare_methods(*arguments, recipe=recipe, seeds=[0, 1]))
+    assert len(whole) == 1 + 2 * 2 * 2
+    write_cells(file, whole[:4])
+    assert read_cells(file) == whole[:4]
+    rest = list(compare_methods(*arguments, recipe=recipe, seeds=[0, 1], done=read_cells(file)))
+    assert [(cell.place, cell.nll) for cell in rest] == [(cell.place, cell.nll) for cell in whole[4:]]
+
+
+def test_cells_of_another_run_are_refused(model, recipe):
+    cells = list(compare_methods(model, ["random"], [0.2], BENCH, recipe=recipe))
+    other = Bench(data=BENCH.data, sequence_length=8)
+    for changes in (
+        {"bench": other},
+        {"recipe": recipe.replace(damping=0.1)},
+        {"model": tiny_model("llama-gqa-tied", tokenizer=model.tokenizer, seed=3)},
+    ):
+        given = {"model": model, "bench": BENCH, "recipe": recipe, **changes}
+        with pytest.raises(InputError, match="write to another file"):
+            compare_methods(given["model"], ["random"], [0.2], given["bench"], recipe=given["recipe"], done=cells)
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"methods": ["no-such"]}, "preset 'no-such' is not known"),
+        ({"methods": []}, "at least one method"),
+        ({"ratios": [0.0]}, "one ratio above 0"),
+        ({"seeds": []}, "one seed"),
+        ({"bench": Bench()}, "no held-out text"),
+    ],
+)
+def test_wrong_arguments_are_refused_before_anything_runs(model, recipe, changes, says):
+    given = {"methods": ["paper"], "ratios": [0.3], "bench": BENCH, "seeds": [0], **changes}
+    with pytest.raises(InputError, match=says):
+        compare_methods(model, given.pop("methods"), given.pop("ratios"), given.pop("bench"), recipe=recipe, **given)
+
+
+def test_a_stop_ends_between_cells(model, recipe):
+    class Event:
+        def __init__(self):
+            self.set = False
+
+        def is_set(self):
+            return self.set
+
+    event = Event()
+    cells = compare_methods(model, ["random", "magnitude"], [0.2], BENCH, recipe=recipe, cancel=event)
+    assert len(list(islice(cells, 2))) == 2
+    event.set = True
+    with pytest.raises(Cancelled):
+        next(cells)
+
+
+def test_summary_takes_mean_and_range_over_seeds(model, recipe):
+    cells = list(compare_methods(model, ["random"], [0.5], BENCH, recipe=recipe, seeds=[0, 1, 2]))
+    (row,) = summary(cells).itertuples()
+    losses = [math.log(cell.perplexity) - math.log(cells[0].perplexity) for cell in cells[1:]]
+    assert row.seeds == 3
+    assert row.measure == pytest.approx(sum(losses) / 3)
+    assert (row.lowest, row.highest) == (pytest.approx(min(losses)), pytest.approx(max(losses)))
+    assert math.isnan(row.decode)
+
+
+def test_a_file_of_something_else_is_refused(tmp_path):
+    path = tmp_path / "cells.csv"
+    path.write_text("a,b\n1,2\n")
+    with pytest.raises(InputError, match="was not written by"):
+        read_cells(path)
+    assert read_cells(tmp_path / "none.csv") == []
