@@ -92,15 +92,16 @@ def _cell(row: object, images: bool) -> str:
 
 def _about(dense: Cell, cells: list[Cell]) -> str:
     where = f"{dense.device}, {dense.threads} thread{'s' if dense.threads > 1 else ''}, float32"
-    seeds = len({cell.seed for cell in cells})
+    counts = sorted(set(summary(cells)["seeds"]))
+    seeds = f"{counts[0]} to {counts[-1]} calibration seeds" if len(counts) > 1 else f"{counts[0]} calibration seed(s)"
     if dense.fid is not None:
         return (
             f"Dense: {dense.parameters:,} parameters, Fréchet distance {dense.fid:.1f} in the judge's features,"
-            f" {dense.recognised:.1%} recognised. Cells: distance · recognised. {seeds} calibration seed; {where}."
+            f" {dense.recognised:.1%} recognised. Cells: distance · recognised. {seeds} a cell; {where}."
         )
     return (
         f"Dense: {dense.parameters:,} parameters, perplexity {dense.perplexity:.3f} on {dense.tokens:,} tokens."
-        f" {seeds} calibration seeds; {where}."
+        f" {seeds} a cell; {where}."
     )
 
 

@@ -32,7 +32,7 @@ from numprune.models.llamagen import Captions, LlamaGen, encode_captions, load_c
 from numprune.presets import METHODS, PRESETS, Preset, preset
 from numprune.pruning import PruningReport, prune
 from numprune.recipe import CalibrationRecipe, Recipe
-from numprune.scoring import SCORERS, ScoreTable, score, scorer
+from numprune.scoring import SCORERS, ScoreTable, agreement, score, scorer
 from numprune.suggestion import Sensitivity, sensitivity, suggest
 
 __all__ = [
@@ -68,6 +68,7 @@ __all__ = [
     "Speed",
     "SweepPoint",
     "UnsupportedArchitecture",
+    "agreement",
     "allocate",
     "attention_patterns",
     "calibrate",

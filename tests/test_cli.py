@@ -200,6 +200,21 @@ def test_score_prints_one_row_a_module_and_writes_all_units(run, text, tmp_path)
     assert len(lines) == 1 + sum(model.units().values())
 
 
+def test_score_against_another_method_names_the_units_they_disagree_on(result, run, text):
+    argv = ("score", MODEL, "--against", "magnitude", "--calibration", text, *SMALL)
+    modules = result(*argv)["modules"]
+    assert len(modules) == 16
+    for module in modules:
+        assert -1 <= module["spearman"] <= 1
+        assert module["removed"] == module["units"] // 2
+        assert module["both"] + len(module["only_first"]) == module["removed"]
+        assert len(module["only_first"]) == len(module["only_second"])
+    code, out, _ = run(*argv)
+    assert code == 0
+    assert "spearman" in out.splitlines()[0]
+    assert run("score", MODEL, "--against", "mine")[0] == 2
+
+
 def test_score_json(result, text):
     value = result("score", MODEL, "--calibration", text, *SMALL, "--method", "newton_boxed", "--score-ratio", "0.25")
     assert (value["model"], value["method"], value["ratio"]) == (MODEL, "newton_boxed", 0.25)
@@ -565,6 +580,12 @@ def test_the_help_names_every_choice(run):
     out = run("prune", "--help")[1]
     for name in (*numprune.SCORERS, *ALLOCATIONS, *COMPENSATIONS, *numprune.DATASETS):
         assert name in out
+
+
+def test_the_help_names_every_method(run):
+    for command in ("prune", "sweep"):
+        out = run(command, "--help")[1]
+        assert all(name in out for name in numprune.METHODS)
 
 
 def test_the_main_help_lists_commands_and_exit_codes(run):

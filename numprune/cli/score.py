@@ -27,7 +27,11 @@ if TYPE_CHECKING:
 EXAMPLE = """\
   numprune score tiny-stories --samples 32 --sequence-length 128 --out scores.csv
 
-  prints the lowest, median and highest score of every module, and writes one line per head and channel."""
+  prints the lowest, median and highest score of every module, and writes one line per head and channel.
+
+  numprune score tiny-stories --against wanda_sp --samples 32 --sequence-length 128
+
+  adds how far both methods agree on the order of the units; --json also names the units they disagree on."""
 
 
 def add(commands: Commands) -> None:
@@ -37,7 +41,14 @@ def add(commands: Commands) -> None:
     parser.add_argument(
         "--method",
         metavar="NAME",
-        help="newton (the default), newton_loop, newton_boxed, flap, wanda_sp, magnitude or random",
+        help="newton (the default), newton_loop, newton_boxed, newton_greedy, osscar, taylor, flap, wanda_sp, magnitude"
+        " or random",
+    )
+    parser.add_argument(
+        "--against",
+        metavar="NAME",
+        help="another method: adds the rank correlation in every module, and how many of the units at the score ratio"
+        " both would remove",
     )
     parser.add_argument(
         "--score-ratio", type=float, metavar="R", help="sparsity the scores are computed for (default 0.5)"
@@ -54,6 +65,8 @@ def run(args: argparse.Namespace, console: Console) -> None:
         ratio=0.5 if args.score_ratio is None else args.score_ratio,
         **given(scorer=args.method),
     )
+    if args.against:
+        recipe.replace(scorer=args.against)
     model = load_model(args.model, args, console)
     stats = calibrate_model(model, recipe.calibration, console)
     with console.progress() as progress:
@@ -62,11 +75,18 @@ def run(args: argparse.Namespace, console: Console) -> None:
     if args.out:
         write_text(args.out, units.to_csv(index=False))
     table = _per_module(units)
+    if args.against:
+        with console.progress() as progress:
+            other = numprune.score(model, stats, method=args.against, ratio=recipe.ratio, progress=progress)
+        compared = numprune.agreement(scores, other, ratio=recipe.ratio)
+        names = ["spearman", "removed", "both", *(["only_first", "only_second"] if console.json else [])]
+        table = table.join(compared[names])
     console.notes([*model.notes, *stats.notes])
     result = {
         **describe(model),
         "fingerprint": scores.fingerprint,
         "method": scores.method,
+        "against": args.against,
         "ratio": scores.ratio,
         "calibration": {
             "data": stats.data,

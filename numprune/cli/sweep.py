@@ -20,15 +20,13 @@ from numprune.cli.options import (
     load_model,
 )
 from numprune.files import write_text
-from numprune.presets import METHODS
 
 if TYPE_CHECKING:
     from pandas import DataFrame
 
     from numprune import Model, Recipe, SweepPoint
 
-EXAMPLE = (
-    """\
+EXAMPLE = """\
   numprune sweep tiny-stories --ratios 0,0.1,0.2,0.3,0.5 --samples 32
 
   prints one line per ratio: size, cache, time to the first token, tokens per second, peak memory and the perplexity
@@ -38,10 +36,8 @@ EXAMPLE = (
 
   prunes with every method at every ratio for every calibration seed and compares loss, KL to the dense model, size and
   time. Every cell is in the CSV as soon as it is measured, so that the same command goes on where it was stopped; the
-  picture lies beside it as sweep.html. Methods: """
-    + ", ".join(METHODS)
-    + "."
-)
+  picture lies beside it as sweep.html. Methods: paper, balanced, best, healed, flap, wanda_sp, magnitude, taylor,
+  osscar, random."""
 
 
 def add(commands: Commands) -> None:
@@ -139,7 +135,7 @@ def _compare(args: argparse.Namespace, recipe: Recipe, ratios: list[float], cons
         raise numprune.InputError(f"--out is {args.out}; give a .csv file for the cells.")
     if args.no_perplexity:
         raise numprune.InputError("--no-perplexity leaves nothing to compare methods by; leave it out.")
-    methods = list(METHODS) if args.methods == "all" else args.methods.split(",")
+    methods = list(numprune.METHODS) if args.methods == "all" else args.methods.split(",")
     for name in methods:
         numprune.preset(name)
     seeds = _numbers("seeds", args.seeds, int, "0,1,2") if args.seeds else [recipe.calibration.seed]

@@ -261,12 +261,25 @@ def _measured(
 def _run(model: Model, recipe: Recipe, bench: Bench) -> str:
     settings = {
         "fingerprint": model.fingerprint(),
-        "calibration": {**asdict(recipe.calibration), "seed": None},
+        "calibration": [
+            _named(recipe.calibration.data),
+            recipe.calibration.samples,
+            recipe.calibration.sequence_length,
+        ],
         "recipe": [recipe.damping, recipe.round_heads, recipe.round_channels, recipe.allow_empty],
-        "data": bench.data if isinstance(bench.data, str) else repr(bench.data),
+        "data": _named(bench.data),
         "bench": [bench.sequence_length, bench.images, sorted((bench.drawing or {}).items()), bench.repetitions],
     }
     return hashlib.sha256(to_json(settings).encode()).hexdigest()[:12]
+
+
+def _named(data: Data | None) -> str:
+    """The name of a dataset, or a hash of what a file or a value holds, wherever it lies."""
+    if isinstance(data, str | Path) and Path(data).is_file():
+        return hashlib.sha256(Path(data).read_bytes()).hexdigest()
+    if isinstance(data, torch.Tensor):
+        return hashlib.sha256(str(data.tolist()).encode()).hexdigest()
+    return hashlib.sha256(repr(data).encode()).hexdigest()
 
 
 def read_cells(path: str | Path) -> list[Cell]:

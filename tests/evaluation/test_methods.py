@@ -60,6 +60,20 @@ def test_only_missing_cells_are_measured(model, recipe, tmp_path):
     assert [(cell.place, cell.nll) for cell in rest] == [(cell.place, cell.nll) for cell in whole[4:]]
 
 
+def test_a_file_may_move_but_not_change(model, recipe, tmp_path):
+    cells = list(compare_methods(model, ["random"], [0.2], BENCH, recipe=recipe))
+    text = (tmp_path / "calibration.txt").read_text()
+    for name, content in (("moved.txt", text), ("changed.txt", text + "the end .")):
+        (tmp_path / name).write_text(content)
+        source = CalibrationRecipe(data=str(tmp_path / name), samples=4, sequence_length=16)
+        again = recipe.replace(calibration=source)
+        if name == "moved.txt":
+            assert list(compare_methods(model, ["random"], [0.2], BENCH, recipe=again, done=cells)) == []
+        else:
+            with pytest.raises(InputError, match="another model, calibration"):
+                compare_methods(model, ["random"], [0.2], BENCH, recipe=again, done=cells)
+
+
 def test_cells_of_another_run_are_refused(model, recipe):
     cells = list(compare_methods(model, ["random"], [0.2], BENCH, recipe=recipe))
     other = Bench(data=BENCH.data, sequence_length=8)
