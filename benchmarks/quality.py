@@ -24,7 +24,7 @@ IMAGE_SETTINGS = ("--seeds", "0", "--repetitions", "0", "--images", "1000", "--g
 TITLES = {
     "stories": "tiny-stories, calibrated on its own samples, 128 x 256 tokens; held out: the embedded stories",
     "public": "the public 260k-parameter Llama of TinyStories (GQA, no slack), calibrated on 128 x 256 tokens of the"
-    " training stories; held out: validation stories",
+    " training stories; held out: the first 120,000 bytes of the validation stories",
     "images": "tiny-images, calibrated on 128 images of its own; 1,000 drawn images a cell, guidance 1.5",
 }
 
@@ -33,7 +33,8 @@ HEAD = """# Quality of every method
 Written by `python benchmarks/quality.py`; the cells are in the CSV files beside it. All methods see the same
 calibration tokens and remove the same share of the prunable parameters; FLAP's biases come on top (under 1 %). Excess
 loss is ln PPL pruned - ln PPL dense on held-out text, in nats a token; the table shows its mean over calibration seeds
-and, in brackets, the lowest and highest. Seconds are scoring, choosing ratios and pruning, without calibration.
+and, in brackets, the lowest and highest. Seconds are scoring, choosing ratios and pruning, without calibration; other
+work ran on the machine's second core meanwhile.
 `healed` is the only row that trains. LLM-Pruner (`taylor`) is without its fine-tuning, OSSCAR without its local swaps;
 Wanda-sp, magnitude, Taylor, OSSCAR and random take the same ratio in every module, as their code does.
 """
@@ -93,7 +94,11 @@ def _cell(row: object, images: bool) -> str:
 def _about(dense: Cell, cells: list[Cell]) -> str:
     where = f"{dense.device}, {dense.threads} thread{'s' if dense.threads > 1 else ''}, float32"
     counts = sorted(set(summary(cells)["seeds"]))
-    seeds = f"{counts[0]} to {counts[-1]} calibration seeds" if len(counts) > 1 else f"{counts[0]} calibration seed(s)"
+    seeds = (
+        f"{counts[0]} to {counts[-1]} calibration seeds"
+        if len(counts) > 1
+        else f"{counts[0]} calibration seed{'s' if counts[0] > 1 else ''}"
+    )
     if dense.fid is not None:
         return (
             f"Dense: {dense.parameters:,} parameters, Fréchet distance {dense.fid:.1f} in the judge's features,"

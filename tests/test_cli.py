@@ -396,7 +396,7 @@ def refused(run, code, argv, *words):
         (("--ratio", "1.2"), "ratio is 1.2"),
         (("--ratio", "nan"), "ratio is nan"),
         (("--ratio", "-0.1"), "ratio is -0.1"),
-        (("--scorer", "taylor"), "newton"),
+        (("--scorer", "best"), "newton"),
         (("--allocation", "local"), "uniform"),
         (("--compensation", "some"), "paper"),
         (("--damping", "-1"), "damping is -1"),
