@@ -11,6 +11,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+import pandas as pd
+
 import numprune
 from numprune.cli import main as numprune_command
 from numprune.evaluation.methods import DENSE, Cell, read_cells, summary
@@ -33,8 +35,8 @@ HEAD = """# Quality of every method
 Written by `python benchmarks/quality.py`; the cells are in the CSV files beside it. All methods see the same
 calibration tokens and remove the same share of the prunable parameters; FLAP's biases come on top (under 1 %). Excess
 loss is ln PPL pruned - ln PPL dense on held-out text, in nats a token; the table shows its mean over calibration seeds
-and, in brackets, the lowest and highest. Seconds are scoring, choosing ratios and pruning, without calibration; other
-work ran on the machine's second core meanwhile.
+and, in brackets, the lowest and highest. Seconds are scoring, choosing ratios and pruning, without calibration, by
+the clock: what else ran on the machine meanwhile is in them.
 `healed` is the only row that trains. LLM-Pruner (`taylor`) is without its fine-tuning, OSSCAR without its local swaps;
 Wanda-sp, magnitude, Taylor, OSSCAR and random take the same ratio in every module, as their code does.
 """
@@ -72,7 +74,7 @@ def _section(name: str) -> str:
     dense = next(cell for cell in cells if cell.method == DENSE)
     images = dense.fid is not None
     ratios = sorted(set(table["ratio"]))
-    lines = [f"## {TITLES[name]}", "", _about(dense, cells), ""]
+    lines = [f"## {TITLES[name]}", "", _about(dense, table), ""]
     lines += ["| method | " + " | ".join(f"{ratio:.0%}" for ratio in ratios) + " | seconds at 30 % |"]
     lines += ["|---" * (len(ratios) + 2) + "|"]
     for method in numprune.METHODS:
@@ -91,9 +93,9 @@ def _cell(row: object, images: bool) -> str:
     return f"{row.measure:.3f} ({row.lowest:.3f} to {row.highest:.3f})"
 
 
-def _about(dense: Cell, cells: list[Cell]) -> str:
+def _about(dense: Cell, table: pd.DataFrame) -> str:
     where = f"{dense.device}, {dense.threads} thread{'s' if dense.threads > 1 else ''}, float32"
-    counts = sorted(set(summary(cells)["seeds"]))
+    counts = sorted(set(table["seeds"]))
     seeds = (
         f"{counts[0]} to {counts[-1]} calibration seeds"
         if len(counts) > 1

@@ -151,6 +151,27 @@ def prune(
     return pruned
 
 
+def prune_as_planned(
+    model: Model,
+    plan: PruningPlan,
+    stats: CalibrationStats,
+    *,
+    progress: Progress | None = None,
+    cancel: CancelEvent | None = None,
+) -> Model:
+    """`prune` with the compensation, damping and healing of the recipe the plan was made from."""
+    return prune(
+        model,
+        plan,
+        stats,
+        compensation=plan.recipe.compensation,
+        damping=plan.recipe.damping,
+        healing=plan.recipe.healing,
+        progress=progress,
+        cancel=cancel,
+    )
+
+
 def _compensated(
     model: Model,
     plan: PruningPlan,

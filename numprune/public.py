@@ -30,7 +30,7 @@ from numprune.healing import Healing, heal
 from numprune.models import Model, ModuleKey, embedded_models, held_out_text, load
 from numprune.models.llamagen import Captions, LlamaGen, encode_captions, load_checkpoint
 from numprune.presets import METHODS, PRESETS, Preset, preset
-from numprune.pruning import PruningReport, prune
+from numprune.pruning import PruningReport, prune, prune_as_planned
 from numprune.recipe import CalibrationRecipe, Recipe
 from numprune.scoring import SCORERS, ScoreTable, agreement, score, scorer
 from numprune.suggestion import Sensitivity, sensitivity, suggest
@@ -86,6 +86,7 @@ __all__ = [
     "perplexity",
     "preset",
     "prune",
+    "prune_as_planned",
     "score",
     "scorer",
     "sensitivity",

@@ -113,15 +113,7 @@ def run(args: argparse.Namespace, console: Console) -> None:
         if args.suggest or (args.preset and numprune.preset(args.preset).suggests):
             recipe = numprune.suggest(model, stats, scores, recipe, progress=progress)
         plan = numprune.allocate(scores, recipe)
-        pruned = numprune.prune(
-            model,
-            plan,
-            stats,
-            compensation=recipe.compensation,
-            damping=recipe.damping,
-            healing=recipe.healing,
-            progress=progress,
-        )
+        pruned = numprune.prune_as_planned(model, plan, stats, progress=progress)
     pruned.save(args.out)
     _report(args.out, model, pruned, time.monotonic() - began, console)
 

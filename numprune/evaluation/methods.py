@@ -29,7 +29,7 @@ from numprune.files import to_json, write_text
 from numprune.models.llamagen import LlamaGen
 from numprune.models.model import Model
 from numprune.presets import preset
-from numprune.pruning import prune
+from numprune.pruning import prune_as_planned
 from numprune.recipe import CalibrationRecipe, Recipe
 from numprune.scoring.score import score
 from numprune.suggestion import suggest
@@ -191,15 +191,7 @@ def pruned_by(
     if chosen.suggests:
         recipe = suggest(model, stats, scores, recipe, cancel=cancel)
     plan = allocate(scores, recipe)
-    pruned = prune(
-        model,
-        plan,
-        stats,
-        compensation=recipe.compensation,
-        damping=recipe.damping,
-        healing=recipe.healing,
-        cancel=cancel,
-    )
+    pruned = prune_as_planned(model, plan, stats, cancel=cancel)
     return pruned, plan.ratio_reached
 
 

@@ -14,7 +14,7 @@ from numprune.evaluation.perplexity import Perplexity, perplexity
 from numprune.evaluation.speed import Speed, measure_speed
 from numprune.footprint import Sizes, sizes
 from numprune.models.model import Model
-from numprune.pruning import prune
+from numprune.pruning import prune_as_planned
 from numprune.recipe import Recipe
 from numprune.scoring.table import ScoreTable
 
@@ -89,16 +89,7 @@ def sweep(
         if asked.ratio:
             plan = allocate(scores, asked)
             reached = plan.ratio_reached
-            chosen = prune(
-                model,
-                plan,
-                stats,
-                compensation=asked.compensation,
-                damping=asked.damping,
-                healing=asked.healing,
-                progress=tell,
-                cancel=cancel,
-            )
+            chosen = prune_as_planned(model, plan, stats, progress=tell, cancel=cancel)
         return SweepPoint(
             ratio=asked.ratio,
             reached=reached,

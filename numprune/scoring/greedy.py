@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import torch
 
-from numprune.calibration.statistics import CalibrationStats
-from numprune.errors import CancelEvent, InputError, NumericalError, Progress
+from numprune.calibration.statistics import ModuleStats
+from numprune.errors import InputError, NumericalError
 from numprune.linalg import damped_cholesky, to_float64
-from numprune.models.adapter import Block, ModuleKey
-from numprune.models.model import Model
+from numprune.models.adapter import Block
 from numprune.scoring.newton import numerical_score
-from numprune.scoring.score import each_block, model_scorer, unit_gram
+from numprune.scoring.score import block_scorer, unit_gram
 
 STEPS = 1024
 """Steps a module is emptied in; one with more units loses several in a step."""
@@ -96,46 +95,23 @@ def _channels(units: torch.Tensor, width: int) -> torch.Tensor:
     return (units[:, None] * width + torch.arange(width, device=units.device)).reshape(-1)
 
 
-@model_scorer("osscar")
-def osscar(
-    model: Model,
-    stats: CalibrationStats,
-    *,
-    ratio: float,
-    progress: Progress | None = None,
-    cancel: CancelEvent | None = None,
-) -> dict[ModuleKey, torch.Tensor]:
+@block_scorer("osscar")
+def osscar(block: Block, weight: torch.Tensor, stats: ModuleStats, *, ratio: float) -> torch.Tensor:
     """The share of a module's output that is lost, with compensation, by the time the unit goes (OSSCAR's order)."""
-
-    def of(block: Block, weight: torch.Tensor) -> torch.Tensor:
-        order, losses = eliminate(weight, stats.modules[block.key].gram, width=block.width)
-        scores = torch.empty_like(losses)
-        scores[order] = losses / losses[-1].clamp(min=torch.finfo(torch.float64).tiny)
-        return scores.repeat_interleave(block.width)
-
-    return each_block(model, stats, of, progress, cancel)
+    order, losses = eliminate(weight, stats.gram, width=block.width)
+    scores = torch.empty_like(losses)
+    scores[order] = losses / losses[-1].clamp(min=torch.finfo(torch.float64).tiny)
+    return scores.repeat_interleave(block.width)
 
 
-@model_scorer("newton_greedy")
-def newton_greedy(
-    model: Model,
-    stats: CalibrationStats,
-    *,
-    ratio: float,
-    progress: Progress | None = None,
-    cancel: CancelEvent | None = None,
-) -> dict[ModuleKey, torch.Tensor]:
+@block_scorer("newton_greedy")
+def newton_greedy(block: Block, weight: torch.Tensor, stats: ModuleStats, *, ratio: float) -> torch.Tensor:
     """The Newton scores of a module's units, dealt out in the order of `eliminate`.
 
     How much a module loses is what the Newton scores say; which of its units go is what costs the least.
     """
-
-    def of(block: Block, weight: torch.Tensor) -> torch.Tensor:
-        module = stats.modules[block.key]
-        channels = numerical_score(weight, unit_gram(module), ratio=ratio)
-        values = channels.reshape(block.units, block.width).mean(1).cpu().sort().values
-        scores = torch.empty_like(values)
-        scores[eliminate(weight, module.gram, width=block.width)[0]] = values
-        return scores.repeat_interleave(block.width)
-
-    return each_block(model, stats, of, progress, cancel)
+    channels = numerical_score(weight, unit_gram(stats), ratio=ratio)
+    values = channels.reshape(block.units, block.width).mean(1).cpu().sort().values
+    scores = torch.empty_like(values)
+    scores[eliminate(weight, stats.gram, width=block.width)[0]] = values
+    return scores.repeat_interleave(block.width)

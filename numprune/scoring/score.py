@@ -26,6 +26,13 @@ class Scorer(Protocol):
     def __call__(self, weight: torch.Tensor, stats: ModuleStats, *, ratio: float, key: ModuleKey) -> torch.Tensor: ...
 
 
+class BlockScorer(Protocol):
+    """As `Scorer`, for methods that look at whole units: the block tells how many there are and how wide. The weight
+    lies where the statistics do."""
+
+    def __call__(self, block: Block, weight: torch.Tensor, stats: ModuleStats, *, ratio: float) -> torch.Tensor: ...
+
+
 class ModelScorer(Protocol):
     """Scores the input channels of the last linears of all modules, (in,) each; for methods that need more of the
     model than one weight."""
@@ -54,10 +61,11 @@ def model_scorer(name: str) -> Callable[[ModelScorer], ModelScorer]:
     return add
 
 
-def scorer(name: str) -> Callable[[Scorer], Scorer]:
-    """Decorator that makes a scorer known by name to `score`, recipes, the command line and the dashboard."""
+def block_scorer(name: str) -> Callable[[BlockScorer], BlockScorer]:
+    """Decorator that makes a scorer that needs to know a module's units known by name, as `scorer` does."""
 
-    def add(function: Scorer) -> Scorer:
+    def add(function: BlockScorer) -> BlockScorer:
+        @model_scorer(name)
         def of_model(
             model: Model,
             stats: CalibrationStats,
@@ -66,32 +74,32 @@ def scorer(name: str) -> Callable[[Scorer], Scorer]:
             progress: Progress | None = None,
             cancel: CancelEvent | None = None,
         ) -> dict[ModuleKey, torch.Tensor]:
-            def of(block: Block, weight: torch.Tensor) -> torch.Tensor:
-                return function(weight, stats.modules[block.key], ratio=ratio, key=block.key)
+            blocks, scores = model.blocks, {}
+            for done, block in enumerate(blocks, 1):
+                check_cancelled(cancel)
+                module = stats.modules[block.key]
+                weight = block.last.weight.detach().to(module.gram.device)
+                scores[block.key] = function(block, weight, module, ratio=ratio)
+                if progress is not None:
+                    progress(done, len(blocks), f"scoring {block.key}")
+            return scores
 
-            return each_block(model, stats, of, progress, cancel)
-
-        SCORERS[name] = of_model
         return function
 
     return add
 
 
-def each_block(
-    model: Model,
-    stats: CalibrationStats,
-    of: Callable[[Block, torch.Tensor], torch.Tensor],
-    progress: Progress | None,
-    cancel: CancelEvent | None,
-) -> dict[ModuleKey, torch.Tensor]:
-    """`of(block, weight of its last linear)` for every module; the weight lies where the statistics do."""
-    blocks, scores = model.blocks, {}
-    for done, block in enumerate(blocks, 1):
-        check_cancelled(cancel)
-        scores[block.key] = of(block, block.last.weight.detach().to(stats.modules[block.key].gram.device))
-        if progress is not None:
-            progress(done, len(blocks), f"scoring {block.key}")
-    return scores
+def scorer(name: str) -> Callable[[Scorer], Scorer]:
+    """Decorator that makes a scorer known by name to `score`, recipes, the command line and the dashboard."""
+
+    def add(function: Scorer) -> Scorer:
+        @block_scorer(name)
+        def of_block(block: Block, weight: torch.Tensor, stats: ModuleStats, *, ratio: float) -> torch.Tensor:
+            return function(weight, stats, ratio=ratio, key=block.key)
+
+        return function
+
+    return add
 
 
 def unit_gram(stats: ModuleStats) -> torch.Tensor:

@@ -15,7 +15,7 @@ from numprune.allocation import PruningPlan, allocate
 from numprune.calibration import CalibrationStats, calibrate
 from numprune.errors import CancelEvent, InputError, Progress, check_cancelled
 from numprune.models import Model, embedded_models, load
-from numprune.pruning import prune
+from numprune.pruning import prune_as_planned
 from numprune.recipe import Recipe
 from numprune.scoring import ScoreTable, score
 from numprune.ui.pictures import Exhibition
@@ -253,16 +253,7 @@ class Workbench:
         wanted = name.strip()[:40] or f"{recipe.ratio:.0%} {recipe.allocation}"
         self._check_budget(loaded.model.bytes * plan.parameters_after // plan.parameters_before, f"'{wanted}'")
         with self._computing:
-            model = prune(
-                loaded.model,
-                plan,
-                loaded.stats,
-                compensation=recipe.compensation,
-                damping=recipe.damping,
-                healing=recipe.healing,
-                progress=progress,
-                cancel=cancel,
-            )
+            model = prune_as_planned(loaded.model, plan, loaded.stats, progress=progress, cancel=cancel)
         check_cancelled(cancel)
         with self._lock:
             variants = self._tabs.setdefault(owner, Tab()).variants
