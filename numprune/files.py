@@ -27,15 +27,39 @@ def atomic_folder(target: str | os.PathLike[str]) -> Iterator[Path]:
     """
     target = Path(target)
     check_output(target)
+    with _beside(target) as partial:
+        partial.chmod(0o755)
+        yield partial
+        _swap(partial, target)
+
+
+@contextmanager
+def atomic_file(target: str | os.PathLike[str]) -> Iterator[Path]:
+    """Yield the path of a file to write beside `target`; rename it to `target` when the block ends without an error.
+
+    Raises:
+        InputError: when `target` is a folder.
+        NumpruneError: when the disk refuses; the partial file is removed.
+    """
+    target = Path(target)
+    if target.is_dir():
+        raise InputError(f"{target} is a folder; name a file to write.")
+    with _beside(target) as folder:
+        partial = folder / target.name
+        yield partial
+        partial.replace(target)
+
+
+@contextmanager
+def _beside(target: Path) -> Iterator[Path]:
+    """Yield an empty folder beside `target`, which is gone afterwards unless it was renamed."""
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         partial = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".partial", dir=target.parent))
     except OSError as error:
         raise NumpruneError(f"Cannot write beside {target}: {error.strerror}; choose another output folder.") from error
     try:
-        partial.chmod(0o755)
         yield partial
-        _swap(partial, target)
     except OSError as error:
         raise NumpruneError(
             f"Writing {target} failed: {error.strerror or error}; nothing was left there, free some space and repeat."
