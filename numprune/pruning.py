@@ -17,7 +17,7 @@ from numprune.files import to_json
 from numprune.healing import heal
 from numprune.models.adapter import ModuleKey
 from numprune.models.model import Model, slice_module
-from numprune.recipe import COMPENSATIONS
+from numprune.recipe import COMPENSATIONS, SEQUENTIAL
 from numprune.residual import fit_to_residual
 
 
@@ -26,8 +26,8 @@ class ModuleReport:
     """What pruning did to one module.
 
     `error_before` and `error_after` are ||X W - X_S W'|| / ||X W|| of the module's output on the calibration
-    data and the dense model's activations, with the kept weights as they were and as they are now. Compensation
-    "residual" and healing fit to something else, on purpose, and may raise this error.
+    data and the dense model's activations, with the kept weights as they were and as they are now. Compensations
+    "residual" and "network" and healing fit to something else, on purpose, and may raise this error.
     """
 
     layer: int
@@ -90,9 +90,10 @@ def prune(
         plan: from `allocate`, for this model.
         stats: from `calibrate`, for this model; used for compensation and for the errors in the report.
         compensation: "paper" refits the kept columns of o_proj and down_proj (theorem 3); "residual" refits them
-            one module after the other against the dense residual stream (`numprune.residual`); "bias" leaves them
-            and adds the mean output of what was removed as a bias (FLAP), also where the architecture has none;
-            "none" leaves them. Biases are counted in the report, not in the plan.
+            one module after the other against the dense residual stream, "network" the linears that feed the units
+            too (`numprune.residual`); "bias" leaves them and adds the mean output of what was removed as a bias
+            (FLAP), also where the architecture has none; "none" leaves them. Biases are counted in the report, not in
+            the plan.
         damping: of the compensation, see `numprune.compensation.compensate`.
         healing: steps of training after it, see `numprune.healing.heal`; 0 trains nothing.
 
@@ -117,11 +118,18 @@ def prune(
         weights, seconds = _compensated(model, plan, stats, damping, progress, cancel)
     biases = _biases(model, plan, stats) if compensation == "bias" else {}
     module = slice_module(model.module, model.adapter, plan.keep, weights, biases)
-    if compensation == "residual":
+    if compensation in SEQUENTIAL:
         if stats.rows is None:
-            raise InputError("These statistics hold no token ids to fit the residual stream on; calibrate again.")
+            raise InputError("These statistics hold no token ids to fit to the dense network on; calibrate again.")
         seconds = fit_to_residual(
-            model.module, module, model.adapter, stats.rows, damping=damping, progress=progress, cancel=cancel
+            model.module,
+            module,
+            model.adapter,
+            stats.rows,
+            keep=plan.keep if compensation == "network" else None,
+            damping=damping,
+            progress=progress,
+            cancel=cancel,
         )
     check_cancelled(cancel)
     pruned = model.around(module)

@@ -18,7 +18,9 @@ from numprune.scoring.score import SCORERS
 
 VERSION = 1
 ALLOCATIONS = ("global", "uniform", "paper_printed")
-COMPENSATIONS = ("paper", "residual", "bias", "none")
+COMPENSATIONS = ("paper", "residual", "network", "bias", "none")
+SEQUENTIAL = ("residual", "network")
+"""Compensations that fit one module after the other."""
 
 
 @dataclass(frozen=True)
@@ -48,8 +50,8 @@ class Recipe:
         ratio: share of the prunable parameters to remove, in [0, 1).
         ratios: share of units to remove, for modules that are set by hand; the others share the rest of the budget.
         keep, prune: units of a module that are kept or removed whatever their score.
-        compensation: "paper" (theorem 3), "residual" (against the dense residual stream), "bias" (FLAP's: the mean
-            of what was removed becomes a bias) or "none".
+        compensation: "paper" (theorem 3), "residual" (against the dense residual stream), "network" (the same, and
+            what feeds the units as well), "bias" (FLAP's: the mean of what was removed becomes a bias) or "none".
         damping: of the compensation, as a fraction of the mean diagonal of the Gram matrix.
         healing: steps of training after pruning (`numprune.healing`); 0, the default, trains nothing.
         round_heads, round_channels: kept counts become multiples of these, except in modules kept whole.

@@ -1,15 +1,16 @@
-"""Compensation against the dense residual stream: each module makes up for everything lost before it.
+"""Compensation against the dense network: each module makes up for everything lost before it.
 
 The paper's compensation fits a pruned module to its own dense output, on dense inputs. Here modules are fitted one
 after the other, on the inputs the pruned network really feeds them, so that the residual stream behind the module
-is again the dense one.
+is again the dense one. What feeds the units (q, k, v; gate, up) can be fitted in the same way, so that the kept heads
+and channels see on these inputs what they saw in the dense network.
 """
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
@@ -31,32 +32,38 @@ def fit_to_residual(
     adapter: Adapter,
     rows: torch.Tensor,
     *,
+    keep: Mapping[ModuleKey, Sequence[int]] | None = None,
     damping: float = 0.01,
     batch_size: int = 16,
     progress: Progress | None = None,
     cancel: CancelEvent | None = None,
 ) -> dict[ModuleKey, float]:
-    """Refit the last linear of every module of `pruned`, in place, in the order of the network.
+    """Refit the linears of every module of `pruned`, in place, in the order of the network.
 
-    With X the inputs of a module in the dense model and R the residual stream that enters it, X' and R' those of
-    the pruned model, and W_S the kept columns (X W convention), the new weight minimises
+    With X the inputs of a module's last linear in the dense model and R the residual stream that enters the module,
+    X' and R' those of the pruned model, and W_S the kept rows (X W convention), the new weight minimises
 
         ||X' W' - (X W + R - R')||² + gamma ||W' - W_S||²,        gamma = damping * mean(diag X'ᵀX').
 
+    Where a norm stands between the module and the residual stream (Gemma 2 and 3), R - R' is left out. With `keep`,
+    the linears that feed the units are fitted before it: with N and N' the inputs of the module in the two models
+    and V_S the columns of the kept units, V' minimises ||N' V' - N V_S||² + gamma ||V' - V_S||².
+
     Modules before the first one that lost units stay as they are. Memory is the residual streams of both models
-    on `rows` and one batch's activations of a layer; a pruned layer runs three times, a dense one once.
+    on `rows` and one batch's activations of a layer. No layer runs more than four times.
 
     Args:
         dense: the model before pruning; only read.
         pruned: from `slice_module`, on the same device.
         rows: token ids (sequences, tokens).
+        keep: the units `pruned` has kept of each module; None fits last linears only.
         damping: gamma as a fraction of the mean diagonal, not negative.
 
     Returns:
         Seconds each fitted module took.
 
     Raises:
-        InputError: `damping` is out of range, or a layer's output is not its input plus its modules' outputs.
+        InputError: `damping` is out of range.
         NumericalError: a system cannot be solved, or activations are not finite; the module is named.
         Cancelled: `cancel` was set; `pruned` is then half fitted and must be dropped.
     """
@@ -66,33 +73,44 @@ def fit_to_residual(
     streams, theirs = calls.states, [state.clone() for state in calls.states]
     full = {block.key: block for block in adapter.blocks(dense)}
     left = {block.key: block for block in adapter.blocks(pruned)}
-    touched, seconds = False, {}
+    touched, drifted, seconds = False, False, {}
     layers = list(zip(adapter.layers(dense), adapter.layers(pruned), strict=True))
     for index, (layer, narrow) in enumerate(layers):
         keys = [ModuleKey(index, kind) for kind in KINDS]
+        whole, thin = [full.get(key) for key in keys], [left.get(key) for key in keys]
         targets = []
         for state in streams:
             check_cancelled(cancel)
-            targets.append(_streams_behind(layer, state, calls, index, [full.get(key) for key in keys]))
+            targets.append(_Targets.of(layer, state, calls, index, whole))
         for place, key in enumerate(keys):
-            block = left.get(key)
+            drifted, block = touched, left.get(key)
             touched = touched or (key in full and (block is None or block.units < full[key].units))
             if block is None or not touched:
                 continue
             started = time.monotonic()
-            system = _System(block.last)
+            # Before anything is lost the inputs are the dense ones, and so would the weights be.
+            if keep is not None and drifted:
+                system = _System([linear for linear, _ in block.inputs], key)
+                weight = _kept_rows(full[key], keep[key])
+                entry, narrow_entry = full[key].inputs[0][0], block.inputs[0][0]
+                for state, other in zip(streams, theirs, strict=True):
+                    check_cancelled(cancel)
+                    seen = calls.inputs_of(entry, layer, state, index)
+                    system.add(calls.inputs_of(narrow_entry, narrow, other, index), seen.float() @ weight.T)
+                system.solve(damping)
+            system = _System([block.last], key)
             for state, target in zip(theirs, targets, strict=True):
                 check_cancelled(cancel)
-                with _tapped([left.get(each) for each in keys]) as taps:
-                    calls.run(narrow, state, index)
-                entering = state if place == 0 else taps[0].behind(state)
-                system.add(taps[place].inputs, target[place] - entering, key)
-            block.last.weight.copy_(system.solve(damping, key))
+                with _tapped(thin[:1]) as taps:
+                    inputs = calls.inputs_of(block.last, narrow, state, index)
+                wanted = target.of_place(place, state, taps[0])
+                system.add(inputs, wanted if block.last.bias is None else wanted - block.last.bias)
+            system.solve(damping)
             seconds[key] = time.monotonic() - started
         theirs = [calls.run(narrow, state, index) for state in theirs]
-        streams = [target[-1] for target in targets]
+        streams = [target.end for target in targets]
         if progress is not None:
-            progress(index + 1, len(layers), "fitting the residual stream")
+            progress(index + 1, len(layers), "fitting to the dense network")
     return seconds
 
 
@@ -144,16 +162,31 @@ class _Calls:
         output = layer(state, *args, **kwargs)
         return output[0] if isinstance(output, tuple) else output
 
+    def inputs_of(self, linear: nn.Linear, layer: nn.Module, state: torch.Tensor, index: int) -> torch.Tensor:
+        """What reaches a linear of a decoder layer, (tokens, in); the layer runs no further."""
+        found = []
+
+        def stop(module: nn.Module, args: tuple[torch.Tensor, ...]) -> None:
+            found.append(args[0])
+            raise _Enough
+
+        hook = linear.register_forward_pre_hook(stop)
+        try:
+            with suppress(_Enough):
+                self.run(layer, state, index)
+        finally:
+            hook.remove()
+        return found[0].reshape(-1, found[0].shape[-1])
+
 
 class _Enough(Exception):
-    """Ends a forward pass whose first layer has been reached."""
+    """Ends a forward pass that has come as far as it is needed."""
 
 
 @dataclass
 class _Tap:
-    """What went into a module's last linear and what it added to the residual stream."""
+    """What a module's last linear put out; None where the module is empty."""
 
-    inputs: torch.Tensor | None = None
     output: torch.Tensor | None = None
 
     def behind(self, state: torch.Tensor) -> torch.Tensor:
@@ -168,7 +201,7 @@ def _tapped(blocks: list[Block | None]) -> Iterator[list[_Tap]]:
 
     def fill(tap: _Tap) -> Any:
         def hook(module: nn.Module, args: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
-            tap.inputs, tap.output = args[0], output
+            tap.output = output
 
         return hook
 
@@ -184,45 +217,79 @@ def _tapped(blocks: list[Block | None]) -> Iterator[list[_Tap]]:
             hook.remove()
 
 
-def _streams_behind(
-    layer: nn.Module, state: torch.Tensor, calls: _Calls, index: int, blocks: list[Block | None]
-) -> list[torch.Tensor]:
-    """The dense residual stream behind the attention and behind the MLP of a layer."""
-    with _tapped(blocks) as taps:
-        end = calls.run(layer, state, index)
-    middle = taps[0].behind(state)
-    difference = float((taps[1].behind(middle) - end).abs().max())
-    if not difference <= 1e-2 * float(end.abs().max()):
-        raise InputError(
-            f"Layer {index} changes what its modules add to the residual stream (norms behind them, as in Gemma 2),"
-            " so they cannot be fitted to it; use compensation 'paper'."
-        )
-    return [middle, end]
+@dataclass(frozen=True)
+class _Targets:
+    """What the modules of a layer are fitted to, on one batch.
+
+    Attributes:
+        streams: the dense residual stream behind the attention and behind the MLP; None where norms stand between
+            the modules and the stream.
+        outputs: of the dense last linears, used where there are no streams.
+        end: what leaves the layer.
+    """
+
+    streams: tuple[torch.Tensor, torch.Tensor] | None
+    outputs: tuple[torch.Tensor | None, ...]
+    end: torch.Tensor
+
+    @classmethod
+    def of(
+        cls, layer: nn.Module, state: torch.Tensor, calls: _Calls, index: int, blocks: list[Block | None]
+    ) -> _Targets:
+        with _tapped(blocks) as taps:
+            end = calls.run(layer, state, index)
+        middle = taps[0].behind(state)
+        difference = float((taps[1].behind(middle) - end).abs().max())
+        if difference <= 1e-2 * float(end.abs().max()):
+            return cls((middle, end), (None, None), end)
+        return cls(None, tuple(tap.output for tap in taps), end)
+
+    def of_place(self, place: int, state: torch.Tensor, attention: _Tap) -> torch.Tensor:
+        """What the attention (0) or the MLP (1) of the pruned layer should put out when `state` enters the layer."""
+        if self.streams is None:
+            return self.outputs[place]
+        return self.streams[place] - (state if place == 0 else attention.behind(state))
+
+
+def _kept_rows(block: Block, kept: Sequence[int]) -> torch.Tensor:
+    """The rows of a module's input linears that belong to the kept units, one linear after the other, float32."""
+    rows = [
+        linear.weight[torch.cat([section.indices(kept) for section in sections]).to(linear.weight.device)]
+        for linear, sections in block.inputs
+    ]
+    return torch.cat(rows).float()
 
 
 class _System:
-    """The normal equations of one module, streamed."""
+    """The normal equations of linears that share their inputs, streamed."""
 
-    def __init__(self, last: nn.Linear) -> None:
-        self.last = last
-        self.moments = GramAccumulator(last.in_features, last.weight.device)
-        self.product = torch.zeros(last.in_features, last.out_features, dtype=torch.float64, device=last.weight.device)
+    def __init__(self, linears: list[nn.Linear], key: ModuleKey) -> None:
+        self.linears, self.key = linears, key
+        channels, device = linears[0].in_features, linears[0].weight.device
+        outputs = sum(linear.out_features for linear in linears)
+        self.moments = GramAccumulator(channels, device)
+        self.product = torch.zeros(channels, outputs, dtype=torch.float64, device=device)
 
-    def add(self, inputs: torch.Tensor, target: torch.Tensor, key: ModuleKey) -> None:
-        x, y = inputs.reshape(-1, inputs.shape[-1]), target.reshape(-1, target.shape[-1])
-        if self.last.bias is not None:
-            y = y - self.last.bias
-        product = x.float().T @ y.float()
-        if not (self.moments.add(x) and bool(torch.isfinite(product).all())):
-            raise NumericalError(f"Fitting {key}: activations are not finite; load the model in float32 or bfloat16.")
+    def add(self, inputs: torch.Tensor, target: torch.Tensor) -> None:
+        """`target` (..., out) holds what the linears should put out, one after the other, without their biases."""
+        product = inputs.float().T @ target.reshape(-1, target.shape[-1]).float()
+        if not (self.moments.add(inputs) and bool(torch.isfinite(product).all())):
+            raise NumericalError(
+                f"Fitting {self.key}: activations are not finite; load the model in float32 or bfloat16."
+            )
         self.product += product
 
-    def solve(self, damping: float, key: ModuleKey) -> torch.Tensor:
-        """(out, in) float64."""
-        gram, start = self.moments.finish().gram, to_float64(self.last.weight).T
+    def solve(self, damping: float) -> None:
+        """Give the linears their new weights."""
+        gram = self.moments.finish().gram
+        start = torch.cat([to_float64(linear.weight) for linear in self.linears]).T
         gamma = damping * gram.diagonal().mean()
         try:
             factor, _ = damped_cholesky(gram, damping)
         except NumericalError as error:
-            raise NumericalError(f"Fitting {key}: {error}") from error
-        return torch.cholesky_solve(self.product + gamma * start, factor).T
+            raise NumericalError(f"Fitting {self.key}: {error}") from error
+        solved = torch.cholesky_solve(self.product + gamma * start, factor).T
+        for linear, weight in zip(
+            self.linears, solved.split([linear.out_features for linear in self.linears]), strict=True
+        ):
+            linear.weight.copy_(weight)

@@ -336,7 +336,7 @@ def test_plans_and_statistics_of_another_model_are_refused(model, stats, plan):
 
 
 def test_unknown_compensation_is_refused(model, stats, plan):
-    with pytest.raises(InputError, match="compensation 'full' is not known; use paper, residual, bias, none"):
+    with pytest.raises(InputError, match="compensation 'full' is not known; use paper, residual, network, bias, none"):
         prune(model, plan, stats, compensation="full")
 
 

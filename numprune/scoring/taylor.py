@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from functools import partial
 
 import torch
 from torch import nn
@@ -12,6 +12,7 @@ from numprune.calibration.statistics import CalibrationStats
 from numprune.errors import CancelEvent, InputError, NumericalError, Progress, check_cancelled
 from numprune.models.adapter import ModuleKey
 from numprune.models.model import Model
+from numprune.scoring.gradients import activation_gradients
 from numprune.scoring.score import model_scorer
 
 BATCH = 4
@@ -56,29 +57,14 @@ def taylor(
 
 def _add_batch(model: Model, rows: torch.Tensor, sums: dict[nn.Linear, torch.Tensor]) -> None:
     """Add Σ x ∂L/∂x of the inputs of last linears and Σ y ∂L/∂y of the outputs of the others, per channel."""
-    seen: dict[nn.Linear, torch.Tensor] = {}
-
-    def begin(_: nn.Module, args: Any, output: torch.Tensor) -> torch.Tensor:
-        # Weights may be frozen; the graph then begins at the embeddings.
-        return output if output.requires_grad else output.detach().requires_grad_(True)
-
-    hooks = [model.module.get_input_embeddings().register_forward_hook(begin)]
-    for block in model.blocks:
-        hooks.append(block.last.register_forward_hook(lambda m, args, output: seen.update({m: args[0]})))
-        hooks += [
-            linear.register_forward_hook(lambda m, args, output: seen.update({m: output})) for linear, _ in block.inputs
-        ]
-    try:
-        with torch.enable_grad():
-            logits = model.module(input_ids=rows, use_cache=False).logits[:, :-1].float()
-            # What a model reads but never predicts (the caption of an image) does not count.
-            predicted = rows[:, 1:] < logits.shape[-1]
-            loss = functional.cross_entropy(logits[predicted], rows[:, 1:][predicted], reduction="sum")
-            gradients = torch.autograd.grad(loss, list(seen.values()))
-    finally:
-        for hook in hooks:
-            hook.remove()
-    for (linear, values), gradient in zip(seen.items(), gradients, strict=True):
-        products = (values.detach().float() * gradient.float()).reshape(-1, values.shape[-1])
+    found = activation_gradients(
+        model,
+        rows,
+        partial(functional.cross_entropy, reduction="sum"),
+        inputs_of=[block.last for block in model.blocks],
+        outputs_of=[linear for block in model.blocks for linear, _ in block.inputs],
+    )
+    for linear, values, gradient in found:
+        products = (values.float() * gradient.float()).reshape(-1, values.shape[-1])
         added = products.sum(0, dtype=torch.float64 if values.device.type != "mps" else None).cpu().double()
         sums[linear] = sums.get(linear, torch.zeros_like(added)) + added

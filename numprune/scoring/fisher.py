@@ -1,0 +1,107 @@
+"""Units priced by the loss of the whole model: greedy elimination with outputs weighed by Fisher information.
+
+The reconstruction error of a module counts all directions of its output alike. To second order, what an output error
+e costs is 1/2 eᵀ F e in nats a token, with F the Fisher information of the model's own predictions at that output
+(the Gauss-Newton Hessian, taken as independent of the module's input as in K-FAC: Martens and Grosse, ICML 2015). In
+that measure the prices of units of different modules can be compared.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch.nn import functional
+
+from numprune.calibration.statistics import CalibrationStats
+from numprune.errors import CancelEvent, InputError, NumericalError, Progress, check_cancelled
+from numprune.linalg import damped_cholesky, to_float64
+from numprune.models.adapter import ModuleKey
+from numprune.models.model import Model
+from numprune.scoring.gradients import activation_gradients
+from numprune.scoring.greedy import eliminate
+from numprune.scoring.score import model_scorer
+
+ROWS = 32
+"""Calibration sequences the Fisher information is taken from."""
+BATCH = 4
+MILLION = 1e6
+
+
+@model_scorer("fisher")
+def fisher(
+    model: Model,
+    stats: CalibrationStats,
+    *,
+    ratio: float,
+    progress: Progress | None = None,
+    cancel: CancelEvent | None = None,
+) -> dict[ModuleKey, torch.Tensor]:
+    """What the removal of a unit adds to the loss, in nats a token for a million parameters, when it goes in turn.
+
+    Units of a module go one after the other, each time the one that costs least, and the others make up for it
+    (`numprune.scoring.greedy.eliminate` with F^1/2 W in the place of W); a unit is never priced below one that went
+    before it.
+    """
+    information = fisher_information(model, stats, progress=progress, cancel=cancel)
+    scores = {}
+    for block in model.blocks:
+        check_cancelled(cancel)
+        module = stats.modules[block.key]
+        # Any root of F does: only tr(ΔW F ΔWᵀ) is priced.
+        root, _ = damped_cholesky(information[block.key].to(module.gram.device), 1e-6, raise_damping=True)
+        weight = root.T @ to_float64(block.last.weight.detach()).to(root.device)
+        order, losses = eliminate(weight, module.gram / module.tokens, width=block.width)
+        prices = losses.diff(prepend=losses.new_zeros(1)) * (0.5 * MILLION / block.cost)
+        prices = prices.clamp(min=0).cummax(0).values
+        # Equal prices keep the order in which the units went.
+        prices += torch.arange(len(prices)) * 1e-12 * prices[-1].clamp(min=torch.finfo(torch.float64).tiny)
+        found = torch.empty_like(prices)
+        found[order] = prices
+        scores[block.key] = found.repeat_interleave(block.width)
+    return scores
+
+
+def fisher_information(
+    model: Model,
+    stats: CalibrationStats,
+    *,
+    progress: Progress | None = None,
+    cancel: CancelEvent | None = None,
+) -> dict[ModuleKey, torch.Tensor]:
+    """E[g gᵀ] a token, (out, out) float64 by module; g is the gradient of log p(y) at the output of its last linear.
+
+    y is drawn from the model's own predictions, one token at every position of the first 32 calibration sequences,
+    by the seed of the calibration. Needs backward passes through the whole model, four sequences at a time.
+
+    Raises:
+        InputError: the statistics hold no token ids.
+        NumericalError: a gradient is not finite.
+        Cancelled: `cancel` was set.
+    """
+    if stats.rows is None:
+        raise InputError("These statistics hold no token ids to differentiate predictions on; calibrate again.")
+    blocks = model.blocks
+    generator = torch.Generator().manual_seed(stats.seed)
+    sums: dict[torch.nn.Linear, torch.Tensor] = {}
+    tokens = 0
+
+    def surprise(logits: torch.Tensor, _: torch.Tensor) -> torch.Tensor:
+        nonlocal tokens
+        tokens += len(logits)
+        drawn = torch.multinomial(logits.detach().softmax(-1).cpu(), 1, generator=generator)[:, 0]
+        return functional.cross_entropy(logits, drawn.to(logits.device), reduction="sum")
+
+    batches = stats.rows[:ROWS].long().split(BATCH)
+    for done, rows in enumerate(batches, 1):
+        check_cancelled(cancel)
+        last = [block.last for block in blocks]
+        for linear, _, gradient in activation_gradients(model, rows.to(model.device), surprise, outputs_of=last):
+            flat = gradient.reshape(-1, gradient.shape[-1]).float()
+            product = to_float64(flat.T @ flat)
+            sums[linear] = sums[linear] + product if linear in sums else product
+        if progress is not None:
+            progress(done, len(batches), "differentiating predictions")
+    found = {block.key: sums[block.last] / tokens for block in blocks}
+    for key, matrix in found.items():
+        if not bool(torch.isfinite(matrix).all()):
+            raise NumericalError(f"The gradient at {key} is not finite; load the model in float32 or bfloat16.")
+    return found

@@ -1,0 +1,62 @@
+"""Fisher information against gradients of single predictions, and its prices against the loss they promise."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from architectures import ARCHITECTURES, random_ids, tiny_model
+
+from numprune import InputError, calibrate, score
+from numprune.scoring.fisher import fisher_information
+
+ONE_PREDICTION = 2
+
+
+def calibrated(name, tokens=ONE_PREDICTION, **options):
+    model = tiny_model(name, **options)
+    return model, calibrate(model, random_ids(8, tokens, seed=3), samples=8, sequence_length=tokens)
+
+
+def test_is_the_expected_outer_product_of_gradients():
+    """Many draws at one position, against the sum over the whole vocabulary."""
+    model, stats = calibrated("llama")
+    stats.rows = stats.rows[:1].repeat(32, 1)
+    draws = [fisher_information(model, dataclasses.replace(stats, seed=seed)) for seed in range(40)]
+    for block in model.blocks:
+        outputs = []
+        hook = block.last.register_forward_hook(lambda m, args, out, outputs=outputs: outputs.append(out))
+        ids = stats.rows[:1].long()
+        embedded = model.module.get_input_embeddings()(ids).detach().requires_grad_(True)
+        logs = model.module(inputs_embeds=embedded, use_cache=False).logits[0, 0].log_softmax(-1)
+        hook.remove()
+        expected = 0.0
+        for token in range(len(logs)):
+            gradient = torch.autograd.grad(logs[token], outputs[0], retain_graph=True)[0].reshape(-1, 32).double()
+            expected = expected + logs[token].exp().detach().double() * gradient.T @ gradient
+        found = sum(draw[block.key] for draw in draws) / len(draws)
+        assert float((found - expected).norm() / expected.norm()) < 0.15
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_every_architecture_is_scored_and_left_without_gradients(name):
+    model, stats = calibrated(name, 16)
+    table = score(model, stats, method="fisher")
+    for module in table.modules.values():
+        assert np.isfinite(module.units).all()
+        assert (module.units >= 0).all()
+        assert len(set(module.units.tolist())) == len(module.units)
+    assert all(parameter.grad is None for parameter in model.module.parameters())
+
+
+def test_the_same_seed_gives_the_same_scores():
+    model, stats = calibrated("llama-gqa-tied", 16)
+    first, second = (score(model, stats, method="fisher") for _ in range(2))
+    for key in first.modules:
+        np.testing.assert_array_equal(first.modules[key].units, second.modules[key].units)
+
+
+def test_statistics_without_tokens_are_refused(model, stats):
+    stats.rows = None
+    with pytest.raises(InputError, match="calibrate again"):
+        score(model, stats, method="fisher")
