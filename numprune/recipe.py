@@ -106,8 +106,8 @@ class Recipe:
                 raise InputError(f"{name} is {getattr(self, name)}; give 1 or a larger multiple.")
         if self.method != "units" and (self.ratios or self.keep or self.prune or self.swaps or self.healing):
             raise InputError(
-                f"Method {self.method} removes no units; leave out ratios, keep, prune, swaps and healing, or use method"
-                " units."
+                f"Method {self.method} removes no units; leave out ratios, keep, prune, swaps and healing, or use"
+                " method units."
             )
         if self.swaps < 0:
             raise InputError(f"swaps is {self.swaps}; give 0 or a number of units such as 8.")

@@ -21,8 +21,9 @@ def refine(
 ) -> PruningPlan:
     """The plan with the swaps of its recipe carried out (`numprune.scoring.exchange`), whatever scored its units.
 
-    Every module keeps as many units as before; units the recipe forces stay where they are. The loss that falls is each
-    module's own compensated one, with the recipe's damping. A plan without swaps, or refined before, comes back as it is.
+    Every module keeps as many units as before; units the recipe forces stay where they are. The loss that falls is
+    each module's own compensated one, with the recipe's damping. A plan without swaps, or one that was refined before,
+    comes back as it is.
 
     Raises:
         InputError: plan or statistics are another model's.

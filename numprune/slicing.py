@@ -48,8 +48,9 @@ def slice_by_recipe(
     """A copy of `model` with a narrower residual stream; `model` itself is not touched.
 
     All streams get one width, the multiple of `recipe.round_channels` whose model is nearest in parameters to what
-    pruning units leaves: all parameters less `recipe.ratio` of the prunable ones. Embedding and output layer shrink with
-    the stream and count; so do the shortcut matrices and, where the embedding was tied, the output layer of its own.
+    pruning units leaves: all parameters less `recipe.ratio` of the prunable ones. Embedding and output layer shrink
+    with the stream and count; so do the shortcut matrices and, where the embedding was tied, the output layer of its
+    own.
 
     Args:
         stats: from `calibrate`, for this model; its tokens are what the principal components are of.

@@ -50,7 +50,7 @@ def add(commands: Commands) -> None:
     add_calibration(parser)
     several = parser.add_argument_group("comparing methods")
     several.add_argument(
-        "--methods", metavar="M,M", help="presets and other methods to compare, or all that know the model"
+        "--methods", metavar="M,M", help="presets and other methods to compare, or all that can prune the model"
     )
     several.add_argument("--seeds", metavar="S,S", help="calibration seeds (default: that of the recipe)")
     several.add_argument("--out", metavar="FILE.csv", help="where the cells go; those it holds are not measured again")

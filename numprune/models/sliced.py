@@ -1,6 +1,6 @@
 """Models whose residual stream is narrower than the one they were trained with (Ashkboos et al., ICLR 2024).
 
-Heads and channels stay; everything that reads or writes the residual stream gets a basis of it. Where the basis changes,
+Heads and channels stay; what reads or writes the residual stream does so in a basis of it. Where the basis changes,
 behind every attention and every MLP, the stream itself passes a shortcut matrix.
 """
 

@@ -32,10 +32,10 @@ def exchange(
 ) -> tuple[tuple[int, ...], float, float]:
     """As many units as `keep` has, exchanged for removed ones while the compensated loss falls.
 
-    With H = G + gamma I, gamma = damping * mean(diag G), and W' the compensated weight of the kept units S, the loss is
-    ||X W - X_S W'||² + gamma ||δW||². A round removes the `swaps` kept units whose loss is least, each alone, then brings
-    back as many of all removed ones, those that each alone gain most; it is undone when the loss did not fall, and
-    `swaps` is halved. At one unit the round tries all pairs of a kept and a removed unit and takes the best.
+    With H = G + gamma I, gamma = damping * mean(diag G), and W' the compensated weight of the kept units S, the loss
+    is ||X W - X_S W'||² + gamma ||δW||². A round removes the `swaps` kept units that alone would cost least, then
+    brings back as many of all removed ones, those that alone gain most; when the loss did not fall it is undone and
+    `swaps` halved. With one unit, where OSSCAR does the same, all pairs of a kept and a removed one are tried instead.
 
     Everything follows from one system of linear relations, turned to the kept units by a principal pivot, which costs
     O(in³ + in² out) once and O(in² (swaps * width) + in out) a round.
