@@ -67,10 +67,9 @@ def exchange(
     if len(set(keep)) != len(keep) or not all(0 <= unit < units for unit in (*keep, *fixed)):
         raise InputError(f"keep must hold different units from 0 to {units - 1}, and fixed units of these.")
     if not 0 <= damping < float("inf") or swaps < 1 or rounds < 1:
-        raise InputError(
-            f"damping is {damping}, swaps {swaps} and rounds {rounds}; give 0 or more, 1 or more, 1 or more."
-        )
-    w, g = to_float64(weight).T, to_float64(gram).to(weight.device if weight.device.type != "mps" else "cpu")
+        raise InputError(f"damping is {damping}, swaps {swaps}, rounds {rounds}; give at least 0, 1 and 1.")
+    w = to_float64(weight).T
+    g = to_float64(gram).to(w.device)
     if not bool(torch.isfinite(w).all() and torch.isfinite(g).all()):
         raise NumericalError("weight or gram has non-finite values; check the checkpoint and the calibration data.")
     if not bool(g.any()):
@@ -114,22 +113,22 @@ class _Search:
         if not len(units):
             return
         inside = channels_of(units, self.width)
-        outside = torch.ones(len(self.system), dtype=torch.bool, device=self.system.device)
-        outside[inside] = False
+        stays = torch.ones(len(self.system), dtype=torch.bool, device=self.system.device)
+        stays[inside] = False
+        rest = stays.nonzero()[:, 0]
         m, v = self.system, self.values
-        inverse = torch.cholesky_inverse(damped_cholesky(m[inside][:, inside], 0.0)[0])
-        change = float((v[inside] * (inverse @ v[inside])).sum())
+        across = m[inside[:, None], rest]
+        inverse = torch.cholesky_inverse(damped_cholesky(m[inside[:, None], inside], 0.0)[0])
+        back, answer = m[rest[:, None], inside] @ inverse, inverse @ v[inside]
+        change = float((v[inside] * answer).sum())
         self.loss += change if bool(self.kept[units[0]]) else -change
-        back = m[outside][:, inside] @ inverse
-        moved, turned = torch.empty_like(m), v.clone()
-        rest = outside.nonzero()[:, 0]
-        moved[inside[:, None], inside] = inverse
-        moved[inside[:, None], rest] = inverse @ m[inside][:, rest]
-        moved[rest[:, None], inside] = -back
-        moved[rest[:, None], rest] = m[rest][:, rest] - back @ m[inside][:, rest]
-        turned[inside] = inverse @ v[inside]
-        turned[rest] -= back @ v[inside]
-        self.system, self.values = moved, turned
+        self.system, self.values = torch.empty_like(m), torch.empty_like(v)
+        self.system[inside[:, None], inside] = inverse
+        self.system[inside[:, None], rest] = inverse @ across
+        self.system[rest[:, None], inside] = -back
+        self.system[rest[:, None], rest] = m[rest[:, None], rest] - back @ across
+        self.values[inside] = answer
+        self.values[rest] = v[rest] - back @ v[inside]
         self.kept[units] = ~self.kept[units]
 
     def improve_together(self, swaps: int) -> bool:
@@ -150,9 +149,8 @@ class _Search:
         out = (self.kept & self.free).nonzero()[:, 0]
         into = (~self.kept & self.free).nonzero()[:, 0]
         costs = costs_of(self.system, self.values, self.width)
-        changes = costs[out][:, None] - (
-            self._gains(out, into) if self.width > 1 else self._gains_of_channels(out, into)
-        )
+        gains = self._gains_of_channels(out, into) if self.width == 1 else self._gains(out, into)
+        changes = costs[out][:, None] - gains
         best = int(changes.argmin())
         if float(changes.flatten()[best]) > -TOLERANCE * self.loss:
             return False
