@@ -8,6 +8,7 @@ network computes what it did.
 from __future__ import annotations
 
 import time
+from bisect import bisect_left
 
 import torch
 
@@ -101,7 +102,12 @@ def width_for(model: Model, ratio: float, *, multiple: int = 1) -> int:
     dense = model.module.get_input_embeddings().weight.shape[1]
     target = model.parameters - ratio * model.prunable_parameters
     widths = range(min(multiple, dense), dense + 1, multiple)
-    return min(widths, key=lambda width: abs(narrowed_parameters(model.module, model.adapter, width) - target))
+
+    def count(width: int) -> int:
+        return narrowed_parameters(model.module, model.adapter, width)
+
+    above = bisect_left(widths, target, key=count)
+    return min(widths[max(above - 1, 0) : above + 1], key=lambda width: abs(count(width) - target))
 
 
 def _note(model: Model, width: int) -> str:

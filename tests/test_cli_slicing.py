@@ -54,6 +54,10 @@ def test_units_and_slicegpt_do_not_mix(run, text, tmp_path):
     code, out, err = run("prune", MODEL, "--calibration", text, *SMALL, *flags, "--out", tmp_path / "out")
     assert (code, out) == (2, "")
     assert "removes no units" in err
+    flags = ("--preset", "slicegpt", "--suggest")
+    code, _, err = run("prune", MODEL, "--calibration", text, *SMALL, *flags, "--out", tmp_path / "out")
+    assert code == 2
+    assert "--suggest" in err
     code, _, err = run("prune", "tiny-images", "--preset", "slicegpt", "--device", "cpu", "--out", tmp_path / "out")
     assert code == 3
     assert "use another method" in err

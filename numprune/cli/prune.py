@@ -113,6 +113,8 @@ def run(args: argparse.Namespace, console: Console) -> None:
     began = time.monotonic()
     check_output(args.out)
     recipe = _recipe(args)
+    if args.suggest and recipe.method != "units":
+        raise numprune.InputError(f"--suggest chooses ratios of units, which {recipe.method} does not remove; drop it.")
     name = args.model or recipe.model
     if name is None:
         raise numprune.InputError("There is no model to prune; give MODEL or a --recipe that names one.")

@@ -196,7 +196,7 @@ def methods_for(model: Model) -> list[str]:
 
 
 def _check_method(model: Model, name: str) -> None:
-    if preset(name).settings["method"] == "slicegpt":
+    if preset(name).settings.get("method") == "slicegpt":
         check_sliceable(model.adapter, model.config, model.name)
 
 
