@@ -37,8 +37,9 @@ calibration tokens and remove the same share of the prunable parameters; FLAP's 
 loss is ln PPL pruned - ln PPL dense on held-out text, in nats a token; the table shows its mean over calibration seeds
 and, in brackets, the lowest and highest. Seconds are scoring, choosing ratios and pruning, without calibration, by
 the clock: what else ran on the machine meanwhile is in them.
-`healed` is the only row that trains. LLM-Pruner (`taylor`) is without its fine-tuning, OSSCAR without its local swaps;
-Wanda-sp, magnitude, Taylor, OSSCAR and random take the same ratio in every module, as their code does.
+`healed` is the only row that trains. LLM-Pruner (`taylor`) is without its fine-tuning; Wanda-sp,
+magnitude, Taylor, OSSCAR and random take the same ratio in every module, as their code does. SliceGPT narrows the
+residual stream to the same number of parameters, shortcut matrices and untied output layer included.
 """
 
 

@@ -18,6 +18,8 @@ from numprune.models.adapter import ModuleKey
 from numprune.recipe import Recipe
 from numprune.scoring.table import ModuleScores, ScoreTable
 
+SWAPS_AHEAD = "Swaps follow when the plan is carried out: as many units go, not all of them the ones shown here."
+
 
 @dataclass(frozen=True)
 class PruningPlan:
@@ -34,6 +36,7 @@ class PruningPlan:
         notes: what kept the plan from the ratio asked for, in sentences.
         recipe: the recipe it was made from.
         fingerprint: of the model.
+        refined: whether the recipe's swaps are done (`numprune.refine`).
     """
 
     keep: dict[ModuleKey, tuple[int, ...]]
@@ -48,6 +51,7 @@ class PruningPlan:
     recipe: Recipe
     fingerprint: str
     notes: list[str] = field(default_factory=list)
+    refined: bool = False
 
     def ratio(self, key: ModuleKey) -> float:
         """Share of a module's units that go."""
@@ -110,7 +114,8 @@ def allocate(scores: ScoreTable, recipe: Recipe) -> PruningPlan:
 
     `recipe.ratio` is the share of prunable parameters to remove. The plan reaches it within one unit's cost
     (one step's, when kept counts are rounded), or its notes say what stopped it. Modules named in
-    `recipe.ratios` get the nearest possible number of units to their own ratio, and count towards the budget.
+    `recipe.ratios` get the nearest possible number of units to their own ratio, and count towards the budget. With a
+    recipe that removes no units (SliceGPT) all are kept, and the notes say so.
 
     Raises:
         InputError: the recipe belongs to another model, or names modules or units that do not exist.
@@ -118,6 +123,8 @@ def allocate(scores: ScoreTable, recipe: Recipe) -> PruningPlan:
     units = {key: len(module.units) for key, module in scores.modules.items()}
     recipe.check_for(scores.model, scores.fingerprint, units)
     notes: list[str] = []
+    if recipe.method != "units":
+        return _whole(scores, units, recipe)
     cuts = {key: _cut(key, module, recipe) for key, module in scores.modules.items()}
     budget = recipe.ratio * scores.prunable_parameters
     for key, ratio in recipe.ratios.items():
@@ -131,6 +138,8 @@ def allocate(scores: ScoreTable, recipe: Recipe) -> PruningPlan:
     removed = _spent(cuts) + sum(cut.scores.remainder for key, cut in cuts.items() if not keep[key])
     reached = _spent(cuts) / scores.prunable_parameters
     notes += _shortfall(cuts, free, budget, recipe)
+    if recipe.swaps:
+        notes.append(SWAPS_AHEAD)
     return PruningPlan(
         keep=keep,
         units=units,
@@ -146,6 +155,27 @@ def allocate(scores: ScoreTable, recipe: Recipe) -> PruningPlan:
         recipe=recipe,
         fingerprint=scores.fingerprint,
         notes=notes,
+    )
+
+
+def _whole(scores: ScoreTable, units: dict[ModuleKey, int], recipe: Recipe) -> PruningPlan:
+    """The plan of a recipe that removes no units."""
+    return PruningPlan(
+        keep={key: tuple(range(count)) for key, count in units.items()},
+        units=units,
+        costs={key: module.cost for key, module in scores.modules.items()},
+        parameters_before=scores.parameters,
+        parameters_after=scores.parameters,
+        prunable_parameters=scores.prunable_parameters,
+        ratio_asked=recipe.ratio,
+        ratio_reached=0.0,
+        threshold=None,
+        recipe=recipe,
+        fingerprint=scores.fingerprint,
+        notes=[
+            "SliceGPT narrows the residual stream, to the parameters of this ratio, when it prunes; heads and channels"
+            " stay, so this plan and its sizes show nothing of it."
+        ],
     )
 
 

@@ -28,7 +28,8 @@ class Preset:
         return recipe.replace(**self.settings)
 
 
-_PAPER = {"scorer": "newton", "allocation": "global", "compensation": "paper", "healing": 0}
+_UNITS = {"method": "units", "swaps": 0}
+_PAPER = {**_UNITS, "scorer": "newton", "allocation": "global", "compensation": "paper", "healing": 0}
 _RESIDUAL = {**_PAPER, "compensation": "residual"}
 
 PRESETS: dict[str, Preset] = {
@@ -39,12 +40,12 @@ PRESETS: dict[str, Preset] = {
 }
 
 
-_PLAIN = {"allocation": "uniform", "compensation": "none", "healing": 0}
+_PLAIN = {**_UNITS, "allocation": "uniform", "compensation": "none", "healing": 0}
 
 RIVALS: dict[str, Preset] = {
     "flap": Preset(
         "FLAP: fluctuation, one threshold, the mean as a bias",
-        {"scorer": "flap", "allocation": "global", "compensation": "bias", "healing": 0},
+        {**_UNITS, "scorer": "flap", "allocation": "global", "compensation": "bias", "healing": 0},
         False,
     ),
     "wanda_sp": Preset(
@@ -57,8 +58,13 @@ RIVALS: dict[str, Preset] = {
         False,
     ),
     "osscar": Preset(
-        "OSSCAR without its swaps: greedy by compensated loss, same ratio everywhere",
-        {**_PLAIN, "scorer": "osscar", "compensation": "paper"},
+        "OSSCAR: greedy by compensated loss, then swaps; same ratio everywhere",
+        {**_PLAIN, "scorer": "osscar", "compensation": "paper", "swaps": 8},
+        False,
+    ),
+    "slicegpt": Preset(
+        "SliceGPT: the residual stream narrower by its principal components, heads and channels whole",
+        {"method": "slicegpt", "swaps": 0, "compensation": "none", "healing": 0},
         False,
     ),
     "random": Preset("units drawn at random, same ratio everywhere", {**_PLAIN, "scorer": "random"}, False),

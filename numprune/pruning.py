@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 import pandas as pd
@@ -59,7 +59,8 @@ class PruningReport:
 
     def to_pandas(self) -> pd.DataFrame:
         """One row per module."""
-        return pd.DataFrame([asdict(module) for module in self.modules])
+        columns = [column.name for column in fields(ModuleReport)]
+        return pd.DataFrame([asdict(module) for module in self.modules], columns=columns)
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -108,6 +109,8 @@ def prune(
     began = time.monotonic()
     if compensation not in COMPENSATIONS:
         raise InputError(f"compensation '{compensation}' is not known; use {', '.join(COMPENSATIONS)}.")
+    if plan.recipe.method != "units":
+        raise InputError(f"The plan is for method {plan.recipe.method}; call prune_as_planned, which carries it out.")
     fingerprint = model.fingerprint()
     for what, owner in (("plan", plan.fingerprint), ("statistics", stats.fingerprint)):
         if owner != fingerprint:
@@ -134,7 +137,12 @@ def prune(
     check_cancelled(cancel)
     pruned = model.around(module)
     pruned.recipe = plan.recipe.replace(
-        model=model.name, fingerprint=fingerprint, compensation=compensation, damping=damping, healing=healing
+        model=model.name,
+        fingerprint=fingerprint,
+        swaps=plan.recipe.swaps if plan.refined else 0,
+        compensation=compensation,
+        damping=damping,
+        healing=healing,
     )
     notes = [*stats.notes, *plan.notes]
     if healing:
@@ -167,7 +175,14 @@ def prune_as_planned(
     progress: Progress | None = None,
     cancel: CancelEvent | None = None,
 ) -> Model:
-    """`prune` with the compensation, damping and healing of the recipe the plan was made from."""
+    """Carry the recipe out that the plan was made from: its method, swaps, compensation, damping and healing."""
+    # Both modules import this one.
+    from numprune.refinement import refine
+    from numprune.slicing import slice_by_recipe
+
+    if plan.recipe.method == "slicegpt":
+        return slice_by_recipe(model, stats, plan.recipe, progress=progress, cancel=cancel)
+    plan = refine(model, plan, stats, progress=progress, cancel=cancel)
     return prune(
         model,
         plan,

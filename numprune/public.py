@@ -32,7 +32,9 @@ from numprune.models.llamagen import Captions, LlamaGen, encode_captions, load_c
 from numprune.presets import METHODS, PRESETS, Preset, preset
 from numprune.pruning import PruningReport, prune, prune_as_planned
 from numprune.recipe import CalibrationRecipe, Recipe
+from numprune.refinement import refine
 from numprune.scoring import SCORERS, ScoreTable, agreement, score, scorer
+from numprune.slicing import slicegpt
 from numprune.suggestion import Sensitivity, sensitivity, suggest
 
 __all__ = [
@@ -87,10 +89,12 @@ __all__ = [
     "preset",
     "prune",
     "prune_as_planned",
+    "refine",
     "score",
     "scorer",
     "sensitivity",
     "sizes",
+    "slicegpt",
     "stream_text",
     "suggest",
     "sweep",

@@ -17,6 +17,7 @@ from numprune.scoring.newton import check_ratio
 from numprune.scoring.score import SCORERS
 
 VERSION = 1
+REMOVALS = ("units", "slicegpt")
 ALLOCATIONS = ("global", "uniform", "paper_printed")
 COMPENSATIONS = ("paper", "residual", "network", "bias", "none")
 SEQUENTIAL = ("residual", "network")
@@ -44,12 +45,16 @@ class Recipe:
         model: embedded name, hub id or folder; None for any.
         fingerprint: of the model the recipe was made for; another model is then refused.
         calibration: what to calibrate on.
+        method: "units" removes heads and channels, as everything below says; "slicegpt" narrows the residual stream
+            instead (`numprune.slicegpt`) and uses ratio and round_channels alone.
         scorer: a name in `numprune.SCORERS`.
         allocation: "global", one threshold over all modules, in parameters; "uniform", the same ratio in every
             module; "paper_printed", the threshold as the paper prints it, in units, with head scores times 4 D_h / 3.
         ratio: share of the prunable parameters to remove, in [0, 1).
         ratios: share of units to remove, for modules that are set by hand; the others share the rest of the budget.
         keep, prune: units of a module that are kept or removed whatever their score.
+        swaps: units of a module exchanged at a time, kept against removed ones, while that lowers the compensated loss
+            (`numprune.refine`); 0, the default, exchanges none.
         compensation: "paper" (theorem 3), "residual" (against the dense residual stream), "network" (the same, and
             what feeds the units as well), "bias" (FLAP's: the mean of what was removed becomes a bias) or "none".
         damping: of the compensation, as a fraction of the mean diagonal of the Gram matrix.
@@ -61,12 +66,14 @@ class Recipe:
     model: str | None = None
     fingerprint: str | None = None
     calibration: CalibrationRecipe = field(default_factory=CalibrationRecipe)
+    method: str = "units"
     scorer: str = "newton"
     allocation: str = "global"
     ratio: float = 0.3
     ratios: dict[ModuleKey, float] = field(default_factory=dict)
     keep: dict[ModuleKey, tuple[int, ...]] = field(default_factory=dict)
     prune: dict[ModuleKey, tuple[int, ...]] = field(default_factory=dict)
+    swaps: int = 0
     compensation: str = "paper"
     damping: float = 0.01
     healing: int = 0
@@ -77,6 +84,7 @@ class Recipe:
     def __post_init__(self) -> None:
         check_ratio(self.ratio)
         for name, value, known in (
+            ("method", self.method, REMOVALS),
             ("scorer", self.scorer, SCORERS),
             ("allocation", self.allocation, ALLOCATIONS),
             ("compensation", self.compensation, COMPENSATIONS),
@@ -98,6 +106,13 @@ class Recipe:
         for name in ("round_heads", "round_channels"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} is {getattr(self, name)}; give 1 or a larger multiple.")
+        if self.method != "units" and (self.ratios or self.keep or self.prune or self.swaps or self.healing):
+            raise InputError(
+                f"Method {self.method} removes no units; leave out ratios, keep, prune, swaps and healing, or use"
+                " method units."
+            )
+        if self.swaps < 0:
+            raise InputError(f"swaps is {self.swaps}; give 0 or a number of units such as 8.")
         if self.healing < 0:
             raise InputError(f"healing is {self.healing}; give 0 or a number of training steps such as 16.")
         if not 0 <= self.damping < float("inf"):

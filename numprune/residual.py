@@ -69,7 +69,7 @@ def fit_to_residual(
     """
     if not (math.isfinite(damping) and damping >= 0):
         raise InputError(f"damping is {damping}; give 0 or a positive fraction such as 0.01.")
-    calls = _Calls.of(dense, adapter, list(rows.to(dense.device).split(batch_size)))
+    calls = LayerCalls.of(dense, adapter, list(rows.to(dense.device).split(batch_size)))
     streams, theirs = calls.states, [state.clone() for state in calls.states]
     full = {block.key: block for block in adapter.blocks(dense)}
     left = {block.key: block for block in adapter.blocks(pruned)}
@@ -115,14 +115,14 @@ def fit_to_residual(
 
 
 @dataclass
-class _Calls:
+class LayerCalls:
     """What the model hands its decoder layers besides the hidden states, and the states of the first layer."""
 
     states: list[torch.Tensor]
     arguments: dict[tuple[int, int], tuple[tuple[Any, ...], dict[str, Any]]]
 
     @classmethod
-    def of(cls, model: PreTrainedModel, adapter: Adapter, batches: list[torch.Tensor]) -> _Calls:
+    def of(cls, model: PreTrainedModel, adapter: Adapter, batches: list[torch.Tensor]) -> LayerCalls:
         found = cls([], {})
         layers = adapter.layers(model)
 
@@ -234,7 +234,7 @@ class _Targets:
 
     @classmethod
     def of(
-        cls, layer: nn.Module, state: torch.Tensor, calls: _Calls, index: int, blocks: list[Block | None]
+        cls, layer: nn.Module, state: torch.Tensor, calls: LayerCalls, index: int, blocks: list[Block | None]
     ) -> _Targets:
         with _tapped(blocks) as taps:
             end = calls.run(layer, state, index)

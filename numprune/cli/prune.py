@@ -23,7 +23,7 @@ from numprune.cli.options import (
 from numprune.files import check_output
 
 if TYPE_CHECKING:
-    from numprune import Model, PruningReport, Recipe
+    from numprune import CalibrationStats, Model, PruningReport, Recipe
 
 EXAMPLE = """\
   numprune prune tiny-stories --ratio 0.3 --set 0.mlp=0.1 --keep 2.attention:0,1 --out smaller
@@ -48,6 +48,11 @@ def add(commands: Commands) -> None:
     group = parser.add_argument_group("pruning")
     group.add_argument("--ratio", type=float, metavar="R", help="share of prunable parameters to remove (default 0.3)")
     group.add_argument(
+        "--method",
+        metavar="NAME",
+        help="units (the default) removes heads and channels; slicegpt narrows the residual stream instead",
+    )
+    group.add_argument(
         "--scorer",
         metavar="NAME",
         help="newton (the default), newton_loop, newton_boxed, newton_greedy, osscar, taylor, flap, wanda_sp, magnitude"
@@ -58,7 +63,14 @@ def add(commands: Commands) -> None:
         "--preset",
         metavar="NAME",
         help="a whole method, which other flags change: paper, balanced (residual compensation), best (also --suggest)"
-        " or healed (also --healing 16); or another's: flap, wanda_sp, magnitude, taylor, osscar or random",
+        " or healed (also --healing 16); or another's: flap, wanda_sp, magnitude, taylor, osscar (also"
+        " --swaps 8), slicegpt (also --method slicegpt) or random",
+    )
+    group.add_argument(
+        "--swaps",
+        type=int,
+        metavar="N",
+        help="then exchange up to N kept and removed units of a module at a time while its loss falls (default 0)",
     )
     group.add_argument("--compensation", metavar="NAME", help="paper (the default), residual, bias or none")
     group.add_argument(
@@ -101,21 +113,35 @@ def run(args: argparse.Namespace, console: Console) -> None:
     began = time.monotonic()
     check_output(args.out)
     recipe = _recipe(args)
+    if args.suggest and recipe.method != "units":
+        raise numprune.InputError(f"--suggest chooses ratios of units, which {recipe.method} does not remove; drop it.")
     name = args.model or recipe.model
     if name is None:
         raise numprune.InputError("There is no model to prune; give MODEL or a --recipe that names one.")
     model = load_model(name, args, console)
     units = {key: count for key, count in model.units().items() if count}
     recipe.check_for(model.name, model.fingerprint(), units)
+    if recipe.method == "slicegpt":
+        from numprune.models.sliced import check_sliceable
+
+        check_sliceable(model.adapter, model.config, model.name)
     stats = calibrate_model(model, recipe.calibration, console)
+    pruned = _pruned(model, stats, recipe, args, console)
+    pruned.save(args.out)
+    _report(args.out, model, pruned, time.monotonic() - began, console)
+
+
+def _pruned(model: Model, stats: CalibrationStats, recipe: Recipe, args: argparse.Namespace, console: Console) -> Model:
     with console.progress() as progress:
+        if recipe.method == "slicegpt":
+            from numprune.slicing import slice_by_recipe
+
+            return slice_by_recipe(model, stats, recipe, progress=progress)
         scores = numprune.score(model, stats, method=recipe.scorer, progress=progress)
         if args.suggest or (args.preset and numprune.preset(args.preset).suggests):
             recipe = numprune.suggest(model, stats, scores, recipe, progress=progress)
         plan = numprune.allocate(scores, recipe)
-        pruned = numprune.prune_as_planned(model, plan, stats, progress=progress)
-    pruned.save(args.out)
-    _report(args.out, model, pruned, time.monotonic() - began, console)
+        return numprune.prune_as_planned(model, plan, stats, progress=progress)
 
 
 def _recipe(args: argparse.Namespace) -> Recipe:
@@ -123,7 +149,7 @@ def _recipe(args: argparse.Namespace) -> Recipe:
     recipe = numprune.Recipe.read(args.recipe) if args.recipe else numprune.Recipe()
     if args.preset:
         recipe = numprune.preset(args.preset).applied(recipe)
-    names = ("ratio", "scorer", "allocation", "compensation", "damping", "healing")
+    names = ("method", "ratio", "scorer", "allocation", "swaps", "compensation", "damping", "healing")
     names += ("round_heads", "round_channels", "allow_empty")
     calibration = {**recipe.to_dict()["calibration"], **calibration_changes(args)}
     return recipe.replace(
@@ -173,9 +199,10 @@ def _report(out: str, dense: Model, pruned: Model, seconds: float, console: Cons
         "ratio": f"{report.ratio_asked:.2%} asked, {report.ratio_reached:.2%} reached, of the prunable parameters",
         "parameters": f"{report.parameters_before:,} before, {report.parameters_after:,} after",
         "bytes": f"{report.bytes_before:,} before, {report.bytes_after:,} after ({report.dtype})",
-        "mean error": f"{before:.4f} before compensation ({report.compensation}), {after:.4f} after",
-        "time": f"{seconds:.1f} s on {report.device}",
     }
+    if report.modules:
+        rows["mean error"] = f"{before:.4f} before compensation ({report.compensation}), {after:.4f} after"
+    rows["time"] = f"{seconds:.1f} s on {report.device}"
     console.result(result, f"{dense.name} -> {out}\n{labelled(rows)}")
 
 

@@ -37,7 +37,7 @@ EXAMPLE = """\
   prunes with every method at every ratio for every calibration seed and compares loss, KL to the dense model, size and
   time. Every cell is in the CSV as soon as it is measured, so that the same command goes on where it was stopped; the
   picture lies beside it as sweep.html. Methods: paper, balanced, best, healed, flap, wanda_sp, magnitude, taylor,
-  osscar, random."""
+  osscar, slicegpt, random."""
 
 
 def add(commands: Commands) -> None:
@@ -49,7 +49,9 @@ def add(commands: Commands) -> None:
     parser.add_argument("--recipe", metavar="FILE", help="a recipe.json with other settings than the defaults")
     add_calibration(parser)
     several = parser.add_argument_group("comparing methods")
-    several.add_argument("--methods", metavar="M,M", help="presets and other methods to compare, or all")
+    several.add_argument(
+        "--methods", metavar="M,M", help="presets and other methods to compare, or all that can prune the model"
+    )
     several.add_argument("--seeds", metavar="S,S", help="calibration seeds (default: that of the recipe)")
     several.add_argument("--out", metavar="FILE.csv", help="where the cells go; those it holds are not measured again")
     several.add_argument(
@@ -129,14 +131,14 @@ def _numbers(name: str, text: str, kind: type, example: str) -> list[Any]:
 
 def _compare(args: argparse.Namespace, recipe: Recipe, ratios: list[float], console: Console) -> None:
     """`--methods`: the cells that are missing in the CSV, and the picture of all of them."""
-    from numprune.evaluation.methods import Bench, compare_methods, read_cells, summary, write_cells
+    from numprune.evaluation.methods import Bench, compare_methods, methods_for, read_cells, summary, write_cells
 
     if not args.out or not args.out.endswith(".csv"):
         raise numprune.InputError(f"--out is {args.out}; give a .csv file for the cells.")
     if args.no_perplexity:
         raise numprune.InputError("--no-perplexity leaves nothing to compare methods by; leave it out.")
-    methods = list(numprune.METHODS) if args.methods == "all" else args.methods.split(",")
-    for name in methods:
+    methods = None if args.methods == "all" else args.methods.split(",")
+    for name in methods or ():
         numprune.preset(name)
     seeds = _numbers("seeds", args.seeds, int, "0,1,2") if args.seeds else [recipe.calibration.seed]
     cells = read_cells(args.out)
@@ -151,7 +153,14 @@ def _compare(args: argparse.Namespace, recipe: Recipe, ratios: list[float], cons
     wanted = [ratio for ratio in ratios if ratio]
     with console.progress() as progress:
         found = compare_methods(
-            model, methods, wanted, bench, recipe=recipe, seeds=seeds, done=cells, progress=progress
+            model,
+            methods or methods_for(model),
+            wanted,
+            bench,
+            recipe=recipe,
+            seeds=seeds,
+            done=cells,
+            progress=progress,
         )
         for cell in found:
             cells.append(cell)

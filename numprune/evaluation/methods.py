@@ -8,6 +8,7 @@ import io
 import math
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from numprune.allocation import allocate
 from numprune.calibration import calibrate
 from numprune.calibration.data import Data
 from numprune.calibration.statistics import CalibrationStats
-from numprune.errors import CancelEvent, InputError, Progress, check_cancelled
+from numprune.errors import CancelEvent, InputError, Progress, UnsupportedArchitecture, check_cancelled
 from numprune.evaluation.divergence import divergence
 from numprune.evaluation.judge import panel_of
 from numprune.evaluation.perplexity import perplexity
@@ -28,10 +29,12 @@ from numprune.evaluation.speed import measure_speed
 from numprune.files import to_json, write_text
 from numprune.models.llamagen import LlamaGen
 from numprune.models.model import Model
-from numprune.presets import preset
+from numprune.models.sliced import check_sliceable
+from numprune.presets import METHODS, preset
 from numprune.pruning import prune_as_planned
 from numprune.recipe import CalibrationRecipe, Recipe
 from numprune.scoring.score import score
+from numprune.slicing import slice_by_recipe
 from numprune.suggestion import suggest
 
 DENSE = "dense"
@@ -125,13 +128,14 @@ def compare_methods(
         done: cells that exist and are left out, of the same run.
 
     Raises:
+        UnsupportedArchitecture: a method cannot prune such a model.
         InputError: a name, ratio or seed is wrong, there is nothing to measure on, or `done` is of another run;
             what `prune` and the measurements raise, while cells are drawn.
         Cancelled: `cancel` was set.
     """
     recipe = recipe or Recipe()
     for name in methods:
-        preset(name)
+        _check_method(model, name)
     plans = [recipe.replace(ratio=ratio) for ratio in ratios]
     if not (methods and plans and seeds) or any(not plan.ratio for plan in plans):
         raise InputError("Give at least one method, one ratio above 0 (the dense model is always there) and one seed.")
@@ -181,12 +185,30 @@ def _cells(
         progress(len(wanted), len(wanted), "comparing methods")
 
 
+def methods_for(model: Model) -> list[str]:
+    """The methods that can prune such a model."""
+    found = []
+    for name in METHODS:
+        with suppress(UnsupportedArchitecture):
+            _check_method(model, name)
+            found.append(name)
+    return found
+
+
+def _check_method(model: Model, name: str) -> None:
+    if preset(name).settings.get("method") == "slicegpt":
+        check_sliceable(model.adapter, model.config, model.name)
+
+
 def pruned_by(
     model: Model, stats: CalibrationStats, method: str, recipe: Recipe, *, cancel: CancelEvent | None = None
 ) -> tuple[Model, float]:
     """The model pruned by a named method with the ratio, locks and rounding of a recipe, and the ratio reached."""
     chosen = preset(method)
     recipe = chosen.applied(recipe)
+    if recipe.method == "slicegpt":
+        sliced = slice_by_recipe(model, stats, recipe, cancel=cancel)
+        return sliced, sliced.report.ratio_reached
     scores = score(model, stats, method=recipe.scorer, cancel=cancel)
     if chosen.suggests:
         recipe = suggest(model, stats, scores, recipe, cancel=cancel)

@@ -87,9 +87,8 @@ def sweep(
         tell = None if progress is None else _at(asked.ratio, progress)
         chosen, reached = model, 0.0
         if asked.ratio:
-            plan = allocate(scores, asked)
-            reached = plan.ratio_reached
-            chosen = prune_as_planned(model, plan, stats, progress=tell, cancel=cancel)
+            chosen = prune_as_planned(model, allocate(scores, asked), stats, progress=tell, cancel=cancel)
+            reached = chosen.report.ratio_reached
         return SweepPoint(
             ratio=asked.ratio,
             reached=reached,

@@ -137,6 +137,9 @@ class Adapter(ABC):
     """Whether checkpoints come with a text tokenizer."""
     auto_class: ClassVar[Any] = AutoModelForCausalLM
     """The class of transformers that opens checkpoints."""
+    sliceable: ClassVar[tuple[str, ...]] = ()
+    """Model types whose residual stream can be narrowed (`numprune.models.sliced`): RMS norms before the modules alone,
+    the layers' parts under Llama's names."""
 
     @abstractmethod
     def layers(self, model: nn.Module) -> nn.ModuleList:

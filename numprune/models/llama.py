@@ -27,6 +27,8 @@ class LlamaAdapter(Adapter):
         "gemma3_text",
         "smollm3",
     )
+    # Not Gemma: it scales its embeddings, and from the second on has norms behind the modules.
+    sliceable = ("llama", "mistral", "qwen2", "qwen3", "smollm3")
 
     def layers(self, model: nn.Module) -> nn.ModuleList:
         return model.model.layers

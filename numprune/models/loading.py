@@ -36,6 +36,7 @@ from numprune.models.llamagen.model import JUDGE_FOLDER, open_vq
 from numprune.models.model import FORMAT, Model, slice_module
 from numprune.models.placement import DTYPES as DTYPES
 from numprune.models.placement import place, resolve_device, resolve_dtype
+from numprune.models.sliced import check_sliceable, narrow_residual
 
 _WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "pytorch_model*.bin", "pytorch_model*.bin.index.json")
 
@@ -199,9 +200,13 @@ def _load_stock(
 
 def _load_sliced(folder: Path, marker: Path, config: Any, adapter: Adapter, dtype: torch.dtype) -> PreTrainedModel:
     """A folder written by Model.save: build the architecture without memory, narrow it, then read the weights."""
-    keep = _saved_units(marker)
+    keep, width = _saved_sizes(marker)
     with init_empty_weights(include_buffers=False):
         module = adapter.auto_class.from_config(config, dtype=dtype)
+    if width is not None:
+        check_sliceable(adapter, config, str(folder))
+        basis = torch.empty(config.hidden_size, width, dtype=torch.float64, device="meta")
+        module = narrow_residual(module, adapter, [basis] * (1 + 2 * len(adapter.layers(module))))
     module = slice_module(module, adapter, keep)
     state: dict[str, torch.Tensor] = {}
     for file in sorted(folder.glob("model*.safetensors")):
@@ -247,13 +252,15 @@ def _restore_history(model: Model, folder: Path) -> None:
         model.report = PruningReport.from_dict(json.loads((folder / "report.json").read_text()))
 
 
-def _saved_units(marker: Path) -> dict[ModuleKey, range]:
-    """The units `Model.save` recorded for every module."""
+def _saved_sizes(marker: Path) -> tuple[dict[ModuleKey, range], int | None]:
+    """The units `Model.save` recorded for every module, and the width of a narrowed residual stream."""
     try:
         saved = json.loads(marker.read_text())
         if saved["format"] != FORMAT:
             raise LoadError(f"{marker} has format {saved['format']}, this version reads {FORMAT}; update numprune.")
-        return {ModuleKey.parse(key): range(count) for key, count in saved["units"].items()}
+        units = {ModuleKey.parse(key): range(count) for key, count in saved["units"].items()}
+        width = saved.get("residual_width")
+        return units, width if width is None else int(width)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise LoadError(f"{marker} is damaged; prune and save again.") from error
 

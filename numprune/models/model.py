@@ -27,6 +27,7 @@ from numprune.models.adapter import (
     make_linear,
     narrow_linear,
 )
+from numprune.models.sliced import residual_width
 
 if TYPE_CHECKING:
     from numprune.pruning import PruningReport
@@ -145,7 +146,11 @@ class Model:
             except Exception as error:  # safetensors reports a full disk as an error type of its own
                 raise NumpruneError(f"Writing {folder} failed: {error}; nothing was left there.") from error
             units = {str(key): count for key, count in self.units().items()}
-            (partial / MARKER).write_text(to_json({"format": FORMAT, "base": self.name, "units": units}))
+            marker = {"format": FORMAT, "base": self.name, "units": units}
+            width = residual_width(self.module, self.adapter)
+            if width is not None:
+                marker["residual_width"] = width
+            (partial / MARKER).write_text(to_json(marker))
             if self.recipe is not None:
                 (partial / "recipe.json").write_text(self.recipe.to_json())
             if self.report is not None:

@@ -1,7 +1,7 @@
 """Units removed one after the other, each time the one whose loss the others can best make up for.
 
-This is the selection of OSSCAR (Meng et al., ICML 2024) without its swaps. Within a module it also says which
-units go first when the Newton scores say how many.
+This is the selection of OSSCAR (Meng et al., ICML 2024), whose swaps are in `exchange.py`. It also says which of a
+module's units go first when the Newton scores say how many.
 """
 
 from __future__ import annotations
@@ -62,11 +62,11 @@ def eliminate(
     batch = max(1, units // steps)
     order, losses, loss = [], [], 0.0
     while len(left):
-        costs = _costs(p, b, width)
+        costs = costs_of(p, b, width)
         gone = torch.argsort(costs, stable=True)[:batch]
         stay = torch.ones(len(left), dtype=torch.bool, device=b.device)
         stay[gone] = False
-        out, rest = _channels(gone, width), stay.repeat_interleave(width)
+        out, rest = channels_of(gone, width), stay.repeat_interleave(width)
         factor = torch.linalg.cholesky(p[out][:, out])
         # Units that go in one step are priced together.
         loss += float(torch.linalg.solve_triangular(factor, b[out], upper=False).square().sum())
@@ -81,7 +81,7 @@ def eliminate(
     return torch.cat(order), torch.tensor(losses, dtype=torch.float64)
 
 
-def _costs(p: torch.Tensor, b: torch.Tensor, width: int) -> torch.Tensor:
+def costs_of(p: torch.Tensor, b: torch.Tensor, width: int) -> torch.Tensor:
     """How much the loss rises when each unit alone goes, (units,)."""
     if width == 1:
         return b.square().sum(dim=1) / p.diagonal()
@@ -91,7 +91,7 @@ def _costs(p: torch.Tensor, b: torch.Tensor, width: int) -> torch.Tensor:
     return torch.linalg.solve_triangular(factors, b.reshape(units, width, -1), upper=False).square().sum((1, 2))
 
 
-def _channels(units: torch.Tensor, width: int) -> torch.Tensor:
+def channels_of(units: torch.Tensor, width: int) -> torch.Tensor:
     return (units[:, None] * width + torch.arange(width, device=units.device)).reshape(-1)
 
 

@@ -250,7 +250,8 @@ class Workbench:
         loaded = self.dense(session)
         recipe = session.recipe
         plan = allocate(loaded.scores, recipe)
-        wanted = name.strip()[:40] or f"{recipe.ratio:.0%} {recipe.allocation}"
+        what = recipe.allocation if recipe.method == "units" else recipe.method
+        wanted = name.strip()[:40] or f"{recipe.ratio:.0%} {what}"
         self._check_budget(loaded.model.bytes * plan.parameters_after // plan.parameters_before, f"'{wanted}'")
         with self._computing:
             model = prune_as_planned(loaded.model, plan, loaded.stats, progress=progress, cancel=cancel)

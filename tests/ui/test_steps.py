@@ -170,6 +170,26 @@ def test_a_method_is_recognised_by_its_settings_and_its_ratios(scored):
         assert method_of(session.recipe.replace(**changes), scores) is None
 
 
+def test_slicegpt_leaves_the_plan_whole_and_says_so(scored):
+    bench, session = scored
+    session = session.changed("", **METHODS["slicegpt"].settings, ratio=0.2)
+    plan, loaded = bench.plan(session), bench.dense(session)
+    assert all(plan.ratio(key) == 0 for key in plan.keep)
+    assert "narrows the residual stream" in prediction(loaded, plan)
+    name = bench.prune(session, "slices")
+    sliced = bench.pruned("slices", name)
+    assert name == "20% slicegpt"
+    assert sliced.parameters < loaded.model.parameters
+    assert "—" in variants_table({name: sliced})
+    assert "Output error" not in small_print(sliced)
+    assert "wide instead of" in small_print(sliced)
+    assert name in session_report(loaded, plan, bench.variants("slices"), {})
+    assert list(numbers(ERRORS, loaded, plan, bench.variants("slices"), {}).columns[:2]) == ["layer", "module"]
+    with pytest.raises(InputError, match="removes no units"):
+        session.changed("", ratios={ModuleKey(3, "mlp"): 0.5})
+    bench.release("slices")
+
+
 def test_the_command_line_is_complete_and_quoted():
     recipe = Recipe(model="my model", ratio=0.25, ratios={ModuleKey(3, "mlp"): 0.5}, round_channels=64)
     words = command_line(recipe)
@@ -182,7 +202,8 @@ def test_the_command_line_is_complete_and_quoted():
 
 def test_the_command_line_makes_the_same_recipe(scored, tmp_path):
     _, session = scored
-    session = session.changed("", ratio=0.42, ratios={ModuleKey(3, "mlp"): 0.25, ModuleKey(0, "attention"): 0.5})
+    ratios = {ModuleKey(3, "mlp"): 0.25, ModuleKey(0, "attention"): 0.5}
+    session = session.changed("", ratio=0.42, ratios=ratios, swaps=2)
     words = shlex.split(command_line(session.recipe))
     assert words[0] == "numprune"
     assert main([*words[1:-1], str(tmp_path / "out"), "--quiet", "--device", "cpu"]) == 0

@@ -100,7 +100,7 @@ def variants_table(variants: Mapping[str, Model]) -> str:
                 name,
                 f"{pruned.parameters:,} ({pruned.parameters / report.parameters_before - 1:+.1%})",
                 html.memory(pruned.bytes),
-                f"{before:.3f} → {after:.3f}",
+                f"{before:.3f} → {after:.3f}" if report.modules else "—",
                 f"{report.seconds:.1f} s",
             )
         )
@@ -110,13 +110,13 @@ def variants_table(variants: Mapping[str, Model]) -> str:
 
 def small_print(pruned: Model) -> str:
     report = pruned.report
-    return html.notes(
-        [
+    place = f"Time on {report.device} in {report.dtype}."
+    if report.modules:
+        place = (
             f"Output error: relative, on the calibration text, mean over the {len(touched(pruned))} modules that lost"
-            f" units, without compensation and as pruned. Time on {report.device} in {report.dtype}.",
-            *report.notes,
-        ]
-    )
+            f" units, without compensation and as pruned. {place}"
+        )
+    return html.notes([place, *report.notes])
 
 
 def build() -> PruneStep:

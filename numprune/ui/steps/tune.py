@@ -12,7 +12,7 @@ import gradio as gr
 from numprune.allocation import PruningPlan
 from numprune.errors import InputError, NumpruneError
 from numprune.footprint import sizes
-from numprune.presets import PRESETS as METHODS
+from numprune.presets import PRESETS, RIVALS
 from numprune.recipe import Recipe
 from numprune.scoring import ScoreTable
 from numprune.suggestion import sensitivity, suggest
@@ -35,6 +35,8 @@ ALLOCATIONS = {
     "ends": "protect first and last layers",
     "paper_printed": "as printed in the paper",
 }
+METHODS = {**PRESETS, "slicegpt": RIVALS["slicegpt"]}
+"""The presets, and the one rival that needs no scores of its own."""
 SENSITIVITY = "What each module costs"
 CONTEXT = 1000
 """Tokens in the cache, for the figures per token."""
@@ -118,7 +120,7 @@ def preset_of(recipe: Recipe, scores: ScoreTable) -> str | None:
 
 
 def method_of(recipe: Recipe, scores: ScoreTable) -> str | None:
-    """The method of `numprune.PRESETS` a recipe follows, None when it goes its own way."""
+    """The method of `METHODS` a recipe follows, None when it goes its own way."""
     # Suggestions leave one module free, which takes up what rounding leaves of the others.
     suggested = len(recipe.ratios) == len(scores.modules) - 1
     if recipe.ratios and not suggested:
@@ -163,8 +165,10 @@ def command_line(recipe: Recipe) -> str:
     calibration = recipe.calibration
     words += ["--calibration", str(calibration.data), "--samples", str(calibration.samples)]
     words += ["--sequence-length", str(calibration.sequence_length), "--seed", str(calibration.seed)]
+    words += ["--method", recipe.method] if recipe.method != "units" else []
     words += ["--scorer", recipe.scorer] if recipe.scorer != "newton" else []
     words += ["--allocation", recipe.allocation, "--compensation", recipe.compensation]
+    words += ["--swaps", str(recipe.swaps)] if recipe.swaps else []
     words += ["--damping", f"{recipe.damping:g}"]
     words += ["--healing", str(recipe.healing)] if recipe.healing else []
     words += ["--round-channels", str(recipe.round_channels)] if recipe.round_channels > 1 else []
@@ -185,7 +189,7 @@ def adopted(session: Session, recipe: Recipe) -> Session:
             f"The recipe was made with calibration {recipe.calibration.data} {recipe.calibration.samples} x"
             f" {recipe.calibration.sequence_length} and scorer {recipe.scorer}; load the model with these in step 1."
         )
-    names = ("allocation", "ratio", "ratios", "keep", "prune", "compensation", "damping", "healing")
+    names = ("method", "allocation", "ratio", "ratios", "keep", "prune", "swaps", "compensation", "damping", "healing")
     names += ("round_heads", "round_channels", "allow_empty")
     return session.changed("", **{name: getattr(recipe, name) for name in names})
 
@@ -200,7 +204,8 @@ def build() -> TuneStep:
             [(f"{name}: {each.about}", name) for name, each in METHODS.items()],
             value="paper",
             label="Method",
-            info="Sets allocation, compensation and healing; best and healed also suggest ratios, which takes longer.",
+            info="Sets allocation, compensation and healing; best and healed also suggest ratios, which takes longer."
+            " slicegpt changes the width of the residual stream and leaves the plan empty.",
         )
         with gr.Row():
             ratio = gr.Slider(
@@ -322,6 +327,8 @@ def wire(page: Page) -> None:
             session = given[page.session]
             fresh = Recipe()
             names = (
+                "method",
+                "swaps",
                 "compensation",
                 "damping",
                 "healing",
@@ -375,15 +382,16 @@ def wire(page: Page) -> None:
         """The ratios of the chosen method, from scratch; `adopt_method` takes them over."""
         session, chosen = given[page.session], METHODS[given[step.method]]
         with toasts():
-            if session.recipe.scorer != chosen.settings["scorer"]:
+            if session.recipe.scorer != chosen.settings.get("scorer", session.recipe.scorer):
                 raise InputError(
                     f"The methods here use the scorer newton, the page shows {session.recipe.scorer}; load the model"
                     " with newton in step 1."
                 )
+            changed = session.changed("", **chosen.settings, ratios={})
             if not chosen.suggests:
                 page.workbench.dense(session)
                 return {step.suggested: {}}
-            return suggested(session.changed("", **chosen.settings, ratios={}), request, bar)
+            return suggested(changed, request, bar)
 
     def adopt_method(given: Updates) -> Updates:
         with toasts():
