@@ -11,16 +11,14 @@ from itertools import pairwise
 
 import numpy as np
 import pandas as pd
-import torch
-from torch import nn
 
-from numprune.allocation import PruningPlan, allocate
+from numprune.allocation import allocate
 from numprune.calibration.statistics import CalibrationStats
-from numprune.compensation import compensate
 from numprune.errors import CancelEvent, InputError, Progress, check_cancelled
-from numprune.evaluation.perplexity import perplexity
 from numprune.models.adapter import ModuleKey
-from numprune.models.model import Model, twin
+from numprune.models.model import Model
+from numprune.probe import Probe, Trial, judge
+from numprune.rebalancing import pinned, rebalance, removed_parameters
 from numprune.recipe import Recipe
 from numprune.scoring.table import ScoreTable
 
@@ -87,7 +85,7 @@ def sensitivity(
     """
     if not fractions or not all(0 < fraction <= 1 for fraction in fractions):
         raise InputError(f"fractions is {tuple(fractions)}; give shares above 0 and at most 1.")
-    probe = _Probe(model, stats, recipe, samples)
+    probe = Probe(model, stats, recipe, samples)
     dense = probe.loss({})
     # The plan that removes all it may tells the most a module can lose; its order is the scores'.
     free = [key for key in scores.modules if key not in recipe.ratios]
@@ -115,6 +113,7 @@ def suggest(
     *,
     curves: Sensitivity | None = None,
     samples: int = 32,
+    rounds: int = 3,
     progress: Progress | None = None,
     cancel: CancelEvent | None = None,
 ) -> Recipe:
@@ -123,31 +122,38 @@ def suggest(
     The curves of `sensitivity` are added up and the budget is spent where the loss rises least per parameter.
     Because losses of several modules do not simply add, the result is blended with the plan of the recipe's own
     allocation, each blend is measured, and the best one is taken; the plan itself is among them, so that the
-    calibration loss is never worse than without. Locked ratios and forced units stay.
+    calibration loss is never worse than without. Under the compensations that fit one module after the other, blends
+    are really pruned and fitted, and measured on sequences the fit does not see; then budget is exchanged between
+    modules while that loss falls (`numprune.rebalancing`). Locked ratios and forced units stay.
 
     Args:
         curves: from `sensitivity` with this recipe; measured when left out.
+        samples: calibration sequences the loss is measured on.
+        rounds: of exchanges at most.
 
     Raises:
         InputError, Cancelled: as `sensitivity`.
     """
     curves = curves or sensitivity(model, stats, scores, recipe, samples=samples, progress=progress, cancel=cancel)
     start = allocate(scores, recipe)
-    free = list(curves.removed)
-    by_score = {key: (start.units[key] - len(start.keep[key])) * start.costs[key] for key in free}
+    by_score = removed_parameters(start, curves.removed)
     by_loss = spend(curves, sum(by_score.values()))
-    probe = _Probe(model, stats, recipe, samples)
+    trial = judge(model, stats, recipe, samples, cancel)
     best, best_loss = recipe, np.inf
     for done, share in enumerate(BLENDS, 1):
         check_cancelled(cancel)
-        amounts = {key: (1 - share) * by_score[key] + share * by_loss[key] for key in free}
-        candidate = recipe if share == 0 else _pinned(recipe, start, amounts)
-        loss = probe.loss(allocate(scores, candidate).keep)
+        amounts = {key: (1 - share) * by_score[key] + share * by_loss[key] for key in by_score}
+        candidate = recipe if share == 0 else pinned(recipe, start, amounts)
+        loss = trial.loss(allocate(scores, candidate).keep)
         if loss < best_loss:
             best, best_loss = candidate, loss
         if progress is not None:
             progress(done, len(BLENDS), "measuring the suggestions")
-    return best if best is not recipe else _pinned(recipe, start, by_score)
+    if best is recipe:
+        best = pinned(recipe, start, by_score)
+    if isinstance(trial, Trial):
+        best = rebalance(trial, scores, best, best_loss, list(by_score), rounds, progress=progress, cancel=cancel)
+    return best
 
 
 def spend(curves: Sensitivity, budget: float) -> dict[ModuleKey, float]:
@@ -188,52 +194,3 @@ def _alone(scores: ScoreTable, recipe: Recipe, key: ModuleKey, fraction: float) 
     ratio = min(fraction, 1 - 1e-9)
     alone = recipe.replace(ratio=0.0, ratios={**others, key: ratio}, round_heads=1, round_channels=1)
     return allocate(scores, alone).keep[key]
-
-
-def _pinned(recipe: Recipe, plan: PruningPlan, amounts: dict[ModuleKey, float]) -> Recipe:
-    """The recipe with a ratio for every module but one, which takes up the rounding of the others."""
-    ratios = {key: min(amount / (plan.units[key] * plan.costs[key]), 1 - 1e-9) for key, amount in amounts.items()}
-    # The module with the finest steps of those that are neither whole nor gone.
-    inner = [key for key, ratio in ratios.items() if 0.05 < ratio < 0.95] or list(ratios)
-    loose = min(inner, key=lambda key: plan.costs[key])
-    return recipe.replace(ratios={**recipe.ratios, **{key: r for key, r in ratios.items() if key != loose}})
-
-
-class _Probe:
-    """The loss of pruned models, without pruning any."""
-
-    def __init__(self, model: Model, stats: CalibrationStats, recipe: Recipe, samples: int) -> None:
-        if stats.rows is None:
-            raise InputError("These statistics hold no token ids to measure the loss on; calibrate again.")
-        self.rows = stats.rows[:samples].long()
-        self.stats, self.recipe = stats, recipe
-        self.dense = {block.key: block for block in model.blocks}
-        self.model = model.around(twin(model.module))
-        self.own = {block.key: block for block in self.model.blocks}
-        self.tokens = self.rows[:, 1:].numel()
-
-    def loss(self, keep: dict[ModuleKey, tuple[int, ...]]) -> float:
-        """Nats per token when these modules keep these units and the others all of theirs."""
-        changed = [key for key, kept in keep.items() if len(kept) < self.dense[key].units]
-        try:
-            for key in changed:
-                self.own[key].last.weight = nn.Parameter(self._masked(key, keep[key]), requires_grad=False)
-            return perplexity(self.model, self.rows, sequence_length=self.rows.shape[1]).nll
-        finally:
-            for key in changed:
-                self.own[key].last.weight = self.dense[key].last.weight
-
-    def _masked(self, key: ModuleKey, kept: tuple[int, ...]) -> torch.Tensor:
-        block = self.dense[key]
-        weight, channels = block.last.weight.detach(), block.channels(kept)
-        masked = torch.zeros_like(weight)
-        if len(kept):
-            gram = self.stats.modules[key].gram
-            whole = self.recipe.compensation in ("none", "bias")
-            new = (
-                weight[:, channels.to(weight.device)]
-                if whole
-                else compensate(weight, gram, channels, damping=self.recipe.damping)
-            )
-            masked[:, channels.to(weight.device)] = new.to(weight.device, weight.dtype)
-        return masked
