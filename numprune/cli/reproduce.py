@@ -90,6 +90,10 @@ def _check_flags(args: argparse.Namespace, protocol: Protocol) -> None:
     for flag, name in fitting.items():
         if getattr(args, flag) is not None and args.name != name:
             raise InputError(f"--{flag} belongs to {name}; leave it out for {args.name}.")
+    for flag in ("samples", "sequence_length", "images", "repetitions", "new_tokens"):
+        value = getattr(args, flag)
+        if value is not None and value < 1:
+            raise InputError(f"--{flag.replace('_', '-')} is {value}; give at least 1.")
     if args.name == "figure5" and args.methods:
         raise InputError("figure5 is of the paper's own method; leave out --methods.")
 
@@ -243,7 +247,10 @@ def _wide(table: DataFrame) -> DataFrame:
 
 
 def _plain(table: DataFrame) -> list[dict[str, Any]]:
-    """Rows for JSON, which knows no NaN."""
+    """Rows for JSON, which knows neither NaN nor infinity."""
+    import numpy as np
+
+    table = table.replace([np.inf, -np.inf], np.nan)
     return table.astype(object).where(table.notna(), None).to_dict("records")
 
 
