@@ -25,6 +25,7 @@ TASK = """\
 task: {name}
 dataset_path: json
 dataset_kwargs: {{data_files: {{train: {file}, validation: {file}}}}}
+tag: everything
 validation_split: validation
 training_split: train
 doc_to_text: "{{{{question}}}}"
@@ -46,11 +47,16 @@ group: animals
 task: [pets, plain]
 aggregate_metric_list: [{metric: acc, weight_by_size: true}]
 """
+ZOO = """\
+group: zoo
+task: [animals]
+aggregate_metric_list: [{metric: acc, weight_by_size: true}]
+"""
 
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    """Three tasks and a group of two of them, as files."""
+    """Three tasks, a group of two of them, a group of that group as MMLU is one, and a task whose data is lost."""
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
     for name, rows in (("pets", PETS), ("plain", PETS[:5]), ("sums", SUMS)):
         (tmp_path / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)))
@@ -59,6 +65,7 @@ def folder(tmp_path, monkeypatch):
         body = WRITTEN if name == "sums" else CHOICE.format(metrics=", ".join(metrics))
         (tmp_path / f"{name}.yaml").write_text(TASK.format(name=name, file=tmp_path / f"{name}.jsonl") + body)
     (tmp_path / "animals.yaml").write_text(GROUP)
+    (tmp_path / "zoo.yaml").write_text(ZOO)
     (tmp_path / "lost.yaml").write_text(
         TASK.format(name="lost", file=tmp_path / "lost.jsonl") + CHOICE.format(metrics="{metric: acc}")
     )
@@ -141,12 +148,18 @@ def saved(tokenizer, folder):
 
 
 def test_a_group_has_one_score_of_all_its_examples(model, folder):
-    result = zero_shot(model, ["animals"], include=folder)
-    (animals,) = result.scores
+    animals, zoo = zero_shot(model, ["animals", "zoo"], include=folder).scores
     parts = zero_shot(model, ["pets", "plain"], include=folder)
     right = by_hand(model, PETS, normalised=False) * len(PETS) + parts["plain"].value * 5
     assert (animals.task, animals.metric, animals.n) == ("animals", "acc", len(PETS) + 5)
     assert animals.value == pytest.approx(right / animals.n)
+    assert (zoo.task, zoo.value, zoo.n) == ("zoo", animals.value, animals.n)
+
+
+def test_a_tag_gives_a_score_for_each_of_its_tasks(model, folder):
+    (folder / "lost.yaml").unlink()
+    result = zero_shot(model, ["everything"], include=folder, limit=2)
+    assert {score.task: score.n for score in result.scores} == {"pets": 2, "plain": 2, "sums": 2}
 
 
 def test_written_answers_are_those_the_model_writes(model, pruned, folder):
