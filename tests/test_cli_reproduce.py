@@ -55,7 +55,7 @@ def known(monkeypatch, table, model, values, **changes):
 def test_table_1_is_what_the_single_steps_give(run, folder, texts, tmp_path, monkeypatch):
     calibration, held, other = texts
     model = numprune.load(folder, device="cpu")
-    known(monkeypatch, "table1", model, ({str(held): 90.0}, {str(held): 100.0}))
+    known(monkeypatch, "table1", model, ({held.name: 90.0}, {held.name: 100.0}))
     flags = ("--model", folder, *SMALL, "--calibration", calibration, "--data", f"{held},{other}")
     flags += ("--methods", "paper,wanda_sp", "--ratios", "0.2", "--out", tmp_path / "out")
     code, out, err = run("table1", *flags, "--json")
@@ -72,14 +72,14 @@ def test_table_1_is_what_the_single_steps_give(run, folder, texts, tmp_path, mon
         models[name] = numprune.prune_as_planned(model, plan, stats)
     for name, pruned in models.items():
         for text in (held, other):
-            row = rows[name, str(text)]
+            row = rows[name, text.name]
             assert row["ours"] == float(numprune.perplexity(pruned, text, sequence_length=32))
             assert row["parameters"] == pruned.parameters
     for name, printed in (("dense", 90.0), ("paper", 100.0)):
-        row = rows[name, str(held)]
+        row = rows[name, held.name]
         assert (row["paper"], row["difference"]) == (printed, row["ours"] - printed)
-        assert rows[name, str(other)]["paper"] is None
-    assert rows["wanda_sp", str(held)]["difference"] is None
+        assert rows[name, other.name]["paper"] is None
+    assert rows["wanda_sp", held.name]["difference"] is None
     with (tmp_path / "out" / "tiny-llama.csv").open() as file:
         kept = list(csv.DictReader(file))
     assert [row["ours"] for row in kept] == [repr(row["ours"]) for row in result["rows"]]
@@ -96,7 +96,7 @@ def test_the_output_names_what_is_not_the_papers(run, folder, texts, tmp_path):
         f"calibration {calibration} instead of wikitext2",
         "4 calibration samples instead of 128",
         "32 tokens per window instead of 2,048",
-        f"{held} is not among its texts",
+        f"{held.name} is not among its texts",
         "table 1 has no ratio 0.4",
     ):
         assert words in line
@@ -111,8 +111,8 @@ def test_the_papers_curves_are_in_the_page(run, folder, texts, tmp_path, monkeyp
     from numprune.evaluation import reproduction
 
     calibration, held, other = texts
-    known(monkeypatch, "table1", numprune.load(folder), ({str(held): 90.0}, {str(held): 100.0}))
-    monkeypatch.setattr(reproduction, "TEXTS", (str(held),))
+    known(monkeypatch, "table1", numprune.load(folder), ({held.name: 90.0}, {held.name: 100.0}))
+    monkeypatch.setattr(reproduction, "TEXTS", (held.name,))
     flags = ("--model", folder, *SMALL, "--calibration", calibration, "--data", f"{held},{other}")
     assert run("table1", *flags, "--methods", "paper", "--ratios", "0.2", "--out", tmp_path)[0] == 0
     assert (tmp_path / "tiny-llama.html").read_text().count('"name":"numerical pruning, paper"') == 1
@@ -218,6 +218,17 @@ def test_figure_5_measures_size_and_speed_and_goes_on(run, texts, tmp_path):
     assert [line.split()[0] for line in out.splitlines()[1:4]] == ["ratio", "0", "0.4"]
 
 
+def test_texts_of_one_name_are_refused(run, folder, texts, tmp_path):
+    _, held, _ = texts
+    (tmp_path / "elsewhere").mkdir()
+    twin = tmp_path / "elsewhere" / held.name
+    twin.write_text("another text")
+    flags = ("--model", folder, *SMALL, "--calibration", held, "--data", f"{held},{twin}", "--out", tmp_path / "out")
+    code, _, err = run("table1", *flags)
+    assert code == 2
+    assert "names two texts alike (held.txt, held.txt)" in err
+
+
 @pytest.mark.parametrize(
     ("name", "wanted"), [("table1", "LLaMA-7B"), ("table3", "LlamaGen-XXL"), ("figure5", "LLaMA-7B")]
 )
@@ -240,7 +251,8 @@ def test_without_the_weights_the_exit_code_is_3_and_they_are_named(run, name, wa
         (("table1", "--methods", "no-such"), "preset 'no-such' is not known"),
         (("table1", "--ratios", "a"), "ratios is 'a'"),
         (("table1", "--ratios", "1.5"), "1.5"),
-        (("table1", "--samples", "0"), "samples"),
+        (("table1", "--samples", "0"), "--samples is 0; give at least 1"),
+        (("table1", "--new-tokens", "3"), "--new-tokens belongs to figure5"),
     ],
 )
 def test_flags_that_do_not_fit_are_refused(run, argv, says):

@@ -54,8 +54,8 @@ def add(commands: Commands) -> None:
     group.add_argument("--images", type=int, metavar="N", help="images to draw (table3; default 50000)")
     group.add_argument("--guidance", type=float, metavar="S", help="classifier-free guidance (table3)")
     group.add_argument("--reference", metavar="FILE.npz", help="ADM's statistics of real images (table3)")
-    group.add_argument("--repetitions", type=int, default=5, metavar="N", help="of every timing (figure5; default 5)")
-    group.add_argument("--new-tokens", type=int, default=64, metavar="N", help="tokens to decode (figure5; default 64)")
+    group.add_argument("--repetitions", type=int, metavar="N", help="of every timing (figure5; default 5)")
+    group.add_argument("--new-tokens", type=int, metavar="N", help="tokens to decode (figure5; default 64)")
     parser.set_defaults(run=run)
 
 
@@ -87,9 +87,10 @@ def run(args: argparse.Namespace, console: Console) -> None:
 
 def _check_flags(args: argparse.Namespace, protocol: Protocol) -> None:
     fitting = {"data": "table1", "images": "table3", "guidance": "table3", "reference": "table3"}
+    fitting |= {"repetitions": "figure5", "new_tokens": "figure5"}
     for flag, name in fitting.items():
         if getattr(args, flag) is not None and args.name != name:
-            raise InputError(f"--{flag} belongs to {name}; leave it out for {args.name}.")
+            raise InputError(f"--{flag.replace('_', '-')} belongs to {name}; leave it out for {args.name}.")
     for flag in ("samples", "sequence_length", "images", "repetitions", "new_tokens"):
         value = getattr(args, flag)
         if value is not None and value < 1:
@@ -194,8 +195,11 @@ def _benches(
     if not isinstance(model, numprune.LlamaGen):
         length = min(source.sequence_length, model.maximum_length or source.sequence_length)
         texts = args.data.split(",") if args.data else list(protocol.texts)
+        names = [Path(text).name for text in texts]
+        if len(set(names)) < len(names):
+            raise InputError(f"--data names two texts alike ({', '.join(names)}); give each another name.")
         differing = deviations(protocol, calibration=source.data, samples=source.samples, sequence_length=length)
-        differing += [f"{text} is not among its texts" for text in texts if text not in protocol.texts]
+        differing += [f"{name} is not among its texts" for name in names if name not in protocol.texts]
         return [numprune.Bench(data=text, sequence_length=length) for text in texts], differing
     from numprune.evaluation.images import Inception, reference_from_npz
 

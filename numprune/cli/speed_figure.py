@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from numprune import Model, SweepPoint
 
-PROMPT_TOKENS = 64
+PROMPT_TOKENS, NEW_TOKENS, REPETITIONS = 64, 64, 5
 
 
 def measure(
@@ -40,7 +40,8 @@ def measure(
     began = time.monotonic()
     source = recipe.calibration
     recipe = numprune.preset("paper").applied(recipe)
-    run = _run(model, args, recipe)
+    repetitions, new_tokens = args.repetitions or REPETITIONS, args.new_tokens or NEW_TOKENS
+    run = _run(model, recipe, repetitions, new_tokens)
     csv, page = place.with_name(f"{place.name}.csv"), place.with_name(f"{place.name}.html")
     table = _read(csv, run)
     missing = [ratio for ratio in (0.0, *ratios) if ratio not in set(table["ratio"])]
@@ -54,9 +55,9 @@ def measure(
                 scores,
                 recipe,
                 missing,
-                repetitions=args.repetitions,
+                repetitions=repetitions,
                 prompt_tokens=PROMPT_TOKENS,
-                new_tokens=args.new_tokens,
+                new_tokens=new_tokens,
                 progress=progress,
             ):
                 table = _with(table, point, run)
@@ -88,10 +89,10 @@ def measure(
     return result, "\n".join([title, _text(shown), *notes])
 
 
-def _run(model: Model, args: argparse.Namespace, recipe: numprune.Recipe) -> str:
+def _run(model: Model, recipe: numprune.Recipe, repetitions: int, new_tokens: int) -> str:
     """Hash of what decides the figures besides the ratio."""
     settings = [model.fingerprint(), str(model.device), str(model.dtype), recipe.to_dict()]
-    return hashlib.sha256(to_json([*settings, args.repetitions, args.new_tokens]).encode()).hexdigest()[:12]
+    return hashlib.sha256(to_json([*settings, repetitions, new_tokens]).encode()).hexdigest()[:12]
 
 
 def _read(path: Path, run: str) -> DataFrame:

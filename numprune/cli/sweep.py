@@ -180,7 +180,7 @@ def _page(model: Model, table: DataFrame, data: str | None) -> str:
     title, curves, found = f"{model.name}: {measure}", None, curves_for(model, data)
     if found is not None:
         known, text, curves = found
-        title += f"<br>dashed: the paper's figures for {known.name} on {text}"
+        title += f"<br>dashed: the paper's figures for {known.name} on {text}, 2048 tokens"
     figure = methods_chart(table, measure, paper=curves)
     figure.update_layout(title=title, margin={"t": 90})
     return figure.to_html(include_plotlyjs=True, config={"responsive": True, "displaylogo": False})

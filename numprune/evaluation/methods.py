@@ -56,7 +56,7 @@ class Cell:
             Fréchet distance in the features of `extractor`; None for language models.
         decode: tokens per second decoded, the median; None when speed was not measured.
         device, threads: what it ran on.
-        data: name of the held-out text; None for image models.
+        data: name of the held-out dataset or file, without its folder; None for image models.
         extractor: what the images were looked at with.
         sfid, inception_score, precision, recall: where the bench asked for them.
     """
@@ -256,7 +256,9 @@ def _measured(
         found.update(images=quality.n, recognised=quality.recognised, extractor=quality.metrics.extractor)
     else:
         loss = perplexity(model, bench.data, sequence_length=bench.sequence_length, cancel=cancel)
-        found.update(tokens=loss.tokens, nll=loss.nll, perplexity=float(loss), kl=0.0, data=describe(bench.data))
+        found.update(
+            tokens=loss.tokens, nll=loss.nll, perplexity=float(loss), kl=0.0, data=Path(describe(bench.data)).name
+        )
         if model is not dense:
             found["kl"] = divergence(
                 dense, model, bench.data, sequence_length=bench.sequence_length, cancel=cancel
