@@ -5,7 +5,6 @@ from architectures import tiny_model
 from transformers import LlamaConfig
 
 from numprune import METHODS
-from numprune.models.llamagen import LlamaGen  # noqa: F401  (registers the config)
 from numprune.models.llamagen.network import LlamaGenConfig
 from numprune.paper import IMAGE_METRICS, LABELS, LLAMA_7B, LLAMAGENS, LLAMAS, PROTOCOLS, TEXTS, find
 
