@@ -19,7 +19,9 @@ from numprune.residual import fit_to_residual
 
 Keep = Mapping[ModuleKey, tuple[int, ...]]
 TOKENS_PER_CHANNEL = 4
-"""Tokens a trial is fitted on, for every input channel of the widest module."""
+"""Tokens a trial is fitted on at least, for every input channel of the widest module."""
+FITTED = 16
+"""Sequences a trial is fitted on at least, unless half of those there are is less."""
 
 
 class Probe:
@@ -76,7 +78,7 @@ class Trial:
         self.model, self.recipe, self.cancel = model, recipe, cancel
         widest = max(block.last.in_features for block in model.blocks)
         needed = math.ceil(TOKENS_PER_CHANNEL * widest / stats.rows.shape[1])
-        fitted = min(needed, len(stats.rows) // 2)
+        fitted = min(max(needed, FITTED), len(stats.rows) // 2)
         self.fit_rows, self.rows = stats.rows[:fitted].long(), stats.rows[fitted : fitted + samples].long()
 
     def pruned(self, keep: Keep) -> Model:

@@ -12,16 +12,20 @@ from numprune.errors import (
     UnsupportedArchitecture,
 )
 from numprune.evaluation import (
+    PAPER_TASKS,
     AttentionPatterns,
     Divergence,
     Perplexity,
     Speed,
     SweepPoint,
+    TaskScore,
+    ZeroShot,
     attention_patterns,
     divergence,
     measure_speed,
     perplexity,
     sweep,
+    zero_shot,
 )
 from numprune.evaluation.methods import Bench, Cell, compare_methods
 from numprune.footprint import Sizes, sizes
@@ -40,6 +44,7 @@ from numprune.suggestion import Sensitivity, sensitivity, suggest
 __all__ = [
     "DATASETS",
     "METHODS",
+    "PAPER_TASKS",
     "PRESETS",
     "SCORERS",
     "AttentionPatterns",
@@ -69,7 +74,9 @@ __all__ = [
     "Sizes",
     "Speed",
     "SweepPoint",
+    "TaskScore",
     "UnsupportedArchitecture",
+    "ZeroShot",
     "agreement",
     "allocate",
     "attention_patterns",
@@ -98,4 +105,5 @@ __all__ = [
     "stream_text",
     "suggest",
     "sweep",
+    "zero_shot",
 ]

@@ -1,10 +1,13 @@
 import json
+from dataclasses import replace
 
 import pytest
 
 import numprune
 from numprune import Recipe
 from numprune.cli import main
+from numprune.evaluation import reproduction
+from numprune.paper import LLAMA_7B
 
 MODEL = "tiny-stories"
 SMALL = ("--samples", "2", "--sequence-length", "64")
@@ -138,7 +141,21 @@ def test_methods_are_compared_and_a_stopped_run_goes_on(run, text, tmp_path):
     page = (tmp_path / "cells.html").read_text()
     assert "plotly" in page
     assert "excess loss" in page
+    assert ", paper" not in page
     assert "wanda_sp" in run("--help")[1]
+
+
+def test_a_model_of_the_papers_tables_has_its_curves_in_the_page(run, text, tmp_path, monkeypatch):
+    config = numprune.load(MODEL, device="cpu").config
+    shape = {"hidden_size": config.hidden_size, "num_hidden_layers": config.num_hidden_layers}
+    monkeypatch.setattr(reproduction, "LLAMAS", (replace(LLAMA_7B, config=shape),))
+    argv = (MODEL, "--ratios", "0.3", "--calibration", text, "--data", text, *SMALL, "--device", "cpu")
+    argv += ("--repetitions", "0", "--methods", "random", "--out", tmp_path / "cells.csv")
+    code, _, err = run(*argv)
+    assert code == 0, err
+    page = (tmp_path / "cells.html").read_text()
+    assert '"name":"FLAP, paper"' in page
+    assert "figures for LLaMA-7B on wikitext2" in page
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import io
+import logging
 import time
+from contextlib import nullcontext, redirect_stderr
 from typing import Any
 
 import numprune
@@ -15,13 +18,19 @@ EXAMPLE = """\
 
   numprune eval tiny-images smaller-images --images 1000 --metrics fid,precision,recall
 
+  numprune eval huggyllama/llama-7b smaller-llama --tasks paper
+
   The first prints the perplexity of both models on the embedded held-out stories, their sizes and their tokens per
   second. The second draws images and measures how far they are from real ones: with the classifier that came with
-  the model, or with Inception where --reference names an npz file (ADM's VIRTUAL_imagenet256_labeled.npz)."""
+  the model, or with Inception where --reference names an npz file (ADM's VIRTUAL_imagenet256_labeled.npz). The third
+  measures accuracy on the seven tasks of the paper's table 2, with lm-eval (pip install 'numprune[eval]'); mmlu, gsm8k
+  and all its other tasks go by their names there."""
 
 
 def add(commands: Commands) -> None:
-    parser = add_command(commands, "eval", "measure perplexity or image quality, size and speed", example=EXAMPLE)
+    parser = add_command(
+        commands, "eval", "measure perplexity, accuracy on tasks or image quality, size and speed", example=EXAMPLE
+    )
     add_model(parser, nargs="+", help="embedded name (tiny-stories), hub id or folder; several are compared")
     parser.add_argument(
         "--data",
@@ -33,6 +42,15 @@ def add(commands: Commands) -> None:
         "--stride", type=int, metavar="S", help="tokens from one window to the next (default: the sequence length)"
     )
     parser.add_argument("--speed", action="store_true", help="also measure tokens per second, 64 tokens in, 64 out")
+    tasks = parser.add_argument_group("accuracy on tasks, with lm-eval")
+    tasks.add_argument(
+        "--tasks",
+        metavar="T,T,...",
+        help="paper (boolq, piqa, hellaswag, winogrande, arc_easy, arc_challenge, openbookqa), mmlu, gsm8k, ...",
+    )
+    tasks.add_argument("--limit", type=int, metavar="N", help="only the first N examples of every task")
+    tasks.add_argument("--shots", type=int, metavar="N", help="solved examples in the prompt (default: the task's own)")
+    tasks.add_argument("--include", metavar="FOLDER", help="a folder with tasks of your own in lm-eval's YAML format")
     images = parser.add_argument_group("image models")
     images.add_argument("--images", type=int, metavar="N", help="draw N images, all classes alike, and measure them")
     images.add_argument(
@@ -46,25 +64,84 @@ def add(commands: Commands) -> None:
     images.add_argument("--top-k", type=int, metavar="K", help="draw among the K likeliest; 0 for all (default 2000)")
     images.add_argument("--top-p", type=float, metavar="P", help="draw among the likeliest that hold P (default 1)")
     images.add_argument("--seed", type=int, metavar="S", help="of the first image; the next has S + 1 (default 0)")
-    images.add_argument("--batch-size", type=int, metavar="B", help="images drawn at once (default 64)")
+    images.add_argument("--batch-size", type=int, metavar="B", help="images drawn at once (64), sequences of tasks (8)")
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace, console: Console) -> None:
+    for name in _TASK_FLAGS:
+        if args.tasks is None and getattr(args, name) is not None:
+            raise numprune.InputError(f"--{name} needs --tasks, such as --tasks paper.")
     if args.images is None:
         for name in _IMAGE_FLAGS:
-            if getattr(args, name) is not None:
+            if getattr(args, name) is not None and not (args.tasks and name == "batch_size"):
                 raise numprune.InputError(f"--{name.replace('_', '-')} needs --images N, for image models.")
+        if args.tasks is not None:
+            _answer(args, console)
+            return
         results = [_evaluate(name, args, console) for name in args.model]
         console.result(results[0] if len(results) == 1 else results, "\n\n".join(map(_text, results)))
         return
-    if args.data is not None or args.speed:
-        raise numprune.InputError("--images measures image models; leave out --data and --speed.")
+    if args.data is not None or args.speed or args.tasks is not None:
+        raise numprune.InputError("--images measures image models; leave out --data, --speed and --tasks.")
     results = [_images(name, args, console) for name in args.model]
     console.result(results[0] if len(results) == 1 else results, "\n\n".join(map(_images_text, results)))
 
 
+_TASK_FLAGS = ("limit", "shots", "include")
 _IMAGE_FLAGS = ("metrics", "reference", "guidance", "temperature", "top_k", "top_p", "seed", "batch_size")
+
+
+def _answer(args: argparse.Namespace, console: Console) -> None:
+    """`--tasks`: the accuracy of every model, tasks in rows and models in columns."""
+    if args.data is not None or args.speed or args.stride is not None:
+        raise numprune.InputError("--tasks measures accuracy; leave out --data, --stride and --speed.")
+    names = [part.strip() for part in args.tasks.split(",")]
+    names = [task for name in names for task in (numprune.PAPER_TASKS if name == "paper" else (name,))]
+    logging.getLogger("lm_eval").setLevel(logging.ERROR)
+    found = []
+    for name in args.model:
+        model = load_model(name, args, console)
+        # The harness draws bars on stderr wherever it goes.
+        with (
+            console.progress() as progress,
+            nullcontext() if console.shows_progress else redirect_stderr(io.StringIO()),
+        ):
+            score = numprune.zero_shot(
+                model,
+                names,
+                limit=args.limit,
+                shots=args.shots,
+                include=args.include,
+                progress=progress,
+                **given(batch_size=args.batch_size),
+            )
+        console.notes(model.notes)
+        found.append((describe(model), score))
+    results = [{**about, **score.to_dict()} for about, score in found]
+    console.result(results[0] if len(results) == 1 else results, _answers([score for _, score in found]))
+
+
+def _answers(found: list[numprune.ZeroShot]) -> str:
+    """A line for every task, with one standard error, and their mean."""
+    import pandas as pd
+
+    table = pd.DataFrame(
+        {
+            "task": [score.task for score in found[0].scores],
+            "metric": [score.metric for score in found[0].scores],
+            "shots": [score.shots for score in found[0].scores],
+            "n": [score.n for score in found[0].scores],
+            **{f"{each.model} %": [_percent(score) for score in each.scores] for each in found},
+        }
+    )
+    table.loc[len(table)] = ["mean", "", "", "", *(f"{100 * each.mean:.2f}" for each in found)]
+    return f"{table.to_string(index=False)}\n{found[0].harness}, {found[0].dtype} on {found[0].device}"
+
+
+def _percent(score: numprune.TaskScore) -> str:
+    spread = "" if score.stderr is None else f" ± {100 * score.stderr:.2f}"
+    return f"{100 * score.value:.2f}{spread}"
 
 
 def _images(name: str, args: argparse.Namespace, console: Console) -> dict[str, Any]:

@@ -167,7 +167,7 @@ def _compare(args: argparse.Namespace, recipe: Recipe, ratios: list[float], cons
             write_cells(args.out, cells)
     table = summary(cells)
     page = args.out.removesuffix(".csv") + ".html"
-    write_text(page, _page(model, table))
+    write_text(page, _page(model, table, args.data))
     console.notes(model.notes)
     result = {**describe(model), "out": args.out, "page": page, "cells": [asdict(cell) for cell in cells]}
     shown = table.rename(columns={"measure": _measure(model)}).dropna(axis=1, how="all")
@@ -178,15 +178,20 @@ def _measure(model: Model) -> str:
     return "Fréchet distance" if isinstance(model, numprune.LlamaGen) else "excess loss"
 
 
-def _page(model: Model, table: DataFrame) -> str:
+def _page(model: Model, table: DataFrame, data: str | None) -> str:
+    from numprune.evaluation.reproduction import curves_for
     from numprune.ui.figures import methods_chart
 
     measure = {
         "excess loss": "excess loss, ln PPL pruned - ln PPL dense",
         "Fréchet distance": "Fréchet distance in the judge's features",
     }[_measure(model)]
-    figure = methods_chart(table, measure)
-    figure.update_layout(title=f"{model.name}: {measure}", margin={"t": 70})
+    title, curves, found = f"{model.name}: {measure}", None, curves_for(model, data)
+    if found is not None:
+        known, text, curves = found
+        title += f"<br>dashed: the paper's figures for {known.name} on {text}, 2048 tokens"
+    figure = methods_chart(table, measure, paper=curves)
+    figure.update_layout(title=title, margin={"t": 90})
     return figure.to_html(include_plotlyjs=True, config={"responsive": True, "displaylogo": False})
 
 

@@ -9,7 +9,7 @@ import math
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import MISSING, Field, asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +18,11 @@ import torch
 
 from numprune.allocation import allocate
 from numprune.calibration import calibrate
-from numprune.calibration.data import Data
+from numprune.calibration.data import Data, describe
 from numprune.calibration.statistics import CalibrationStats
 from numprune.errors import CancelEvent, InputError, Progress, UnsupportedArchitecture, check_cancelled
 from numprune.evaluation.divergence import divergence
+from numprune.evaluation.images import Extractor, Reference
 from numprune.evaluation.judge import panel_of
 from numprune.evaluation.perplexity import perplexity
 from numprune.evaluation.quality import image_quality
@@ -38,6 +39,8 @@ from numprune.slicing import slice_by_recipe
 from numprune.suggestion import suggest
 
 DENSE = "dense"
+_COLUMN = {"is": "inception_score"}
+"""The column of a metric whose name cannot be one."""
 
 
 @dataclass(frozen=True)
@@ -53,9 +56,12 @@ class Cell:
         tokens, nll, perplexity, kl: on held-out text: tokens predicted, nats per token, its exponential, and mean
             KL(dense, pruned) in nats per token; None for image models.
         images, recognised, fid: drawn images, the share its judge takes for the class that was asked for, and the
-            Fréchet distance in the judge's features; None for language models.
+            Fréchet distance in the features of `extractor`; None for language models.
         decode: tokens per second decoded, the median; None when speed was not measured.
         device, threads: what it ran on.
+        data: name of the held-out dataset or file, without its folder; None for image models.
+        extractor: what the images were looked at with.
+        sfid, inception_score, precision, recall: where the bench asked for them.
     """
 
     run: str
@@ -77,6 +83,12 @@ class Cell:
     decode: float | None
     device: str
     threads: int
+    data: str | None = None
+    extractor: str | None = None
+    sfid: float | None = None
+    inception_score: float | None = None
+    precision: float | None = None
+    recall: float | None = None
 
     @property
     def place(self) -> tuple[str, float, int]:
@@ -91,8 +103,10 @@ class Bench:
     Attributes:
         data: held-out text, as `numprune.perplexity` takes it; not used for image models.
         sequence_length: tokens per window of the text.
-        images: to draw from an image model; its own judge looks at them.
+        images: to draw from an image model.
         drawing: cfg_scale, top_k and the like, as `LlamaGen.generate` takes them.
+        extractor, reference, metrics: what to look at the images with, what to compare them with and which of
+            `numprune.evaluation.images.METRICS` to tell; the model's own judge and its images without an extractor.
         repetitions: of the speed measurement; 0 leaves it out.
     """
 
@@ -101,13 +115,16 @@ class Bench:
     images: int = 1000
     drawing: Mapping[str, Any] | None = None
     repetitions: int = 0
+    extractor: Extractor | None = None
+    reference: Reference | None = None
+    metrics: Sequence[str] = ("fid",)
 
 
 def compare_methods(
     model: Model,
     methods: Sequence[str],
     ratios: Sequence[float],
-    bench: Bench,
+    bench: Bench | Sequence[Bench],
     *,
     recipe: Recipe | None = None,
     seeds: Sequence[int] = (0,),
@@ -123,9 +140,10 @@ def compare_methods(
     Args:
         methods: names in `numprune.presets.METHODS`.
         ratios: shares of the prunable parameters to remove, in (0, 1).
+        bench: what to measure on; of several, every pruned model gives a cell for each.
         recipe: calibration, damping and rounding for all; its ratio and method are not used.
         seeds: of the calibration.
-        done: cells that exist and are left out, of the same run.
+        done: cells that exist and are left out, of the same runs.
 
     Raises:
         UnsupportedArchitecture: a method cannot prune such a model.
@@ -139,36 +157,42 @@ def compare_methods(
     plans = [recipe.replace(ratio=ratio) for ratio in ratios]
     if not (methods and plans and seeds) or any(not plan.ratio for plan in plans):
         raise InputError("Give at least one method, one ratio above 0 (the dense model is always there) and one seed.")
-    if isinstance(model, LlamaGen):
-        if model.judge is None:
-            raise InputError(f"{model.name} comes without a judge of its images; measure it with `numprune eval`.")
-    elif bench.data is None:
-        raise InputError("There is no held-out text to measure on; give data.")
-    run = _run(model, recipe, bench)
-    if any(cell.run != run for cell in done):
+    benches = [bench] if isinstance(bench, Bench) else list(bench)
+    for each in benches:
+        if isinstance(model, LlamaGen):
+            if model.judge is None and each.extractor is None:
+                raise InputError(f"{model.name} comes without a judge of its images; measure it with `numprune eval`.")
+        elif each.data is None:
+            raise InputError("There is no held-out text to measure on; give data.")
+    runs = {run_of(model, recipe, each): each for each in benches}
+    if any(cell.run not in runs for cell in done):
         raise InputError(
             "The cells that exist were made with another model, calibration or held-out data; write to another file."
         )
-    there = {cell.place for cell in done}
-    return _cells(model, methods, plans, bench, run, seeds, there, progress, cancel)
+    there = {(cell.run, *cell.place) for cell in done}
+    return _cells(model, methods, plans, runs, seeds, there, progress, cancel)
 
 
 def _cells(
     model: Model,
     methods: Sequence[str],
     plans: Sequence[Recipe],
-    bench: Bench,
-    run: str,
+    runs: Mapping[str, Bench],
     seeds: Sequence[int],
-    there: Collection[tuple[str, float, int]],
+    there: Collection[tuple[str, str, float, int]],
     progress: Progress | None,
     cancel: CancelEvent | None,
 ) -> Iterator[Cell]:
     wanted = [(method, plan, seed) for seed in seeds for plan in plans for method in methods]
-    wanted = [each for each in wanted if (each[0], each[1].ratio, each[2]) not in there]
+    missing = {
+        (method, plan.ratio, seed): [run for run in runs if (run, method, plan.ratio, seed) not in there]
+        for method, plan, seed in wanted
+    }
+    wanted = [(method, plan, seed) for method, plan, seed in wanted if missing[method, plan.ratio, seed]]
     stats, of_seed = None, None
-    if (DENSE, 0.0, seeds[0]) not in there:
-        yield _measured(model, model, bench, run, DENSE, 0.0, seeds[0], 0.0, None, cancel)
+    for run, bench in runs.items():
+        if (run, DENSE, 0.0, seeds[0]) not in there:
+            yield _measured(model, model, bench, run, DENSE, 0.0, seeds[0], 0.0, None, cancel)
     for index, (method, plan, seed) in enumerate(wanted):
         check_cancelled(cancel)
         if progress is not None:
@@ -179,7 +203,8 @@ def _cells(
         began = time.monotonic()
         pruned, reached = pruned_by(model, stats, method, plan, cancel=cancel)
         seconds = time.monotonic() - began
-        yield _measured(model, pruned, bench, run, method, plan.ratio, seed, reached, seconds, cancel)
+        for run in missing[method, plan.ratio, seed]:
+            yield _measured(model, pruned, runs[run], run, method, plan.ratio, seed, reached, seconds, cancel)
         del pruned
     if progress is not None:
         progress(len(wanted), len(wanted), "comparing methods")
@@ -242,14 +267,20 @@ def _measured(
         ("tokens", "nll", "perplexity", "kl", "images", "recognised", "fid", "decode")
     )
     if isinstance(model, LlamaGen):
-        panel = panel_of(model)
+        extractor, reference = bench.extractor, bench.reference
+        if extractor is None:
+            extractor = panel_of(model)
+            reference = extractor.reference
         quality = image_quality(
-            model, bench.images, panel, panel.reference, ("fid",), cancel=cancel, **(bench.drawing or {})
+            model, bench.images, extractor, reference, bench.metrics, cancel=cancel, **(bench.drawing or {})
         )
-        found.update(images=quality.n, recognised=quality.recognised, fid=quality.metrics.values["fid"])
+        found.update({_COLUMN.get(metric, metric): value for metric, value in quality.metrics.values.items()})
+        found.update(images=quality.n, recognised=quality.recognised, extractor=quality.metrics.extractor)
     else:
         loss = perplexity(model, bench.data, sequence_length=bench.sequence_length, cancel=cancel)
-        found.update(tokens=loss.tokens, nll=loss.nll, perplexity=float(loss), kl=0.0)
+        found.update(
+            tokens=loss.tokens, nll=loss.nll, perplexity=float(loss), kl=0.0, data=Path(describe(bench.data)).name
+        )
         if model is not dense:
             found["kl"] = divergence(
                 dense, model, bench.data, sequence_length=bench.sequence_length, cancel=cancel
@@ -272,7 +303,8 @@ def _measured(
     )
 
 
-def _run(model: Model, recipe: Recipe, bench: Bench) -> str:
+def run_of(model: Model, recipe: Recipe, bench: Bench) -> str:
+    """Hash of what decides a cell's numbers beside method, ratio and seed, see `Cell.run`."""
     settings = {
         "fingerprint": model.fingerprint(),
         "calibration": [
@@ -284,6 +316,13 @@ def _run(model: Model, recipe: Recipe, bench: Bench) -> str:
         "data": _named(bench.data),
         "bench": [bench.sequence_length, bench.images, sorted((bench.drawing or {}).items()), bench.repetitions],
     }
+    if bench.extractor is not None or tuple(bench.metrics) != ("fid",):
+        moments = bench.reference and bench.reference.pool
+        settings["images"] = [
+            bench.extractor and bench.extractor.name,
+            *bench.metrics,
+            moments and hashlib.sha256(str(moments.mean.tolist()).encode()).hexdigest(),
+        ]
     return hashlib.sha256(to_json(settings).encode()).hexdigest()[:12]
 
 
@@ -297,7 +336,7 @@ def _named(data: Data | None) -> str:
 
 
 def read_cells(path: str | Path) -> list[Cell]:
-    """Cells that `write_cells` wrote; none when the file does not exist.
+    """Cells that `write_cells` wrote; none when the file does not exist. Columns that came later may be missing.
 
     Raises:
         InputError: the file is something else.
@@ -307,9 +346,16 @@ def read_cells(path: str | Path) -> list[Cell]:
         return []
     try:
         rows = list(csv.DictReader(io.StringIO(path.read_text(encoding="utf-8"))))
-        return [Cell(**{item.name: _parsed(str(item.type), row[item.name]) for item in fields(Cell)}) for row in rows]
+        return [
+            Cell(**{item.name: _parsed(str(item.type), row[item.name]) for item in fields(Cell) if _given(item, row)})
+            for row in rows
+        ]
     except (OSError, UnicodeDecodeError, KeyError, ValueError, TypeError) as error:
         raise InputError(f"{path} was not written by `numprune sweep --methods`; choose another file.") from error
+
+
+def _given(item: Field[Any], row: Mapping[str, str]) -> bool:
+    return item.name in row or item.default is MISSING
 
 
 def _parsed(kind: str, text: str) -> Any:

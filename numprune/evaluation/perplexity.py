@@ -74,7 +74,12 @@ def perplexity(
     window has predicted. Documents never share a window: the rows of a jsonl file, the strings of a list and
     the parts of a text file between <|endoftext|> stand alone; any other text file and the named datasets are
     one document, WikiText-2 joined by blank lines, C4 and PTB by spaces. A document begins as the tokenizer
-    begins a text (with BOS where it adds one).
+    begins a text (with BOS where it adds one), and its other windows go on where the last one ended, without one.
+
+    For wikitext2 with the defaults this is the usual protocol, that of GPTQ's code, to which the paper's 5.68 of the
+    dense LLaMA-7B belongs: the test split as one text, windows of 2048 tokens side by side, all predictions weighing
+    the same. That code drops the last, shorter window, which counts here; a text of whole windows gives the same
+    number. Of PTB and C4 other code reads other splits, joins and rows: compare the dense models first.
 
     Args:
         data: as in `numprune.calibrate`, without "self"; named datasets use their test split.

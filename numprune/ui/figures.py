@@ -490,21 +490,27 @@ def sensitivity_curves(table: pd.DataFrame) -> go.Figure:
     return figure
 
 
-def methods_chart(table: pd.DataFrame, measure: str) -> go.Figure:
+def methods_chart(table: pd.DataFrame, measure: str, *, paper: pd.DataFrame | None = None) -> go.Figure:
     """What every method loses against the ratio, with lowest and highest over the seeds, and the time it took.
 
     Args:
         table: from `numprune.evaluation.methods.summary`.
         measure: what its column of that name holds. The axis is a square root, so that a method that fails does not
             flatten all others.
+        paper: published curves of the same measure, dashed and in the colour of their method: columns method, label,
+            ratio, measure, from `numprune.evaluation.reproduction.paper_curves`.
     """
     figure = make_subplots(rows=1, cols=2, column_widths=[0.68, 0.32], horizontal_spacing=0.14)
-    ticks = _sqrt_ticks(max(1e-3, float(table["highest"].max())))
-    names = list(dict.fromkeys(table["method"]))
-    for index, name in enumerate(names):
+    paper = table.head(0) if paper is None else paper
+    ticks = _sqrt_ticks(max([1e-3, float(table["highest"].max()), *paper["measure"]]))
+    names = list(dict.fromkeys([*table["method"], *paper["method"]]))
+    colours = sample_colorscale("Turbo", [0.05 + 0.9 * index / max(len(names) - 1, 1) for index in range(len(names))])
+    for index, name in enumerate(dict.fromkeys(table["method"])):
         rows = table[table["method"] == name].sort_values("ratio")
-        colour = sample_colorscale("Turbo", [0.05 + 0.9 * index / max(len(names) - 1, 1)])[0]
+        colour = colours[names.index(name)]
         _, dash, symbol = SERIES[index % len(SERIES)]
+        if len(paper):
+            dash = "solid"
         middle, low, high = (_signed_sqrt(rows[each].to_numpy()) for each in ("measure", "lowest", "highest"))
         style = {
             "name": name,
@@ -539,6 +545,21 @@ def methods_chart(table: pd.DataFrame, measure: str) -> go.Figure:
             row=1,
             col=2,
             **style,
+        )
+    for (name, label), rows in paper.groupby(["method", "label"], sort=False) if len(paper) else ():
+        rows = rows.sort_values("ratio")
+        colour = colours[names.index(name)]
+        figure.add_scatter(
+            x=rows["ratio"].to_numpy(np.float32),
+            y=_signed_sqrt(rows["measure"].to_numpy(np.float64)).astype(np.float32),
+            customdata=rows["measure"].to_numpy(np.float64),
+            name=label,
+            mode="lines+markers",
+            line={"color": colour, "dash": "dash", "width": 1.4},
+            marker={"color": colour, "symbol": "circle-open", "size": 6},
+            hovertemplate="ratio %{x:.0%}: %{customdata:.4g}<extra>" + label + "</extra>",
+            row=1,
+            col=1,
         )
     figure.update_xaxes(title="share pruned", tickformat=".0%")
     figure.update_yaxes(

@@ -8,7 +8,10 @@ from architectures import random_ids, tiny_model
 
 import numprune
 from numprune import METHODS, CalibrationRecipe, Cancelled, InputError, Recipe, compare_methods
+from numprune.evaluation.images import METRICS
+from numprune.evaluation.judge import panel_of
 from numprune.evaluation.methods import DENSE, Bench, pruned_by, read_cells, summary, write_cells
+from numprune.evaluation.quality import image_quality
 
 BENCH = Bench(data=random_ids(3, 12, seed=5), sequence_length=12)
 
@@ -135,3 +138,52 @@ def test_a_file_of_something_else_is_refused(tmp_path):
     with pytest.raises(InputError, match="was not written by"):
         read_cells(path)
     assert read_cells(tmp_path / "none.csv") == []
+
+
+def test_several_benches_measure_the_same_pruned_model(model, recipe, tmp_path):
+    other = Bench(data=random_ids(2, 12, seed=6), sequence_length=12)
+    both = list(compare_methods(model, ["paper"], [0.3], [BENCH, other], recipe=recipe))
+    assert [cell.method for cell in both] == [DENSE, DENSE, "paper", "paper"]
+    for bench, cells in ((BENCH, both[0::2]), (other, both[1::2])):
+        alone = list(compare_methods(model, ["paper"], [0.3], bench, recipe=recipe))
+        assert [(cell.run, cell.place, cell.nll, cell.kl) for cell in cells] == [
+            (cell.run, cell.place, cell.nll, cell.kl) for cell in alone
+        ]
+    # What one of them has already is not measured again.
+    rest = list(compare_methods(model, ["paper"], [0.3], [BENCH, other], recipe=recipe, done=both[:3]))
+    assert [(cell.run, cell.nll) for cell in rest] == [(both[3].run, both[3].nll)]
+    write_cells(tmp_path / "cells.csv", both)
+    assert read_cells(tmp_path / "cells.csv") == both
+    assert {cell.data for cell in both} == {"tokens"}
+
+
+def test_cells_written_before_a_column_existed_are_read(model, recipe, tmp_path):
+    cells = list(compare_methods(model, ["random"], [0.2], BENCH, recipe=recipe))
+    file = tmp_path / "cells.csv"
+    write_cells(file, cells)
+    rows = [line.rsplit(",", 6) for line in file.read_text().splitlines()]
+    assert rows[0][1:] == ["data", "extractor", "sfid", "inception_score", "precision", "recall"]
+    file.write_text("\n".join(row[0] for row in rows))
+    assert [cell.nll for cell in read_cells(file)] == [cell.nll for cell in cells]
+    assert read_cells(file)[0].data is None
+
+
+def test_images_are_measured_with_the_extractor_of_the_bench(images_folder):
+    images = numprune.load(images_folder, device="cpu")
+    panel = panel_of(images)
+
+    class Named:
+        name = panel.name
+
+        def __call__(self, batch):
+            return panel(batch)
+
+    bench = Bench(images=8, drawing={"cfg_scale": 1.0}, extractor=Named(), reference=panel.reference, metrics=METRICS)
+    settings = Recipe(calibration=CalibrationRecipe("self", samples=4))
+    dense, _ = compare_methods(images, ["magnitude"], [0.4], bench, recipe=settings)
+    found = image_quality(images, 8, panel, panel.reference, METRICS, cfg_scale=1.0).metrics
+    columns = (dense.fid, dense.sfid, dense.inception_score, dense.precision, dense.recall)
+    assert columns == pytest.approx(tuple(found.values[metric] for metric in METRICS), rel=1e-6)
+    assert (dense.extractor, dense.recognised, dense.data) == (panel.name, None, None)
+    with pytest.raises(InputError, match="write to another file"):
+        compare_methods(images, ["magnitude"], [0.4], Bench(images=8), recipe=settings, done=[dense])

@@ -107,6 +107,28 @@ def test_overlapping_windows_see_more_and_predict_the_borders(model):
     assert overlapping.tokens == 59
 
 
+@torch.no_grad()
+@pytest.mark.parametrize(("windows", "rest"), [(5, 0), (5, 9)])
+def test_whole_windows_give_the_figure_of_the_usual_code(model, windows, rest):
+    """As GPTQ's evaluation computes it: the mean loss of each window's next tokens, times its length, over the text."""
+    length = 16
+    ids = random_ids(1, windows * length + rest, seed=4)
+    total = 0.0
+    for index in range(windows):
+        window = ids[:, index * length : (index + 1) * length]
+        logits = model.module(window).logits
+        total += float(torch.nn.functional.cross_entropy(logits[0, :-1], window[0, 1:])) * length
+    usual = math.exp(total / (windows * length))
+    result = perplexity(model, ids, sequence_length=length)
+    assert result.windows == windows + (rest > 1)
+    if rest:
+        last = perplexity(model, ids[:, windows * length :], sequence_length=length)
+        whole = math.log(usual) * windows * (length - 1) + last.nll * last.tokens
+        assert result.nll == pytest.approx(whole / result.tokens, rel=1e-5)
+    else:
+        assert result == pytest.approx(usual, rel=1e-5)
+
+
 def test_standard_error_is_that_of_the_mean_over_equal_windows(model):
     ids = random_ids(9, 16)
     result = perplexity(model, ids, sequence_length=16)

@@ -326,3 +326,40 @@ def test_methods_chart_shows_every_method_with_its_spread():
     np.testing.assert_allclose(loss.error_y.array, [0.1, 0.1], rtol=1e-5)
     np.testing.assert_allclose(loss.error_y.arrayminus, [0.1, 0.1], rtol=1e-5)
     np.testing.assert_allclose(time.y, [1, 2])
+
+
+def test_methods_chart_draws_published_curves_dashed_beside_ours():
+    table = pd.DataFrame(
+        {
+            "method": ["flap", "flap"],
+            "ratio": [0.1, 0.3],
+            "seeds": [1, 1],
+            "parameters": [90, 70],
+            "measure": [0.04, 0.25],
+            "lowest": [0.04, 0.25],
+            "highest": [0.04, 0.25],
+            "seconds": [1.0, 2.0],
+        }
+    )
+    paper = pd.DataFrame(
+        {
+            "method": ["slicegpt", "flap", "flap"],
+            "label": ["SliceGPT, paper", "FLAP, paper", "FLAP, paper"],
+            "ratio": [0.3, 0.3, 0.1],
+            "measure": [4.0, 0.36, 0.09],
+        }
+    )
+    figure = methods_chart(table, "excess loss", paper=paper)
+    traces = {trace.name: trace for trace in figure.data if trace.showlegend is not False}
+    assert list(traces) == ["flap", "SliceGPT, paper", "FLAP, paper"]
+    ours, theirs = traces["flap"], traces["FLAP, paper"]
+    assert (ours.line.dash, theirs.line.dash) == ("solid", "dash")
+    assert ours.line.color == theirs.line.color != traces["SliceGPT, paper"].line.color
+    np.testing.assert_allclose(theirs.x, [0.1, 0.3], rtol=1e-6)
+    np.testing.assert_allclose(theirs.y, [0.3, 0.6], rtol=1e-6)
+    np.testing.assert_allclose(theirs.customdata, [0.09, 0.36])
+    # The axis reaches as far as they do.
+    assert max(figure.layout.yaxis.tickvals) > 2 * 0.6
+    plain = methods_chart(table, "excess loss")
+    assert [trace.name for trace in plain.data] == ["flap", "flap"]
+    assert methods_chart(table, "excess loss", paper=paper.head(0)).to_json() == plain.to_json()
