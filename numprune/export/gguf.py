@@ -6,6 +6,7 @@ with head, KV-head and feed-forward counts per layer.
 
 from __future__ import annotations
 
+import re
 import shlex
 from collections.abc import Mapping
 from contextlib import closing
@@ -18,7 +19,7 @@ import numpy as np
 from numprune.errors import CancelEvent, InputError, NumpruneError, Progress, check_cancelled
 from numprune.export.formats import Format, register
 from numprune.export.gguf_layers import FileLayer, FileTensor, file_layers, head_shape, layers_refusal, outer_tensors
-from numprune.export.gguf_vocab import read_vocabulary, vocabulary_refusal
+from numprune.export.gguf_vocab import Vocabulary, read_vocabulary, vocabulary_refusal
 from numprune.models.model import Model
 
 
@@ -58,7 +59,7 @@ def write(
     tensors = [*outer_tensors(model), *(tensor for layer in layers for tensor in layer.tensors)]
     types = {tensor.name: _type(gguf, tensor, dtype) for tensor in tensors}
     with closing(gguf.GGUFWriter(target, "llama" if _uniform(layers) else "deci")) as writer:
-        _describe(gguf, writer, model, tensors, dtype)
+        _describe(gguf, writer, model, vocabulary, tensors, dtype)
         _shape(writer, model, layers)
         vocabulary.write(writer)
         for tensor in tensors:
@@ -101,11 +102,13 @@ def _uniform(layers: list[FileLayer]) -> bool:
     return len({(layer.heads, layer.kv_heads, layer.channels) for layer in layers}) == 1
 
 
-def _describe(gguf: Any, writer: Any, model: Model, tensors: list[FileTensor], dtype: str) -> None:
+def _describe(
+    gguf: Any, writer: Any, model: Model, vocabulary: Vocabulary, tensors: list[FileTensor], dtype: str
+) -> None:
     """The general keys: what this is, and what it was made from."""
     parameters = sum(tensor.values.numel() for tensor in tensors if tensor.name != "rope_freqs.weight")
     writer.add_type(gguf.GGUFType.MODEL)
-    writer.add_name(Path(model.name).name)
+    writer.add_name(_name(model, vocabulary))
     writer.add_size_label(gguf.size_label(parameters, parameters, 0, 0))
     writer.add_file_type(_file_types(gguf)[dtype])
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
@@ -118,6 +121,15 @@ def _describe(gguf: Any, writer: Any, model: Model, tensors: list[FileTensor], d
         if model.recipe.model is not None:
             writer.add_base_model_count(1)
             writer.add_base_model_name(0, Path(model.recipe.model).name)
+
+
+def _name(model: Model, vocabulary: Vocabulary) -> str:
+    """The model's name, without what makes llama.cpp refuse the file."""
+    name = Path(model.name).name
+    if not {"</s>", "<unk>", "<s>", "<|endoftext|>"} <= set(vocabulary.tokens):
+        # By this name, in the vocabulary, it looks for these tokens and fails when one is not there.
+        name = re.sub("phi-?3", "phi 3", name, flags=re.IGNORECASE)
+    return name
 
 
 def _file_types(gguf: Any) -> Mapping[str, Any]:
@@ -201,22 +213,23 @@ def _width_notes(config: Any, tensors: list[FileTensor], dtype: str) -> list[str
 
 def snippet(model: Model, path: Path) -> str:
     """Python and commands that run what lies at `path`, and the command that quantises it further."""
-    smaller = path.with_name(f"{path.stem}-Q4_K_M.gguf")
+    file, smaller = shlex.quote(str(path)), shlex.quote(str(path.with_name(f"{path.stem}-Q4_K_M.gguf")))
     return f"""from llama_cpp import Llama  # pip install llama-cpp-python
 
-model = Llama({str(path)!r}, n_ctx={_context(model.config)})
-print(model("Once upon a time", max_tokens=64, temperature=0)["choices"][0]["text"])
+model = Llama({str(path)!r}, n_ctx={min(_context(model.config), 4096)})
+print(model("Once upon a time", max_tokens=64)["choices"][0]["text"])
 
-# With llama.cpp's own programs:
-#   llama-cli -m {shlex.quote(str(path))} -p "Once upon a time" -n 64
-#   llama-quantize {shlex.quote(str(path))} {shlex.quote(str(smaller))} Q4_K_M
+# The programs of llama.cpp itself; the last makes 4 bits of f16, bf16 or f32:
+#   llama-cli -m {file}
+#   llama-completion -m {file} -no-cnv -p "Once upon a time" -n 64
+#   llama-quantize {file} {smaller} Q4_K_M
 """
 
 
 register(
     "gguf",
     Format(
-        about="one file for llama.cpp, Ollama and LM Studio, tokenizer included",
+        about="one file for llama.cpp and what embeds it, tokenizer included",
         suffix=".gguf",
         refusal=refusal,
         write=write,

@@ -1,6 +1,7 @@
 """What stands in the file, read back by the gguf package, and uniform files by transformers' own reader."""
 
 import math
+import shlex
 import sys
 import threading
 
@@ -271,3 +272,11 @@ def test_a_missing_package_is_named(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "gguf", None)
     with pytest.raises(InputError, match=r"pip install 'numprune\[gguf\]'"):
         export(with_tokenizer(), tmp_path / "model.gguf", format="gguf")
+
+
+def test_the_snippet_names_the_file(tmp_path):
+    done = export(with_tokenizer(), tmp_path / "it's.gguf", format="gguf")
+    compile(done.snippet, "snippet", "exec")
+    assert repr(str(done.path)) in done.snippet
+    command = next(line for line in done.snippet.splitlines() if "llama-quantize" in line)
+    assert shlex.split(command.removeprefix("#"))[1:] == [str(done.path), str(tmp_path / "it's-Q4_K_M.gguf"), "Q4_K_M"]
