@@ -199,15 +199,19 @@ def _width_notes(config: Any, tensors: list[FileTensor], dtype: str) -> list[str
     if not odd:
         return []
     width, group = head_shape(config)
-    advice = {
-        "ffn_down": f"--round-channels {block}",
-        "attn_output": f"--round-heads {block // gcd(block, width * group)}",
-    }
-    remedies = " and ".join(option for part, option in advice.items() if any(name.endswith(part) for name in odd))
+    heads = block // gcd(block, width * group)
+    remedies = [
+        f"{option} {multiple}"
+        for part, option, multiple, units in (
+            ("ffn_down", "--round-channels", block, config.intermediate_size),
+            ("attn_output", "--round-heads", heads, config.num_key_value_heads),
+        )
+        if multiple <= units and any(name.endswith(part) for name in odd)
+    ]
     names = ", ".join(odd[:4]) + (", ..." if len(odd) > 4 else "")
     return [
         f"Rows of {len(odd)} of {len(matrices)} matrices ({names}) are no multiple of {block} and {loss}"
-        + (f"; prune with {remedies} for rows that are." if remedies else ".")
+        + (f"; prune with {' '.join(remedies)} for rows that are." if remedies else ".")
     ]
 
 

@@ -13,8 +13,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-_BYTES = tuple(f"<0x{byte:02X}>" for byte in range(256))
-_SPACE = "▁"
+_BYTES = frozenset(f"<0x{byte:02X}>" for byte in range(256))
 
 _NUMBERS_OF_THREE = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
@@ -97,7 +96,7 @@ def vocabulary_refusal(tokenizer: PreTrainedTokenizerBase | None) -> str | None:
     if _framing(tokenizer) is None:
         return "has a tokenizer that puts more around a text than one beginning and one end token"
     if model.get("byte_fallback"):
-        if not model["vocab"].keys() >= set(_BYTES):
+        if not _BYTES <= model["vocab"].keys():
             return "has a SentencePiece tokenizer without a piece for every byte"
         return None if _space_prefix(spec) is not None else "has a SentencePiece tokenizer with rules of its own"
     if _rule(spec) is None or _normalizers(spec) not in ([], ["NFC"]):

@@ -199,8 +199,21 @@ def test_q8_0_where_rows_are_multiples_of_32(tmp_path):
     assert (np.abs(values(tensors["blk.0.ffn_up.weight"]) - weight) <= 0.57 * step).all()
     [note] = [note for note in done.notes if "multiple of 32" in note]
     assert "2 of 16 matrices (blk.0.ffn_down, blk.1.ffn_down)" in note
-    assert note.endswith("--round-channels 32 for rows that are.")
+    assert note.endswith("stay float16.")  # 24 channels cannot be a multiple of 32
     assert done.bytes < export(model, tmp_path / "half.gguf", format="gguf").bytes
+
+
+def test_odd_rows_come_with_the_rounding_that_avoids_them(tmp_path):
+    model = with_tokenizer("llama-gqa-tied", intermediate_size=64)  # two query heads of 8 in each of four groups
+    uneven = sliced(model, {ModuleKey(0, "attention"): (0, 1, 3), ModuleKey(1, "mlp"): tuple(range(40))})
+    _, _, done = write(uneven, tmp_path, dtype="q8_0")
+    [note] = [note for note in done.notes if "multiple of 32" in note]
+    assert "2 of 15 matrices (blk.0.attn_output, blk.1.ffn_down)" in note
+    assert note.endswith("prune with --round-channels 32 --round-heads 2 for rows that are.")
+    even = sliced(model, {ModuleKey(0, "attention"): (0, 1), ModuleKey(1, "mlp"): tuple(range(32))})
+    _, tensors, done = write(even, tmp_path, dtype="q8_0")
+    assert not any("multiple of 32" in note for note in done.notes)
+    assert all(tensor.tensor_type == Type.Q8_0 for tensor in tensors.values() if len(tensor.shape) > 1)
 
 
 def test_the_tokenizer_covers_every_row_of_the_embedding(tmp_path):
@@ -272,6 +285,14 @@ def test_a_missing_package_is_named(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "gguf", None)
     with pytest.raises(InputError, match=r"pip install 'numprune\[gguf\]'"):
         export(with_tokenizer(), tmp_path / "model.gguf", format="gguf")
+
+
+def test_a_name_that_llama_cpp_looks_for_tokens_by_is_changed(tmp_path):
+    model = with_tokenizer()
+    model.name = "me/Phi-3-mini"
+    assert write(model, tmp_path)[0]["general.name"] == "phi 3-mini"
+    model.name = "me/Phoenix-3"
+    assert write(model, tmp_path)[0]["general.name"] == "Phoenix-3"
 
 
 def test_the_snippet_names_the_file(tmp_path):
