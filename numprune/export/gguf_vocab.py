@@ -96,7 +96,7 @@ def vocabulary_refusal(tokenizer: PreTrainedTokenizerBase | None) -> str | None:
     if _framing(tokenizer) is None:
         return "has a tokenizer that puts more around a text than one beginning and one end token"
     if model.get("byte_fallback"):
-        if not _BYTES <= model["vocab"].keys():
+        if not model["vocab"].keys() >= _BYTES:
             return "has a SentencePiece tokenizer without a piece for every byte"
         return None if _space_prefix(spec) is not None else "has a SentencePiece tokenizer with rules of its own"
     if _rule(spec) is None or _normalizers(spec) not in ([], ["NFC"]):
