@@ -1,7 +1,7 @@
 """GGUF, the file that llama.cpp and everything that embeds it open.
 
-Where every layer kept the same counts the architecture is `llama`; where they differ it is `deci`, llama.cpp's Llama
-with head, KV-head and feed-forward counts per layer.
+The file holds the keys that describe the model, the tokenizer and the tensors; `gguf_layers` says which architecture of
+llama.cpp a model takes there.
 """
 
 from __future__ import annotations
@@ -18,7 +18,16 @@ import numpy as np
 
 from numprune.errors import CancelEvent, InputError, NumpruneError, Progress, check_cancelled
 from numprune.export.formats import Format, register
-from numprune.export.gguf_layers import FileLayer, FileTensor, file_layers, head_shape, layers_refusal, outer_tensors
+from numprune.export.gguf_layers import (
+    FileLayer,
+    FileTensor,
+    architecture,
+    file_layers,
+    head_shape,
+    is_even,
+    layers_refusal,
+    outer_tensors,
+)
 from numprune.export.gguf_vocab import Vocabulary, read_vocabulary, vocabulary_refusal
 from numprune.models.model import Model
 
@@ -58,12 +67,12 @@ def write(
     vocabulary = read_vocabulary(model.tokenizer, model.module.get_input_embeddings().weight.shape[0])
     tensors = [*outer_tensors(model), *(tensor for layer in layers for tensor in layer.tensors)]
     types = {tensor.name: _type(gguf, tensor, dtype) for tensor in tensors}
-    with closing(gguf.GGUFWriter(target, "llama" if _uniform(layers) else "deci")) as writer:
+    with closing(gguf.GGUFWriter(target, architecture(model))) as writer:
         _describe(gguf, writer, model, vocabulary, tensors, dtype)
         _shape(writer, model, layers)
         vocabulary.write(writer)
         for tensor in tensors:
-            shape, stored = tensor.values.shape, types[tensor.name]
+            shape, stored = tensor.shape, types[tensor.name]
             block, size = gguf.GGML_QUANT_SIZES[stored]
             writer.add_tensor_info(tensor.name, shape, np.dtype(np.float32), shape.numel() // block * size, stored)
         writer.write_header_to_file()
@@ -80,7 +89,7 @@ def write(
 def _type(gguf: Any, tensor: FileTensor, dtype: str) -> Any:
     """The type a tensor is stored in."""
     types = gguf.GGMLQuantizationType
-    if tensor.values.ndim == 1:
+    if len(tensor.shape) == 1:
         return types.F32
     if dtype == "q8_0" and not _multiple(tensor, gguf.GGML_QUANT_SIZES[types.Q8_0][0]):
         return types.F16
@@ -88,7 +97,7 @@ def _type(gguf: Any, tensor: FileTensor, dtype: str) -> Any:
 
 
 def _multiple(tensor: FileTensor, block: int) -> bool:
-    return tensor.values.shape[-1] % block == 0
+    return tensor.shape[-1] % block == 0
 
 
 def _stored(gguf: Any, tensor: FileTensor, stored: Any) -> np.ndarray:
@@ -98,15 +107,11 @@ def _stored(gguf: Any, tensor: FileTensor, stored: Any) -> np.ndarray:
     return gguf.quants.quantize(values, stored)
 
 
-def _uniform(layers: list[FileLayer]) -> bool:
-    return len({(layer.heads, layer.kv_heads, layer.channels) for layer in layers}) == 1
-
-
 def _describe(
     gguf: Any, writer: Any, model: Model, vocabulary: Vocabulary, tensors: list[FileTensor], dtype: str
 ) -> None:
     """The general keys: what this is, and what it was made from."""
-    parameters = sum(tensor.values.numel() for tensor in tensors if tensor.name != "rope_freqs.weight")
+    parameters = sum(tensor.shape.numel() for tensor in tensors if tensor.name != "rope_freqs.weight")
     writer.add_type(gguf.GGUFType.MODEL)
     writer.add_name(_name(model, vocabulary))
     writer.add_size_label(gguf.size_label(parameters, parameters, 0, 0))
@@ -147,7 +152,7 @@ def _shape(writer: Any, model: Model, layers: list[FileLayer]) -> None:
     config, rope = model.config, model.config.rope_parameters
     width, _ = head_shape(config)
     counts = [(layer.heads, layer.kv_heads, layer.channels) for layer in layers]
-    heads, kv_heads, channels = counts[0] if _uniform(layers) else zip(*counts, strict=True)
+    heads, kv_heads, channels = counts[0] if is_even(model) else zip(*counts, strict=True)
     writer.add_block_count(len(layers))
     writer.add_context_length(_context(config))
     writer.add_embedding_length(config.hidden_size)
@@ -180,8 +185,9 @@ def _window(config: Any) -> int | None:
 
 def _notes(model: Model, layers: list[FileLayer]) -> list[str]:
     notes = []
-    if not _uniform(layers):
-        notes.append("Layers differ in shape, so the architecture is 'deci', llama.cpp's Llama with counts per layer.")
+    if not is_even(model):
+        name = architecture(model)
+        notes.append(f"Layers differ in shape, so the architecture is '{name}', the same graph with counts per layer.")
     padded = [str(key) for layer in layers for key in layer.padded]
     if padded:
         notes.append(f"Nothing is left of {', '.join(padded)}; one unit of zeros stands there in the file.")
@@ -194,7 +200,7 @@ def _notes(model: Model, layers: list[FileLayer]) -> list[str]:
 def _width_notes(config: Any, tensors: list[FileTensor], dtype: str) -> list[str]:
     """Which matrices a quantisation leaves wider than asked: those whose rows are no multiple of its block."""
     block, loss = (32, "stay float16") if dtype == "q8_0" else (256, "become wider than asked in llama-quantize")
-    matrices = [tensor for tensor in tensors if tensor.values.ndim > 1]
+    matrices = [tensor for tensor in tensors if len(tensor.shape) > 1]
     odd = [tensor.name.removesuffix(".weight") for tensor in matrices if not _multiple(tensor, block)]
     if not odd:
         return []

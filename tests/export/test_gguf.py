@@ -18,7 +18,7 @@ from numprune.errors import NumpruneError
 from numprune.export import export, formats_for
 from numprune.models.model import slice_module
 
-CARRIED = ("llama", "llama-biases", "llama-gqa-tied", "llama3-rope", "mistral", "qwen2", "phi3")
+LLAMAS = ("llama", "llama-biases", "llama-gqa-tied", "llama3-rope", "mistral", "qwen2", "phi3")
 UNEVEN = {
     ModuleKey(0, "attention"): (0,),
     ModuleKey(0, "mlp"): tuple(range(0, 24, 3)),
@@ -89,7 +89,7 @@ def test_one_count_for_all_layers_in_llama(tmp_path):
     assert tensors["output.weight"].shape.tolist() == [32, 112]
 
 
-@pytest.mark.parametrize("name", CARRIED)
+@pytest.mark.parametrize("name", LLAMAS)
 def test_transformers_reads_what_was_written(name, tmp_path):
     """Its reader knows `llama` files but no biases and no frequencies; order and biases are compared one by one."""
     model = with_tokenizer(name, sliding_window=None) if name == "mistral" else with_tokenizer(name)
@@ -117,6 +117,30 @@ def test_transformers_reads_what_was_written(name, tmp_path):
             np.testing.assert_array_equal(
                 values(tensors[f"blk.{layer}.attn_k.bias"]), rotated_by_neighbours(k, kv_heads)
             )
+
+
+def test_qwen3_keeps_the_order_of_rows_and_is_openelm_where_layers_differ(tmp_path):
+    model = with_tokenizer("qwen3", tie_word_embeddings=True)
+    fields, tensors, _ = write(model, tmp_path, dtype="f32")
+    attention = model.module.model.layers[0].self_attn
+    assert fields["general.architecture"] == "qwen3"
+    np.testing.assert_array_equal(values(tensors["blk.0.attn_q.weight"]), attention.q_proj.weight.numpy())
+    np.testing.assert_array_equal(values(tensors["blk.0.attn_k_norm.weight"]), attention.k_norm.weight.numpy())
+    fields, tensors, done = write(sliced(model, UNEVEN), tmp_path, dtype="f32")
+    assert fields["general.architecture"] == "openelm"
+    assert fields["openelm.attention.head_count"] == [2, 8]
+    rows = [attention.q_proj.weight[:16], attention.k_proj.weight[:8], attention.v_proj.weight[:8]]
+    np.testing.assert_array_equal(values(tensors["blk.0.attn_qkv.weight"]), torch.cat(rows).numpy())
+    assert any("'openelm'" in note for note in done.notes)
+
+
+def test_what_qwen3_s_graph_lacks_is_refused():
+    model = with_tokenizer("qwen3")
+    assert formats_for(model)["gguf"] is None
+    assert "equal counts in every layer" in formats_for(sliced(model, UNEVEN))["gguf"]
+    assert "use another compensation" in formats_for(with_tokenizer("qwen3", attention_bias=True))["gguf"]
+    rope = {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 16}
+    assert "in Llama's graph only" in formats_for(with_tokenizer("qwen3", rope_parameters=rope))["gguf"]
 
 
 def test_rows_of_a_pruned_head_are_ordered_within_the_heads_left(tmp_path):
@@ -237,7 +261,7 @@ def test_a_sliding_window_becomes_the_context(tmp_path):
     assert any("context length is 6" in note for note in done.notes)
 
 
-@pytest.mark.parametrize("name", [name for name in ARCHITECTURES if name not in CARRIED])
+@pytest.mark.parametrize("name", [name for name in ARCHITECTURES if name not in (*LLAMAS, "qwen3")])
 def test_other_architectures_are_refused(name):
     model = tiny_model(name, tokenizer=make_tokenizer())
     assert "no architecture with counts per layer" in formats_for(model)["gguf"]

@@ -91,6 +91,19 @@ def test_logits_at_every_position(name, plan, tmp_path):
     compare(model, saved(model, tmp_path, dtype="f32"), random_ids(1, 48)[0].tolist(), 1e-4)
 
 
+@pytest.mark.parametrize("plan", PLANS)
+def test_qwen3_with_tied_embeddings(plan, tmp_path):
+    model = sliced(tiny_model("qwen3", tokenizer=make_tokenizer(), tie_word_embeddings=True), PLANS[plan])
+    compare(model, saved(model, tmp_path, dtype="f32"), random_ids(1, 48)[0].tolist(), 1e-4)
+
+
+def test_qwen3_with_an_output_layer_and_equal_counts(tmp_path):
+    keep = {ModuleKey(layer, "attention"): (0, 2, 3) for layer in (0, 1)}
+    keep |= {ModuleKey(layer, "mlp"): tuple(range(layer, 20 + layer)) for layer in (0, 1)}
+    model = sliced(tiny_model("qwen3", tokenizer=make_tokenizer()), keep)
+    compare(model, saved(model, tmp_path, dtype="f32"), random_ids(1, 48)[0].tolist(), 1e-4)
+
+
 @pytest.mark.parametrize("kind", ["linear", "yarn"])
 def test_scaled_rotary_embeddings(kind, tmp_path):
     rope = {"rope_type": kind, "rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 16}
