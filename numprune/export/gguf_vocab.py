@@ -100,7 +100,7 @@ def vocabulary_refusal(tokenizer: PreTrainedTokenizerBase | None) -> str | None:
             return "has a SentencePiece tokenizer without a piece for every byte"
         return None if _space_prefix(spec) is not None else "has a SentencePiece tokenizer with rules of its own"
     if _rule(spec) is None or _normalizers(spec) not in ([], ["NFC"]):
-        return "has a tokenizer whose rule for cutting a text into words llama.cpp has no name for"
+        return "has a tokenizer whose rule for cutting a text into words llama.cpp does not follow"
     return None
 
 

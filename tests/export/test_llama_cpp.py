@@ -33,6 +33,7 @@ TEXTS = (
     "In 1987, 12345678 people paid $3.50; that's 1/3 of 100%.",
     "Größe, naïve café, Ωμέγα, привет мир, 你好世界, 🙂🙃 e\u0301",
     "HTTPServer x_1 = foo(bar[0]); // don't WE'VE they'LL",
+    "ÉCOLE Élève ÀB ΑΒγδ ПРИВЕТ naïveCafé हिन्दी में ไทย",
 )
 
 
@@ -193,18 +194,22 @@ def same_ids(tokenizer, tmp_path, texts=TEXTS):
         assert engine.tokenize(text.encode(), special=True) == tokenizer(text)["input_ids"], text
 
 
-def byte_level(cut, *, ignore_merges=False, normalizer=None):
-    """BPE over bytes whose merges reach across words, so that where a text is cut shows in the ids."""
+def byte_level(cut, *, ignore_merges=False):
+    """BPE over bytes whose merges reach across words, so that where a text is cut shows in the ids.
+
+    The last merges are taken away, so that their tokens are only found as whole words, by who looks for these.
+    """
     tokenizer = Tokenizer(models.BPE(ignore_merges=ignore_merges))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(vocab_size=1500, initial_alphabet=alphabet, special_tokens=["<s>", "</s>", "<unk>"])
-    tokenizer.train_from_iterator([*TEXTS, *HELD_OUT], trainer)
+    trainer = trainers.BpeTrainer(vocab_size=1500, initial_alphabet=alphabet, special_tokens=["<s>", "</s>"])
+    tokenizer.train_from_iterator([*TEXTS * 10, *HELD_OUT[:5]], trainer)
     tokenizer.pre_tokenizer = cut
     tokenizer.decoder = decoders.ByteLevel()
-    if normalizer is not None:
-        tokenizer.normalizer = normalizer
     tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
+    spec = json.loads(tokenizer.to_str())
+    spec["model"]["merges"] = spec["model"]["merges"][:-300]
+    tokenizer = Tokenizer.from_str(json.dumps(spec))
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>")
 
 
