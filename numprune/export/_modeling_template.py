@@ -1,9 +1,12 @@
 """LlamaForCausalLM with its own number of heads and MLP channels in every layer, as `per_layer_config` says.
 
-A layer that lost all its heads or all its channels names "attention" or "mlp" under `skip` there. Pruned and written by
-numprune; runs on torch and transformers (5.20 or newer) alone:
+A layer that lost all its heads or all its channels names "attention" or "mlp" under `skip` there, and `output_biases`
+names the layers whose output projection got a bias. Written by numprune, which is not needed to run it: torch and
+transformers 5.20 or newer are enough.
 
     AutoModelForCausalLM.from_pretrained(FOLDER, trust_remote_code=True)
+
+transformers may warn that it reads a size from the shared config. It is the full size, and layers are narrowed below.
 """
 
 from __future__ import annotations
@@ -32,7 +35,12 @@ class PrunedLlamaForCausalLM(LlamaForCausalLM):
     """The stock model with narrower layers; everything else is inherited."""
 
     def __init__(self, config: Any):
+        # The stock class makes layers at full size, and would warn about layers of other sizes.
+        text = config.get_text_config(decoder=True)
+        sizes = text.to_dict()["per_layer_config"]
+        text.per_layer_config = None
         super().__init__(config)
+        text.per_layer_config = sizes
         narrow(self, LAYOUT)
 
     def _get_static_cache_init_shape(self) -> Any:
@@ -46,6 +54,7 @@ class PrunedLlamaForCausalLM(LlamaForCausalLM):
 def narrow(model: nn.Module, layout: dict[str, Any]) -> None:
     """Bring every layer of a model at full size to the size its config says."""
     config = model.config.get_text_config(decoder=True)
+    biases = getattr(config, "output_biases", {})
     for index, layer in enumerate(model.get_submodule(layout["layers"])):
         sizes = config.per_layer_config[index]
         skip = getattr(sizes, "skip", ())
@@ -55,10 +64,9 @@ def narrow(model: nn.Module, layout: dict[str, Any]) -> None:
             for name, width in layout[f"{kind}_rows"].items():
                 _resize(layer.get_submodule(name), rows=units * width)
             for name, width in layout[f"{kind}_columns"].items():
-                bias = getattr(sizes, f"{kind}_output_bias", False)
-                last = _resize(layer.get_submodule(name), columns=units * width, bias=bias)
+                last = _resize(layer.get_submodule(name), columns=units * width, bias=index in biases.get(kind, ()))
                 if kind == "attention" and not units:
-                    setattr(layer, layout["attention"], NoAttention(index, last.bias))
+                    setattr(layer, layout["attention"], NoHeads(index, last.bias))
         if groups:
             _settle(layer.get_submodule(layout["attention"]), sizes)
 
@@ -98,7 +106,9 @@ class LayerConfig:
         return getattr(self._shared, name)
 
 
-class NoAttention(nn.Module):
+# Its name keeps clear of "Attention": transformers lets the attention implementation of a model be changed when no class
+# of that name in its file could stand in the way.
+class NoHeads(nn.Module):
     """Where a layer has no head left: zeros, or the bias that stands for them."""
 
     def __init__(self, layer_idx: int, bias: nn.Parameter | None):

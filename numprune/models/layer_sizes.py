@@ -1,20 +1,17 @@
 """Sizes of single layers in a transformers config: its standard key `per_layer_config`, read and written.
 
 The config's own numbers of heads and channels are those of a layer at full size; `per_layer_config` holds what a layer
-has instead, and `skip` the modules it lacks altogether. Two flags of ours say where an output projection has a bias
-that its architecture does not give it.
+has instead, and `skip` the modules it lacks altogether. `output_biases`, a key of ours, names the layers whose output
+projection has a bias that its architecture does not give it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping, Set
 from typing import Any
 
 from numprune.errors import LoadError
 from numprune.models.adapter import KINDS, ModuleKey
-
-BIAS_FLAGS = {kind: f"{kind}_output_bias" for kind in KINDS}
-
 
 def text_config(config: Any) -> Any:
     """The part of a config that describes the decoder."""
@@ -39,7 +36,7 @@ def layer_values(config: Any, kind: str, units: int) -> dict[str, int]:
     return {"num_attention_heads": units * heads, groups_name(config): units}
 
 
-def write_sizes(config: Any, units: Mapping[ModuleKey, int], biases: Collection[ModuleKey]) -> None:
+def write_sizes(config: Any, units: Mapping[ModuleKey, int], biases: Set[ModuleKey]) -> None:
     """Put the units of every module into `per_layer_config`, where they differ from the config's own numbers.
 
     Args:
@@ -54,15 +51,14 @@ def write_sizes(config: Any, units: Mapping[ModuleKey, int], biases: Collection[
             sizes.setdefault("skip", []).append(key.kind)
         elif count != full[key.kind]:
             sizes.update(layer_values(config, key.kind, count))
-        if key in biases:
-            setattr(config, BIAS_FLAGS[key.kind], False)
-            sizes[BIAS_FLAGS[key.kind]] = True
     layers = {index: sizes for index, sizes in layers.items() if sizes}
-    if not layers:
+    if not (layers or biases):
         return
-    # The stock classes build layers at full size first, for which they read the config's own numbers.
+    # Validation of configs, and much code that opens models, reads the config's own numbers.
     config.allow_global_per_layer_attribute_access = True
     config.per_layer_config = layers
+    if biases:
+        config.output_biases = {kind: sorted(key.layer for key in biases if key.kind == kind) for kind in KINDS}
 
 
 def read_sizes(config: Any) -> dict[ModuleKey, int] | None:
@@ -75,8 +71,7 @@ def read_sizes(config: Any) -> dict[ModuleKey, int] | None:
     if not config.is_heterogeneous:
         return None
     groups, channels = groups_name(config), channels_name(config)
-    known = {"num_attention_heads", groups, channels, *BIAS_FLAGS.values()}
-    unknown = sorted(config.per_layer_attributes - known)
+    unknown = sorted(config.per_layer_attributes - {"num_attention_heads", groups, channels})
     if unknown:
         raise LoadError(f"Layers of this model differ in {', '.join(unknown)}; only heads and channels may differ.")
     full = config.num_attention_heads, getattr(config, groups)
@@ -94,5 +89,5 @@ def forget_sizes(config: Any) -> None:
     config.__dict__.pop("auto_map", None)
     config = text_config(config)
     config.per_layer_config = None
-    for name in ("allow_global_per_layer_attribute_access", *BIAS_FLAGS.values()):
+    for name in ("allow_global_per_layer_attribute_access", "output_biases"):
         config.__dict__.pop(name, None)
