@@ -2,7 +2,8 @@
 
 Modules are cut along levels: a module with n units can keep n, or any multiple of the rounding down to its
 minimum. Going one level down removes its lowest-scored units. `global` sorts these steps of all modules by score
-and takes them until the parameter budget is met; `uniform` cuts all modules by one ratio first.
+and takes them until the parameter budget is met; `uniform` cuts all modules by one ratio first. Where a recipe wants
+the same counts in every layer, all layers are cut together as if they were one.
 """
 
 from __future__ import annotations
