@@ -32,7 +32,7 @@ def refusal(model: Model) -> str | None:
     for kind, what in zip(KINDS, ("heads", "MLP channels"), strict=True):
         counts = sorted(_counts(model, kind))
         if len(counts) > 1:
-            return f"keeps from {counts[0]} to {counts[-1]} {what} in its layers (prune with --uniform for equal counts)"
+            return f"keeps {counts[0]} to {counts[-1]} {what}, not the same in every layer (as prune --uniform would)"
         if counts == [0]:
             return f"keeps no {what} at all"
     if _stock_config(model) is None:
@@ -132,7 +132,7 @@ def _built(config: Any, model: Model) -> PreTrainedModel:
 register(
     "stock",
     Format(
-        about="a folder for transformers with no custom code, and for what reads such folders; equal counts in all layers",
+        about="a folder for transformers and what reads its folders, no custom code; equal counts in all layers",
         suffix="",
         refusal=refusal,
         write=write,
