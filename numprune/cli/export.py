@@ -56,7 +56,7 @@ def run(args: argparse.Namespace, console: Console) -> None:
         **describe(model),
         "format": written.format,
         "out": str(written.path),
-        "bytes": written.bytes,
+        "bytes_on_disk": written.bytes,
         "notes": written.notes,
         "snippet": written.snippet,
     }
