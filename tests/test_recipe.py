@@ -21,6 +21,7 @@ FULL = {
     "healing": 3,
     "round_heads": 2,
     "round_channels": 64,
+    "uniform": True,
     "allow_empty": True,
 }
 

@@ -313,6 +313,7 @@ def run_of(model: Model, recipe: Recipe, bench: Bench) -> str:
             recipe.calibration.sequence_length,
         ],
         "recipe": [recipe.damping, recipe.round_heads, recipe.round_channels, recipe.allow_empty],
+        **({"uniform": True} if recipe.uniform else {}),
         "data": _named(bench.data),
         "bench": [bench.sequence_length, bench.images, sorted((bench.drawing or {}).items()), bench.repetitions],
     }
