@@ -2,6 +2,6 @@
 
 from numprune.export.formats import FORMATS, Exported, Format, check_export, export, formats_for
 from numprune.export import transformers
-from numprune.export import folder, llamagen  # noqa: F401  (each registers its format)
+from numprune.export import folder, llamagen, onnx  # noqa: F401  (each registers its format)
 
 __all__ = ["FORMATS", "Exported", "Format", "check_export", "export", "formats_for"]
