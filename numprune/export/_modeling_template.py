@@ -106,8 +106,7 @@ class LayerConfig:
         return getattr(self._shared, name)
 
 
-# Its name keeps clear of "Attention": transformers lets the attention implementation of a model be changed when no class
-# of that name in its file could stand in the way.
+# transformers takes a class named "Attention" in this file as a reason not to let a model change its implementation.
 class NoHeads(nn.Module):
     """Where a layer has no head left: zeros, or the bias that stands for them."""
 

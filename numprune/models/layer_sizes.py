@@ -13,6 +13,7 @@ from typing import Any
 from numprune.errors import LoadError
 from numprune.models.adapter import KINDS, ModuleKey
 
+
 def text_config(config: Any) -> Any:
     """The part of a config that describes the decoder."""
     return config.get_text_config(decoder=True)

@@ -60,8 +60,8 @@ def load(
             FoundationVision/LlamaGen:c2i_B_256.pt. Its image tokenizer is looked for beside it, and the captions of a
             text-conditional one (captions.safetensors or captions.txt).
         device: a torch device, or "auto": CUDA, then MPS, then CPU.
-        dtype: a torch dtype or its name, or "auto": the checkpoint's own on an accelerator, float32 on a CPU
-            (half precision is slower there and gains nothing).
+        dtype: a torch dtype or its name; "checkpoint", the checkpoint's own; or "auto", which is that on an
+            accelerator and float32 on a CPU (half precision is slower there and gains nothing).
         revision: branch, tag or commit of a hub id.
         trust_remote_code: run modelling code that comes with the checkpoint.
         max_parameters: refuse a model with more, before any weight is read.
