@@ -1,7 +1,7 @@
-"""A folder with one ONNX graph of the decoder, its keys and values going in and coming out, beside config and tokenizer.
+"""A folder with one ONNX graph of the decoder, whose keys and values go in and come out, beside config and tokenizer.
 
-Inputs are `input_ids` (batch, sequence), `attention_mask` (batch, past + sequence), `position_ids` (batch, sequence) and
-`past_key_values.{layer}.key` and `.value` (batch, KV heads of the layer, past, head_dim); outputs `logits` (batch,
+Inputs are `input_ids` (batch, sequence), `attention_mask` (batch, past + sequence), `position_ids` (batch, sequence)
+and `past_key_values.{layer}.key` and `.value` (batch, KV heads of the layer, past, head_dim); outputs `logits` (batch,
 sequence, vocabulary) and `present.{layer}.key` and `.value`. The graph states the KV heads and head_dim of every layer,
 so a loop needs nothing else; a layer that lost its attention has no keys and values.
 """
@@ -9,6 +9,7 @@ so a loop needs nothing else; a layer that lost its attention has no keys and va
 from __future__ import annotations
 
 import copy
+import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,7 +24,6 @@ from transformers import Cache, DynamicLayer, PreTrainedModel
 from numprune.errors import CancelEvent, InputError, NumpruneError, Progress, check_cancelled
 from numprune.export.formats import Format, register
 from numprune.export.transformers import pruned_config
-from numprune.models.adapter import ModuleKey
 from numprune.models.llamagen import LlamaGen
 from numprune.models.model import Model, twin
 
@@ -86,8 +86,6 @@ def refusal(model: Model) -> str | None:
     """Why a graph of token ids is not this model; None when it is."""
     if isinstance(model, LlamaGen):
         return "draws images, whose conditions and guidance a graph of token ids does not have"
-    if not model.adapter.reads_text or not hasattr(model.module, "lm_head") and not hasattr(model.module, "embed_out"):
-        return f"is a {model.architecture}, whose output layer was not found"
     return None
 
 
@@ -154,9 +152,7 @@ def _runtime() -> Any:
         import onnxruntime
         import onnxscript  # noqa: F401
     except ImportError as error:
-        raise InputError(
-            f"Writing ONNX needs the package {error.name}; run: pip install onnx onnxscript onnxruntime."
-        ) from error
+        raise InputError(f"Writing ONNX needs the package {error.name}; run: pip install 'numprune[onnx]'.") from error
     return onnxruntime
 
 
@@ -196,8 +192,6 @@ def _tokens(config: Any, *, batch: int, tokens: int, past: int) -> tuple[torch.T
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Keep the exporter's remarks on its own code from the user."""
-    import logging
-
     logger = logging.getLogger("torch.onnx")
     level = logger.level
     logger.setLevel(logging.ERROR)
