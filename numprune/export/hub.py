@@ -150,7 +150,7 @@ def _summary(model: Model, base: str) -> str:
     removed = 1 - model.report.parameters_after / model.report.parameters_before
     return (
         f"{base} with {removed:.1%} of its parameters taken out by structural pruning: whole attention heads and MLP"
-        " channels are gone, so it is smaller and faster on any hardware."
+        " channels are gone, and what is left are smaller dense matrices."
         f" {model.report.ratio_reached:.1%} of the prunable parameters were removed"
         f" ({model.report.ratio_asked:.1%} were asked for)."
     )
@@ -224,7 +224,7 @@ def _loading(model: Model, repo_id: str, format: str) -> str:
     others = {
         other: FORMATS[other]
         for other, refused in formats_for(model).items()
-        if refused is None and other != format and format in (*_OPENED_BY_NAME, "numprune")
+        if refused is None and other not in (format, "numprune") and format in (*_OPENED_BY_NAME, "numprune")
     }
     if others:
         commands = "\n".join(
