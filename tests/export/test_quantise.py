@@ -13,7 +13,7 @@ pytest.importorskip("bitsandbytes")
 
 
 def test_the_readme_s_recipe_quantises_a_pruned_export(tmp_path, monkeypatch, capsys):
-    section = Path("README.md").read_text().split("### Quantised")[1]
+    section = (Path(__file__).parents[2] / "README.md").read_text().split("### Quantised")[1]
     recipe = re.search(r"```python\n(.*?)```", section, re.DOTALL)[1]
     model = load("tiny-stories", device="cpu")
     stats = calibrate(model, "self", samples=32, sequence_length=128)
