@@ -11,6 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
+
 from numprune.errors import InputError, NumpruneError
 
 MARKER = "numprune.json"
@@ -64,6 +66,8 @@ def _beside(target: Path) -> Iterator[Path]:
         raise NumpruneError(
             f"Writing {target} failed: {error.strerror or error}; nothing was left there, free some space and repeat."
         ) from error
+    except SafetensorError as error:  # what a full disk is to safetensors
+        raise NumpruneError(f"Writing {target} failed: {error}; nothing was left there.") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 

@@ -68,7 +68,12 @@ def run(args: argparse.Namespace, console: Console) -> None:
         with console.progress() as progress:
             written = numprune.export(model, args.out, format=args.format, options=options, progress=progress)
         console.notes(written.notes)
-        result |= {"out": str(written.path), "bytes": written.bytes, "notes": written.notes, "snippet": written.snippet}
+        result |= {
+            "out": str(written.path),
+            "bytes_on_disk": written.bytes,
+            "notes": written.notes,
+            "snippet": written.snippet,
+        }
         rows = {"format": written.format, "size": f"{written.bytes:,} bytes on disk"}
         text.append(f"{model.name} -> {written.path}\n{labelled(rows)}\n\n{written.snippet}")
     if args.push_to_hub is not None:

@@ -29,7 +29,7 @@ def refusal(model: Model) -> str | None:
     """Why no stock class is this model; None when one is."""
     if not is_stock(model.module):
         return f"is a {model.architecture}, which transformers does not have"
-    for kind, what in zip(KINDS, ("heads", "MLP channels"), strict=True):
+    for kind, what in zip(KINDS, ("KV heads", "MLP channels"), strict=True):
         counts = sorted(_counts(model, kind))
         if len(counts) > 1:
             return f"keeps {counts[0]} to {counts[-1]} {what}, not the same in every layer (as prune --uniform would)"

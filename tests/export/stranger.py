@@ -1,0 +1,87 @@
+"""A program that has transformers but no numprune: opens every export it finds and writes down what it saw.
+
+    python -I stranger.py FOLDER
+
+Every folder in FOLDER holds an export and, as expected.safetensors, what the model it was made from computes.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+
+class Blocked:
+    """Finds numprune only to refuse it."""
+
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] == "numprune":
+            raise ImportError("numprune is not here")
+
+
+sys.meta_path.insert(0, Blocked())
+
+import torch  # noqa: E402
+import transformers  # noqa: E402
+from safetensors.torch import load_file  # noqa: E402
+
+
+def logits(model, expected):
+    with torch.no_grad():
+        return model(input_ids=expected["ids"], attention_mask=expected["mask"], use_cache=False).logits
+
+
+def written(model, expected, **options):
+    """Ten tokens, the likeliest each."""
+    options = {"max_new_tokens": 10, "do_sample": False, "pad_token_id": 1, **options}
+    return model.generate(input_ids=expected["ids"], attention_mask=expected["mask"], **options)
+
+
+def look_at(folder):
+    expected = load_file(folder / "expected.safetensors")
+    (auto,) = json.loads((folder / "config.json").read_text())["auto_map"]
+
+    def load(source=folder, **options):
+        return getattr(transformers, auto).from_pretrained(source, trust_remote_code=True, **options)
+
+    seen = {}
+    for attention in ("eager", "sdpa"):
+        if f"logits {attention}" in expected:
+            model = load(attn_implementation=attention)
+            seen[attention] = torch.equal(logits(model, expected), expected[f"logits {attention}"])
+    model = load()
+    usual = logits(model, expected)
+    seen["class"] = type(model).__name__
+    seen["code"] = Path(sys.modules[type(model).__module__].__file__).name
+    seen["generates"] = torch.equal(written(model, expected), expected["written"])
+    seen["without cache"] = torch.equal(written(model, expected, use_cache=False), expected["written"])
+    static = written(model, expected, cache_implementation="static", disable_compile=True)
+    seen["static cache"] = torch.equal(static, expected["written"])
+    seen["device map"] = torch.equal(logits(load(device_map="auto"), expected), usual)
+    if folder.name.startswith("llama "):
+        places = dict.fromkeys(
+            ("model.embed_tokens", "model.norm", "model.rotary_emb", "model.layers.0", "lm_head"), "cpu"
+        )
+        offloaded = load(device_map={**places, "model.layers.1": "disk"}, offload_folder=folder.with_name("offloaded"))
+        seen["offloaded to disk"] = torch.equal(logits(offloaded, expected), usual)
+    again = folder.with_name(f"{folder.name} again")
+    model.save_pretrained(again)
+    seen["saved again"] = torch.equal(logits(load(again), expected), usual)
+    half = load(dtype=torch.bfloat16)
+    seen["bfloat16"] = half.dtype == torch.bfloat16 and bool(logits(half, expected).isfinite().all())
+    model.set_attn_implementation("eager")
+    seen["eager later"] = "logits eager" in expected and torch.equal(logits(model, expected), expected["logits eager"])
+    return seen
+
+
+if __name__ == "__main__":
+    try:
+        import numprune  # noqa: F401
+    except ImportError:
+        blocked = True
+    else:
+        blocked = False
+    torch.set_num_threads(1)
+    folders = sorted(path.parent for path in Path(sys.argv[1]).glob("*/expected.safetensors"))
+    report = {folder.name: look_at(folder) for folder in folders}
+    report["numprune"] = {"blocked": blocked, "imported": any(name.startswith("numprune") for name in sys.modules)}
+    (Path(sys.argv[1]) / "seen.json").write_text(json.dumps(report))
