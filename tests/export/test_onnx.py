@@ -1,6 +1,7 @@
 """The graph in ONNX Runtime against the model in PyTorch; the graphs are few because each takes long to trace."""
 
 import builtins
+import json
 import subprocess
 import sys
 
@@ -91,6 +92,7 @@ def test_the_graph_states_the_cache_of_every_layer(exported):
     assert heads == left
     assert [each.name for each in session.inputs[:3]] == ["input_ids", "attention_mask", "position_ids"]
     assert len(session.inputs) == 3 + 2 * len(left)
+    assert "auto_map" not in json.loads((out.path / "config.json").read_text())
     assert "ONNX Runtime gave the model's logits" in out.notes[0]
 
 
