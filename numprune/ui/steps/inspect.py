@@ -16,9 +16,9 @@ from numprune.evaluation import attention_patterns
 from numprune.models import Kind, Model, ModuleKey
 from numprune.models.adapter import KINDS
 from numprune.ui import heatmap, html
-from numprune.ui.figures import attention_pattern, layer_profile, layer_row, score_distribution
 from numprune.ui.heatmap import Rows, Scale, score_heatmap
 from numprune.ui.page import ACCELERATOR, LIVE, Updates, owner_of, toasts
+from numprune.ui.score_figures import attention_pattern, layer_profile, layer_row, score_distribution
 from numprune.ui.session import Session, Unit
 from numprune.ui.steps.load import unit_name
 from numprune.ui.workbench import Loaded

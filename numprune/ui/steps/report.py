@@ -16,11 +16,12 @@ from numprune.allocation import PruningPlan
 from numprune.errors import InputError
 from numprune.models import Model
 from numprune.models.adapter import KINDS
-from numprune.ui.figures import error_bars, layer_profile, ratio_bars, score_distribution
+from numprune.ui.figures import error_bars
 from numprune.ui.heatmap import Scale, score_heatmap
 from numprune.ui.page import ACCELERATOR, LIVE, Updates, owner_of, toasts
 from numprune.ui.ratios import ratios_by_layer
 from numprune.ui.report import Section, environment, report_html
+from numprune.ui.score_figures import layer_profile, ratio_bars, score_distribution
 from numprune.ui.session import Session
 from numprune.ui.steps.compare import BY_RATIO, DISTRIBUTIONS, MEASURED, TEXTS
 from numprune.ui.steps.inspect import SELECTED, gone, rows_of, together
