@@ -79,7 +79,7 @@ class Page:
         loaded, plan = self.workbench.dense(session), self.workbench.plan(session)
         return {
             self.session: session,
-            **self.inspect.show(loaded, plan, session, given),
+            **self.inspect.show(loaded, plan, session, given, self.workbench.rival(session)),
             **self.tune.show(loaded, plan),
         }
 
@@ -88,6 +88,7 @@ class Page:
         return {
             **self.planned(session, given),
             **self.inspect.suit(self.workbench.dense(session).model),
+            **self.inspect.rivals.clear(),
             **self.load.show(self.workbench.dense(session)),
             **self.tune.settings(session.recipe),
             **self.prune.settings(session.recipe),

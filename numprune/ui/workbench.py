@@ -80,6 +80,7 @@ class Workbench:
         self._computing = threading.Lock()
         self._building: dict[LoadRequest, threading.Lock] = {}
         self._loaded: dict[LoadRequest, Loaded] = {}
+        self._rivals: dict[LoadRequest, dict[str, ScoreTable]] = {}
         self._claims: dict[LoadRequest, set[str]] = {}
         self._tabs: dict[str, Tab] = {}
         self._opened = opened
@@ -237,6 +238,25 @@ class Workbench:
         """What the session's recipe would keep."""
         return allocate(self.dense(session).scores, session.recipe)
 
+    def score_rival(
+        self, session: Session, *, progress: Progress | None = None, cancel: CancelEvent | None = None
+    ) -> None:
+        """Score the session's model by the method it is compared with; the scores are kept as long as the model is."""
+        loaded = self.dense(session)
+        if self.rival(session) is not None:
+            return
+        with self._computing:
+            scores = score(loaded.model, loaded.stats, method=session.against, progress=progress, cancel=cancel)
+        check_cancelled(cancel)
+        with self._lock:
+            if loaded.request in self._loaded:
+                self._rivals.setdefault(loaded.request, {})[session.against] = scores
+
+    def rival(self, session: Session) -> ScoreTable | None:
+        """The scores the session compares its own with; None when there are none."""
+        with self._lock:
+            return None if session.dense is None else self._rivals.get(session.dense, {}).get(session.against)
+
     def prune(
         self,
         session: Session,
@@ -278,6 +298,7 @@ class Workbench:
                     owners.discard(owner)
                 if not owners:
                     del self._claims[request], self._loaded[request]
+                    self._rivals.pop(request, None)
             self._tabs.pop(owner, None)
 
 

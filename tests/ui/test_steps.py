@@ -335,7 +335,7 @@ def blocks():
 
 def test_every_handler_that_computes_waits_in_one_queue(blocks):
     computing = {"load_and_score", "carry_out", "write", "measure", "diverge", "by_ratio", "run_example", "first_visit"}
-    computing |= {"suggest_ratios", "picture", "make", "load", "score", "prune", "compare"}
+    computing |= {"suggest_ratios", "picture", "make", "compare_scores", "load", "score", "prune", "compare"}
     found = [fn for fn in blocks.fns.values() if fn.name in computing]
     assert {fn.name for fn in found} == computing
     assert {fn.concurrency_id for fn in found} == {"accelerator"}
