@@ -140,7 +140,7 @@ def compare_methods(
             raise InputError(f"{model.name} comes without a judge of its images; measure it with `numprune eval`.")
     elif bench.data is None:
         raise InputError("There is no held-out text to measure on; give data.")
-    run = _run(model, recipe, bench)
+    run = run_of(model, recipe, bench)
     if any(cell.run != run for cell in done):
         raise InputError(
             "The cells that exist were made with another model, calibration or held-out data; write to another file."
@@ -250,7 +250,8 @@ def _measured(
     )
 
 
-def _run(model: Model, recipe: Recipe, bench: Bench) -> str:
+def run_of(model: Model, recipe: Recipe, bench: Bench) -> str:
+    """Hash of what decides a cell's numbers beside method, ratio and seed, see `Cell.run`."""
     settings = {
         "fingerprint": model.fingerprint(),
         "calibration": [

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -14,6 +14,7 @@ import torch
 from numprune.allocation import PruningPlan, allocate
 from numprune.calibration import CalibrationStats, calibrate
 from numprune.errors import CancelEvent, InputError, Progress, check_cancelled
+from numprune.evaluation.methods import Cell
 from numprune.models import Model, embedded_models, load
 from numprune.pruning import prune_as_planned
 from numprune.recipe import Recipe
@@ -58,12 +59,13 @@ class Finding:
 
 @dataclass
 class Tab:
-    """What the long steps of one browser tab have made: pruned models by name, findings by title, and the images
-    that were drawn last."""
+    """What the long steps of one browser tab have made: pruned models by name, findings by title, the images that
+    were drawn last, and the cells in which methods were compared, those of the run that is shown last."""
 
     variants: dict[str, Model] = field(default_factory=dict)
     findings: dict[str, Finding] = field(default_factory=dict)
     exhibition: Exhibition | None = None
+    cells: list[Cell] = field(default_factory=list)
 
 
 class Workbench:
@@ -218,6 +220,20 @@ class Workbench:
         if shown is None:
             raise InputError("There are no images yet; press Draw side by side.")
         return shown
+
+    def keep_cells(self, owner: str, cells: Sequence[Cell]) -> None:
+        """Keep all cells of one run, in the place of those of that run; it becomes the one that is shown."""
+        runs = {cell.run for cell in cells}
+        with self._lock:
+            tab = self._tabs.setdefault(owner, Tab())
+            tab.cells = [*(cell for cell in tab.cells if cell.run not in runs), *cells]
+
+    def cells(self, owner: str, run: str | None = None) -> list[Cell]:
+        """The tab's cells of a run; of the one that is shown when none is given."""
+        with self._lock:
+            cells = list(self._tabs.get(owner, Tab()).cells)
+        run = cells[-1].run if cells and run is None else run
+        return [cell for cell in cells if cell.run == run]
 
     def open(self, loaded: Loaded, session: Session) -> Session:
         """The session after loading: a fresh recipe for the model, with the ratio kept."""

@@ -1,4 +1,4 @@
-"""Step 6: the numbers behind the pictures, and one HTML page of the session to hand around."""
+"""Step 7: the numbers behind the pictures, and one HTML page of the session to hand around."""
 
 from __future__ import annotations
 
@@ -27,6 +27,7 @@ from numprune.ui.session import Session
 from numprune.ui.steps.compare import BY_RATIO, DISTRIBUTIONS, MEASURED, TEXTS
 from numprune.ui.steps.inspect import SELECTED, rows_of, together
 from numprune.ui.steps.load import facts
+from numprune.ui.steps.methods import BY_METHOD
 from numprune.ui.steps.prune import small_print, touched, variants_table
 from numprune.ui.steps.rivals import COMPARED, LISTED, Rivalry
 from numprune.ui.steps.tune import SENSITIVITY, command_line, prediction
@@ -38,7 +39,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class ReportStep:
-    """Components of step 6."""
+    """Components of step 7."""
 
     which: gr.Dropdown
     table: gr.Dataframe
@@ -54,6 +55,7 @@ MEASUREMENTS = {
     TEXTS: "press Write side by side in step 5",
     MEASURED: "press Measure in step 5",
     DISTRIBUTIONS: "press Compare next-token distributions in step 5",
+    BY_METHOD: "press Compare methods in step 5",
     BY_RATIO: "press Speed and memory by ratio in step 5",
 }
 ROWS_SHOWN = 2000
@@ -95,7 +97,7 @@ def numbers(
 def build() -> ReportStep:
     with gr.Column(elem_classes="np-step"):
         gr.Markdown(
-            "## 6 · Numbers and report\nThe table behind every picture, and one self-contained page of the session:"
+            "## 7 · Numbers and report\nThe table behind every picture, and one self-contained page of the session:"
             " pictures, plan, results, recipe and machine."
         )
         with gr.Row():
@@ -193,7 +195,7 @@ def wire(page: Page) -> None:
             if not which:
                 raise InputError("No table is chosen; choose one beside the button.")
             table = numbers_of(which, session, owner_of(request))
-            return page.offer(f"{session.recipe.model}-{which}.csv", table.to_csv(index=False))
+            return page.offer(owner_of(request), f"{session.recipe.model}-{which}.csv", table.to_csv(index=False))
 
     def make(session: Session, request: gr.Request) -> Updates:
         owner = owner_of(request)
@@ -206,7 +208,7 @@ def wire(page: Page) -> None:
                 bench.findings(owner),
                 bench.rival(session),
             )
-            return page.offer(f"numprune-{session.recipe.model}.html", text)
+            return page.offer(owner, f"numprune-{session.recipe.model}.html", text)
 
     step.which.input(show, [step.which, page.session], {step.table}, **LIVE)
     page.save_with(step.save.click(save, [step.which, page.session], {page.download}, **LIVE))
