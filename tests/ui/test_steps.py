@@ -355,7 +355,7 @@ def test_every_handler_that_computes_waits_in_one_queue(blocks):
 
 def test_only_the_named_endpoints_are_public(blocks):
     public = {fn.api_name for fn in blocks.fns.values() if fn.api_visibility == "public"}
-    assert public == {"load", "score", "prune", "compare", "draw"}
+    assert public == {"load", "score", "prune", "compare", "draw", "export"}
 
 
 def test_every_control_has_a_label_and_a_line_of_help(blocks):
