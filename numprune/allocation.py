@@ -2,19 +2,21 @@
 
 Modules are cut along levels: a module with n units can keep n, or any multiple of the rounding down to its
 minimum. Going one level down removes its lowest-scored units. `global` sorts these steps of all modules by score
-and takes them until the parameter budget is met; `uniform` cuts all modules by one ratio first.
+and takes them until the parameter budget is met; `uniform` cuts all modules by one ratio first. Where a recipe wants
+the same counts in every layer, all layers are cut together as if they were one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from numprune.errors import InputError
-from numprune.models.adapter import ModuleKey
+from numprune.models.adapter import KINDS, Kind, ModuleKey
 from numprune.recipe import Recipe
 from numprune.scoring.table import ModuleScores, ScoreTable
 
@@ -118,37 +120,52 @@ def allocate(scores: ScoreTable, recipe: Recipe) -> PruningPlan:
     (one step's, when kept counts are rounded), or its notes say what stopped it. Modules named in
     `recipe.ratios` get the nearest possible number of units to their own ratio, and count towards the budget.
 
+    With `recipe.uniform` every layer keeps as many heads, and as many channels, as every other. A step then takes the
+    lowest unit of each layer that is left and is sorted by the mean of their scores; what whole steps of heads leave of
+    the budget is made up in channels, so that the ratio is reached within one channel of every layer. A ratio set for
+    one layer holds for all, the layer with the most units forced to stay sets the fewest that all keep, and the one
+    with the most forced to go the most.
+
     Raises:
-        InputError: the recipe belongs to another model, or names modules or units that do not exist.
+        InputError: the recipe belongs to another model, names modules or units that do not exist, or wants the same
+            counts in every layer and different ones at once.
     """
     units = {key: len(module.units) for key, module in scores.modules.items()}
     recipe.check_for(scores.model, scores.fingerprint, units)
     notes: list[str] = []
     cuts = {key: _cut(key, module, recipe) for key, module in scores.modules.items()}
-    budget = recipe.ratio * scores.prunable_parameters
-    for key, ratio in recipe.ratios.items():
-        cuts[key].removed = cuts[key].nearest(ratio * len(scores.modules[key].units))
-    free = {key: cut for key, cut in cuts.items() if key not in recipe.ratios}
+    prunable = scores.prunable_parameters
+    budget = recipe.ratio * prunable
+    groups: dict[Any, _Cut] = cuts
+    ratios: Mapping[Any, float] = recipe.ratios
+    if recipe.uniform:
+        groups, ratios = _joined(cuts, recipe), _shared_ratios(cuts, recipe, notes)
+    for key, ratio in ratios.items():
+        groups[key].removed = groups[key].nearest(ratio * len(groups[key].scores.units))
+    free = {key: cut for key, cut in groups.items() if key not in ratios}
+    _spread(groups, cuts)
     _RULES[recipe.allocation](free, budget - _spent(cuts), budget, recipe)
+    _spread(groups, cuts)
+    if recipe.uniform and "mlp" in free and recipe.allocation != "paper_printed":
+        _make_up(free["mlp"], budget - _spent(cuts))
+        _spread(groups, cuts)
     if recipe.allocation == "paper_printed":
         notes.append("paper_printed removes a share of the units, not of the parameters, as the paper prints it.")
 
     keep = {key: _kept(cut) for key, cut in cuts.items()}
     removed = _spent(cuts) + sum(cut.scores.remainder for key, cut in cuts.items() if not keep[key])
-    reached = _spent(cuts) / scores.prunable_parameters
-    notes += _shortfall(cuts, free, budget, recipe)
+    notes += _shortfall(groups, free, _spent(cuts), prunable, recipe)
+    loose = [cut for key, cut in cuts.items() if (key.kind if recipe.uniform else key) in free]
     return PruningPlan(
         keep=keep,
         units=units,
         costs={key: module.cost for key, module in scores.modules.items()},
         parameters_before=scores.parameters,
         parameters_after=scores.parameters - removed,
-        prunable_parameters=scores.prunable_parameters,
+        prunable_parameters=prunable,
         ratio_asked=recipe.ratio,
-        ratio_reached=reached,
-        threshold=max(
-            (cut.scores.units[cut.order[cut.removed - 1]] for cut in free.values() if cut.removed), default=None
-        ),
+        ratio_reached=_spent(cuts) / prunable,
+        threshold=max((cut.scores.units[cut.order[cut.removed - 1]] for cut in loose if cut.removed), default=None),
         recipe=recipe,
         fingerprint=scores.fingerprint,
         notes=notes,
@@ -164,11 +181,79 @@ def _cut(key: ModuleKey, module: ModuleScores, recipe: Recipe) -> _Cut:
         raise InputError(f"The recipe prunes all {units} units of {key}; leave one or set allow_empty.")
     order = np.argsort(module.units, kind="stable")
     order = order[~np.isin(order, np.concatenate([forced, stay]))]
-    multiple = recipe.round_to(key)
-    start = units - len(forced)
+    return _Cut(module, order, forced, _levels(units - len(forced), fewest, recipe.round_to(key)))
+
+
+def _levels(start: int, fewest: int, multiple: int) -> np.ndarray:
+    """Numbers of units that may go of `start`, so that none or a multiple of at least `fewest` stays."""
     kept = np.arange(start // multiple * multiple, fewest - 1, -multiple)
-    levels = np.concatenate([[0], start - kept[kept < start]]).astype(np.int64)
-    return _Cut(module, order, forced, levels)
+    return np.concatenate([[0], start - kept[kept < start]]).astype(np.int64)
+
+
+def _joined(cuts: dict[ModuleKey, _Cut], recipe: Recipe) -> dict[Kind, _Cut]:
+    """One cut for the attention of all layers and one for their MLPs; its unit is the lowest left in each layer."""
+    joined: dict[Kind, _Cut] = {}
+    layers = {key.layer for key in cuts}
+    for kind in KINDS:
+        members = {key: cut for key, cut in cuts.items() if key.kind == kind}
+        if not members:
+            continue
+        if len(members) < len(layers):
+            bare = min(layers - {key.layer for key in members})
+            raise InputError(
+                f"Layer {bare} has no {kind} left, so no number of units is the same in every layer; drop uniform."
+            )
+        least = {key: max(len(recipe.keep.get(key, ())), 0 if recipe.allow_empty else 1) for key in members}
+        most = {key: len(cut.scores.units) - len(cut.forced) for key, cut in members.items()}
+        busy, bound = max(least, key=least.__getitem__), min(most, key=most.__getitem__)
+        fewest, start = least[busy], most[bound]
+        if start < fewest:
+            raise InputError(
+                f"{busy} must keep {fewest} units and {bound} can keep {start} at most, but the recipe wants the same"
+                " number in every layer; change what is forced or drop uniform."
+            )
+        ranks = [cut.scores.units[cut.order[most[key] - start : most[key] - fewest]] for key, cut in members.items()]
+        units = max(len(cut.scores.units) for cut in members.values())
+        scores = np.zeros(units)
+        scores[: start - fewest] = np.mean(ranks, axis=0)
+        width = next(iter(members.values())).scores.width
+        together = ModuleScores(scores, np.zeros(units * width), sum(cut.cost for cut in members.values()))
+        levels = _levels(start, fewest, recipe.round_to(busy))
+        joined[kind] = _Cut(together, np.arange(start - fewest), np.arange(start, units), levels)
+    return joined
+
+
+def _shared_ratios(cuts: dict[ModuleKey, _Cut], recipe: Recipe, notes: list[str]) -> dict[Kind, float]:
+    """The ratios of a recipe that hold for the attention or the MLP of all layers."""
+    shared: dict[Kind, float] = {}
+    for kind in KINDS:
+        given = {key: ratio for key, ratio in recipe.ratios.items() if key.kind == kind}
+        if not given:
+            continue
+        low, high = min(given, key=given.__getitem__), max(given, key=given.__getitem__)
+        if given[low] != given[high]:
+            raise InputError(
+                f"The recipe sets {low} to {given[low]:g} and {high} to {given[high]:g} but wants the same number of"
+                " units in every layer; give them one ratio or drop uniform."
+            )
+        if len(given) < sum(key.kind == kind for key in cuts):
+            notes.append(f"The ratio of {low}, {given[low]:g}, holds for every layer, since all keep the same counts.")
+        shared[kind] = given[low]
+    return shared
+
+
+def _spread(groups: dict[Any, _Cut], cuts: dict[ModuleKey, _Cut]) -> None:
+    """Let every module keep what the cut it was joined into keeps."""
+    for key, cut in cuts.items():
+        group = groups.get(key.kind)
+        if group is not None:
+            kept = len(group.scores.units) - group.total_removed()
+            cut.removed = len(cut.scores.units) - len(cut.forced) - kept
+
+
+def _make_up(cut: _Cut, room: float) -> None:
+    """Remove more or fewer units, so that `room` parameters that other cuts left or overdrew are used."""
+    cut.removed = cut.nearest(cut.total_removed() + room / cut.cost)
 
 
 def _spent(cuts: dict[ModuleKey, _Cut]) -> int:
@@ -242,9 +327,9 @@ _RULES: dict[str, Callable[[dict[ModuleKey, _Cut], float, float, Recipe], None]]
 }
 
 
-def _shortfall(cuts: dict[ModuleKey, _Cut], free: dict[ModuleKey, _Cut], budget: float, recipe: Recipe) -> list[str]:
+def _shortfall(cuts: dict[Any, _Cut], free: dict[Any, _Cut], spent: int, prunable: int, recipe: Recipe) -> list[str]:
     """Why the plan missed the ratio by more than one step; empty when it did not."""
-    spent = _spent(cuts)
+    budget = recipe.ratio * prunable
     step = max(
         (int(np.diff(cut.levels).max()) * cut.cost if len(cut.levels) > 1 else cut.cost for cut in cuts.values()),
         default=0,
@@ -252,7 +337,7 @@ def _shortfall(cuts: dict[ModuleKey, _Cut], free: dict[ModuleKey, _Cut], budget:
     unit = max((cut.cost for cut in cuts.values()), default=0)
     if abs(spent - budget) <= unit:
         return []
-    asked, got = f"{recipe.ratio:.1%}", f"{spent / sum(len(c.scores.units) * c.cost for c in cuts.values()):.1%}"
+    asked, got = f"{recipe.ratio:.1%}", f"{spent / prunable:.1%}"
     if recipe.allocation == "paper_printed":
         return [f"Of the prunable parameters {got} go instead of {asked}."]
     if abs(spent - budget) <= step:

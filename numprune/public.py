@@ -1,5 +1,6 @@
 """The public names. `numprune` itself offers them too, and imports this module when the first one is used."""
 
+from numprune import export
 from numprune.allocation import PruningPlan, allocate
 from numprune.calibration import DATASETS, CalibrationStats, calibrate
 from numprune.compensation import compensate
@@ -24,6 +25,7 @@ from numprune.evaluation import (
     sweep,
 )
 from numprune.evaluation.methods import Bench, Cell, compare_methods
+from numprune.export import FORMATS, Exported, formats_for
 from numprune.footprint import Sizes, sizes
 from numprune.generation import Sampling, generate, stream_text
 from numprune.healing import Healing, heal
@@ -37,6 +39,7 @@ from numprune.suggestion import Sensitivity, sensitivity, suggest
 
 __all__ = [
     "DATASETS",
+    "FORMATS",
     "METHODS",
     "PRESETS",
     "SCORERS",
@@ -48,6 +51,7 @@ __all__ = [
     "Captions",
     "Cell",
     "Divergence",
+    "Exported",
     "Healing",
     "InputError",
     "LlamaGen",
@@ -77,6 +81,8 @@ __all__ = [
     "divergence",
     "embedded_models",
     "encode_captions",
+    "export",
+    "formats_for",
     "generate",
     "heal",
     "held_out_text",

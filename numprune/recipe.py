@@ -53,6 +53,8 @@ class Recipe:
         damping: of the compensation, as a fraction of the mean diagonal of the Gram matrix.
         healing: steps of training after pruning (`numprune.healing`); 0, the default, trains nothing.
         round_heads, round_channels: kept counts become multiples of these, except in modules kept whole.
+        uniform: whether every layer keeps the same number of heads and the same number of channels; which ones is
+            still each layer's own choice.
         allow_empty: whether a module may lose its last unit.
     """
 
@@ -70,6 +72,7 @@ class Recipe:
     healing: int = 0
     round_heads: int = 1
     round_channels: int = 1
+    uniform: bool = False
     allow_empty: bool = False
 
     def __post_init__(self) -> None:

@@ -129,8 +129,12 @@ def suggest(
         curves: from `sensitivity` with this recipe; measured when left out.
 
     Raises:
-        InputError, Cancelled: as `sensitivity`.
+        InputError: the recipe wants the same counts in every layer; else, and Cancelled, as `sensitivity`.
     """
+    if recipe.uniform:
+        raise InputError(
+            "Suggested ratios differ from layer to layer but the recipe wants the same counts in each; drop uniform."
+        )
     curves = curves or sensitivity(model, stats, scores, recipe, samples=samples, progress=progress, cancel=cancel)
     start = allocate(scores, recipe)
     free = list(curves.removed)
@@ -186,7 +190,8 @@ def _alone(scores: ScoreTable, recipe: Recipe, key: ModuleKey, fraction: float) 
     others = {other: 0.0 for other in scores.modules if other != key}
     # A ratio of 1 is not a recipe's to give; just below it every unit goes that may.
     ratio = min(fraction, 1 - 1e-9)
-    alone = recipe.replace(ratio=0.0, ratios={**others, key: ratio}, round_heads=1, round_channels=1)
+    changes = {"ratio": 0.0, "ratios": {**others, key: ratio}, "round_heads": 1, "round_channels": 1}
+    alone = recipe.replace(**changes, uniform=False)
     return allocate(scores, alone).keep[key]
 
 

@@ -1,4 +1,4 @@
-"""The command line: `numprune score | prune | eval | sweep | generate | bench | serve`.
+"""The command line: `numprune score | prune | eval | sweep | generate | export | bench | serve`.
 
 A command is one file with `add(commands)`, which declares its arguments, and `run(args, console)`; it is made
 known in `entry.COMMANDS`.

@@ -11,11 +11,11 @@ from collections.abc import Sequence
 from contextlib import nullcontext, redirect_stdout
 
 import numprune
-from numprune.cli import bench, evaluate, generate, prune, score, serve, sweep
+from numprune.cli import bench, evaluate, export, generate, prune, score, serve, sweep
 from numprune.cli.console import Console
 from numprune.errors import InputError, LoadError, NumpruneError
 
-COMMANDS = (score, prune, evaluate, sweep, generate, bench, serve)
+COMMANDS = (score, prune, evaluate, sweep, generate, export, bench, serve)
 
 OK, BAD_INPUT, CANNOT_LOAD, FAILED, STOPPED = 0, 2, 3, 4, 130
 

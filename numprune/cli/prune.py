@@ -29,9 +29,11 @@ EXAMPLE = """\
   numprune prune tiny-stories --ratio 0.3 --set 0.mlp=0.1 --keep 2.attention:0,1 --out smaller
   numprune prune --recipe smaller/recipe.json --out again
   numprune prune tiny-stories --preset best --ratio 0.3 --out better
+  numprune prune tiny-stories --uniform --round-heads 2 --out even
 
   writes a model with 30 % of its prunable parameters removed, its recipe.json and report.json; the second line
   makes the same model from the recipe alone, the third one of that size by the best method that trains nothing.
+  The fourth keeps the same counts in every layer, so that `numprune export --format stock` can write it.
   Flags that are given go before what the recipe says. --device and --dtype are not part of a recipe."""
 
 
@@ -70,6 +72,12 @@ def add(commands: Commands) -> None:
     group.add_argument("--round-heads", type=int, metavar="N", help="keep multiples of N heads (default 1)")
     group.add_argument("--round-channels", type=int, metavar="N", help="keep multiples of N channels (default 1)")
     group.add_argument(
+        "--uniform",
+        action=argparse.BooleanOptionalAction,
+        help="keep the same number of heads and of channels in every layer, as stock model classes want it; the report"
+        " says what that costs (default: no)",
+    )
+    group.add_argument(
         "--allow-empty", action=argparse.BooleanOptionalAction, help="let a module lose its last unit (default: no)"
     )
     group.add_argument(
@@ -101,6 +109,11 @@ def run(args: argparse.Namespace, console: Console) -> None:
     began = time.monotonic()
     check_output(args.out)
     recipe = _recipe(args)
+    suggests = args.suggest or bool(args.preset and numprune.preset(args.preset).suggests)
+    if suggests and recipe.uniform:
+        raise numprune.InputError(
+            "Suggested ratios (--suggest, presets best and healed) differ from layer to layer; leave --uniform out."
+        )
     name = args.model or recipe.model
     if name is None:
         raise numprune.InputError("There is no model to prune; give MODEL or a --recipe that names one.")
@@ -110,10 +123,14 @@ def run(args: argparse.Namespace, console: Console) -> None:
     stats = calibrate_model(model, recipe.calibration, console)
     with console.progress() as progress:
         scores = numprune.score(model, stats, method=recipe.scorer, progress=progress)
-        if args.suggest or (args.preset and numprune.preset(args.preset).suggests):
+        if suggests:
             recipe = numprune.suggest(model, stats, scores, recipe, progress=progress)
         plan = numprune.allocate(scores, recipe)
         pruned = numprune.prune_as_planned(model, plan, stats, progress=progress)
+        if args.uniform:
+            from numprune.evaluation.uniform import cost_of_uniform
+
+            pruned.report.notes.append(cost_of_uniform(model, pruned, stats, scores, progress=progress))
     pruned.save(args.out)
     _report(args.out, model, pruned, time.monotonic() - began, console)
 
@@ -124,7 +141,7 @@ def _recipe(args: argparse.Namespace) -> Recipe:
     if args.preset:
         recipe = numprune.preset(args.preset).applied(recipe)
     names = ("ratio", "scorer", "allocation", "compensation", "damping", "healing")
-    names += ("round_heads", "round_channels", "allow_empty")
+    names += ("round_heads", "round_channels", "uniform", "allow_empty")
     calibration = {**recipe.to_dict()["calibration"], **calibration_changes(args)}
     return recipe.replace(
         **given(**{name: getattr(args, name) for name in names}),

@@ -13,17 +13,20 @@ from typing import Any
 import torch
 import transformers
 from accelerate import init_empty_weights
-from huggingface_hub import hf_hub_download
+from huggingface_hub import hf_hub_download, snapshot_download
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel
+from transformers.conversion_mapping import get_model_conversion_mapping
+from transformers.core_model_loading import WeightRenaming
 
 from numprune.errors import LoadError, NumpruneError
 from numprune.files import MARKER
 from numprune.models import gpt_neox, llama, multimodal, opt, phi3  # noqa: F401  (each registers its adapter)
 from numprune.models.adapter import Adapter, EmptyAttention, ModuleKey, adapter_for
 from numprune.models.embedded import embedded_model, embedded_models
+from numprune.models.layer_sizes import forget_sizes, read_sizes
 from numprune.models.llamagen import (
     CAPTION_FILES,
     TEXT_VQ_FILE,
@@ -52,13 +55,13 @@ def load(
     """Open a model for scoring, pruning and generation.
 
     Args:
-        name_or_path: an embedded name (`numprune.embedded_models()`), a hub id, a folder written by transformers
-            or by `Model.save`, or a LlamaGen decoder: a .pt file, or one on the hub such as
+        name_or_path: an embedded name (`numprune.embedded_models()`), a hub id, a folder written by transformers, by
+            `Model.save` or by `numprune.export`, or a LlamaGen decoder: a .pt file, or one on the hub such as
             FoundationVision/LlamaGen:c2i_B_256.pt. Its image tokenizer is looked for beside it, and the captions of a
             text-conditional one (captions.safetensors or captions.txt).
         device: a torch device, or "auto": CUDA, then MPS, then CPU.
-        dtype: a torch dtype or its name, or "auto": the checkpoint's own on an accelerator, float32 on a CPU
-            (half precision is slower there and gains nothing).
+        dtype: a torch dtype or its name; "checkpoint", the checkpoint's own; or "auto", which is that on an
+            accelerator and float32 on a CPU (half precision is slower there and gains nothing).
         revision: branch, tag or commit of a hub id.
         trust_remote_code: run modelling code that comes with the checkpoint.
         max_parameters: refuse a model with more, before any weight is read.
@@ -81,11 +84,12 @@ def load(
     if adapter.reads_text:
         tokenizer = _attempt(name, lambda: AutoTokenizer.from_pretrained(source, **options), what="the tokenizer of ")
     wanted = resolve_dtype(dtype, config, target)
-    marker = Path(source) / MARKER
-    if marker.is_file():
-        module = _attempt(name, lambda: _load_sliced(Path(source), marker, config, adapter, wanted))
-    else:
+    units, record = _attempt(name, lambda: _recorded_units(source, config))
+    if units is None:
         module = _attempt(name, lambda: _load_stock(source, config, adapter, wanted, options))
+    else:
+        folder = _attempt(name, lambda: _folder(source, revision))
+        module = _attempt(name, lambda: _load_sliced(folder, units, record, config, adapter, wanted))
     if tokenizer is not None:
         _check_tokenizer(name, tokenizer, module)
         if tokenizer.pad_token_id is None:
@@ -99,7 +103,7 @@ def load(
         model: Model = LlamaGen(module=module, tokenizer=None, adapter=adapter, name=name, vq=vq, judge=judge)
     else:
         model = Model(module=module, tokenizer=tokenizer, adapter=adapter, name=name)
-    if marker.is_file():
+    if (Path(source) / MARKER).is_file():
         _attempt(name, lambda: _restore_history(model, Path(source)))
     return model
 
@@ -197,16 +201,33 @@ def _load_stock(
     return module
 
 
-def _load_sliced(folder: Path, marker: Path, config: Any, adapter: Adapter, dtype: torch.dtype) -> PreTrainedModel:
-    """A folder written by Model.save: build the architecture without memory, narrow it, then read the weights."""
-    keep = _saved_units(marker)
+def _recorded_units(source: str, config: Any) -> tuple[dict[ModuleKey, int] | None, str]:
+    """The units of every module of a pruned model and the file that says so; None where the config has one size."""
+    marker = Path(source) / MARKER
+    saved = _saved_units(marker) if marker.is_file() else None
+    return (read_sizes(config), "config.json") if saved is None else (saved, MARKER)
+
+
+def _folder(source: str, revision: str | None) -> Path:
+    """Where the files of a source lie, fetched when it is a hub id."""
+    if Path(source).is_dir():
+        return Path(source)
+    return Path(snapshot_download(source, revision=revision, allow_patterns=["*.json", "*.safetensors"]))
+
+
+def _load_sliced(
+    folder: Path, units: dict[ModuleKey, int], record: str, config: Any, adapter: Adapter, dtype: torch.dtype
+) -> PreTrainedModel:
+    """A pruned model: build the architecture without memory, narrow it as `record` says, then read the weights."""
+    forget_sizes(config)
     with init_empty_weights(include_buffers=False):
         module = adapter.auto_class.from_config(config, dtype=dtype)
-    module = slice_module(module, adapter, keep)
+    module = slice_module(module, adapter, {key: range(count) for key, count in units.items()})
     state: dict[str, torch.Tensor] = {}
     for file in sorted(folder.glob("model*.safetensors")):
         state.update(load_file(file))
-    state = {key: value.to(dtype) for key, value in state.items()}
+    renamings = [each for each in get_model_conversion_mapping(module) if isinstance(each, WeightRenaming)]
+    state = {_renamed(key, renamings): value.to(dtype) for key, value in state.items()}
     _add_biases(module, adapter, state)
     shapes = {key: value.shape for key, value in module.state_dict().items()}
     wrong = sorted(key for key, value in state.items() if shapes.get(key) != value.shape)
@@ -215,10 +236,17 @@ def _load_sliced(folder: Path, marker: Path, config: Any, adapter: Adapter, dtyp
         module.tie_weights()
         wrong = [key for key, value in module.named_parameters() if value.is_meta]
     if wrong:
-        raise LoadError(f"The weights in {folder} do not match its {MARKER} (see {wrong[0]}); prune and save again.")
+        raise LoadError(f"The weights in {folder} do not match its {record} (see {wrong[0]}); prune and save again.")
     if (folder / "generation_config.json").is_file():
         module.generation_config = transformers.GenerationConfig.from_pretrained(folder)
     return module
+
+
+def _renamed(key: str, renamings: list[WeightRenaming]) -> str:
+    """The module's own name of a tensor that transformers may have saved under an older one."""
+    for renaming in renamings:
+        key, _ = renaming.rename_source_key(key)
+    return key
 
 
 def _add_biases(module: PreTrainedModel, adapter: Adapter, state: dict[str, torch.Tensor]) -> None:
@@ -247,13 +275,15 @@ def _restore_history(model: Model, folder: Path) -> None:
         model.report = PruningReport.from_dict(json.loads((folder / "report.json").read_text()))
 
 
-def _saved_units(marker: Path) -> dict[ModuleKey, range]:
-    """The units `Model.save` recorded for every module."""
+def _saved_units(marker: Path) -> dict[ModuleKey, int] | None:
+    """The units `Model.save` recorded for every module; None for a folder that `numprune.export` wrote."""
     try:
         saved = json.loads(marker.read_text())
+        if "export" in saved:
+            return None
         if saved["format"] != FORMAT:
             raise LoadError(f"{marker} has format {saved['format']}, this version reads {FORMAT}; update numprune.")
-        return {ModuleKey.parse(key): range(count) for key, count in saved["units"].items()}
+        return {ModuleKey.parse(key): int(count) for key, count in saved["units"].items()}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise LoadError(f"{marker} is damaged; prune and save again.") from error
 

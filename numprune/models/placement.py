@@ -40,8 +40,10 @@ def resolve_dtype(dtype: str | torch.dtype, config: Any, device: torch.device) -
         if not dtype.is_floating_point:
             raise InputError(f"Data type {dtype} cannot hold a model; use auto, {', '.join(DTYPES)}.")
         return dtype
+    if dtype == "checkpoint" or (dtype == "auto" and device.type != "cpu"):
+        return getattr(config, "dtype", None) or torch.float32
     if dtype == "auto":
-        return torch.float32 if device.type == "cpu" else (getattr(config, "dtype", None) or torch.float32)
+        return torch.float32
     if dtype not in DTYPES:
-        raise InputError(f"Data type '{dtype}' is not known; use auto, {', '.join(DTYPES)}.")
+        raise InputError(f"Data type '{dtype}' is not known; use auto, checkpoint, {', '.join(DTYPES)}.")
     return DTYPES[dtype]

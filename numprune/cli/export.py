@@ -1,0 +1,107 @@
+"""`numprune export`."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+import numprune
+from numprune.cli.console import Console, labelled
+from numprune.cli.options import Commands, add_command, describe, quiet_libraries
+from numprune.files import check_output
+
+EXAMPLE = """\
+  numprune prune tiny-stories --ratio 0.3 --out smaller
+  numprune export smaller --format transformers --out smaller-hf
+  numprune export smaller --formats
+
+  writes a folder that transformers opens without numprune, and prints how; the last line lists all formats, their
+  options and whether they can carry this model."""
+
+
+def add(commands: Commands) -> None:
+    parser = add_command(commands, "export", "write a model for another engine", example=EXAMPLE)
+    parser.add_argument("model", metavar="MODEL", help="a dense or pruned model: embedded name, hub id or folder")
+    parser.add_argument(
+        "--format", default="transformers", metavar="NAME", help="see --formats (default: transformers, a folder)"
+    )
+    parser.add_argument("--out", metavar="PATH", help="folder or file to write; an earlier export is replaced")
+    parser.add_argument(
+        "--option", action="append", default=[], metavar="NAME=VALUE", help="an option of the format; repeatable"
+    )
+    parser.add_argument("--formats", action="store_true", help="list formats and options for this model, write nothing")
+    parser.add_argument(
+        "--dtype",
+        default="checkpoint",
+        help="of the weights: checkpoint (the default: its own), float32, float16 or bfloat16",
+    )
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace, console: Console) -> None:
+    options = _options(args.option)
+    if not args.formats:
+        _check_target(args)
+    quiet_libraries(console)
+    # Writing needs no accelerator.
+    model = numprune.load(args.model, device="cpu", dtype=args.dtype)
+    console.notes(model.notes)
+    if args.formats:
+        _list_formats(model, console)
+        return
+    with console.progress() as progress:
+        written = numprune.export(model, args.out, format=args.format, options=options, progress=progress)
+    console.notes(written.notes)
+    result = {
+        **describe(model),
+        "format": written.format,
+        "out": str(written.path),
+        "bytes": written.bytes,
+        "notes": written.notes,
+        "snippet": written.snippet,
+    }
+    rows = {"format": written.format, "size": f"{written.bytes:,} bytes on disk"}
+    console.result(result, f"{model.name} -> {written.path}\n{labelled(rows)}\n\n{written.snippet}")
+
+
+def _options(given: list[str]) -> dict[str, str]:
+    options = {}
+    for text in given:
+        name, found, value = text.partition("=")
+        if not found:
+            raise numprune.InputError(f"--option is '{text}'; write NAME=VALUE, see --formats for what there is.")
+        options[name] = value
+    return options
+
+
+def _check_target(args: argparse.Namespace) -> None:
+    """What can be said before a model is loaded."""
+    if args.format not in numprune.FORMATS:
+        raise numprune.InputError(f"Format '{args.format}' is not known; use {', '.join(numprune.FORMATS)}.")
+    if args.out is None:
+        raise numprune.InputError("There is nowhere to write; give --out with a folder or file, or --formats.")
+    if not numprune.FORMATS[args.format].suffix:
+        check_output(args.out)
+
+
+def _list_formats(model: numprune.Model, console: Console) -> None:
+    refusals = numprune.formats_for(model)
+    formats: list[dict[str, Any]] = [
+        {
+            "format": name,
+            "about": format.about,
+            "suffix": format.suffix,
+            "options": {option: list(values) for option, values in format.options.items()},
+            "possible": refusals[name] is None,
+            "reason": refusals[name],
+        }
+        for name, format in numprune.FORMATS.items()
+    ]
+    rows = {}
+    for each in formats:
+        rows[each["format"]] = each["about"]
+        for option, values in each["options"].items():
+            rows[f"  {option}"] = f"{values[0]} (the default){''.join(f', {value}' for value in values[1:])}"
+        if each["reason"]:
+            rows[each["format"]] += f"; not here: {model.name} {each['reason']}"
+    console.result({**describe(model), "formats": formats}, f"{model.name} as\n{labelled(rows)}")

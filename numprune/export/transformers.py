@@ -1,0 +1,174 @@
+"""A folder that transformers opens: safetensors, config and, where layers differ, one short modelling file.
+
+Layers that are narrower than the config's own sizes are named in its standard key `per_layer_config`, which the stock
+classes do not act on; the modelling file (`_modeling_template`, filled in for the architecture) subclasses the stock
+class and does. Nothing of numprune is needed to run it.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from accelerate import init_empty_weights
+from torch import nn
+from transformers import PreTrainedModel
+
+from numprune.errors import CancelEvent, Progress, check_cancelled
+from numprune.export import _modeling_template as template
+from numprune.export.formats import Format, register
+from numprune.models.adapter import Block, ModuleKey
+from numprune.models.layer_sizes import channels_name, groups_name, text_config, write_sizes
+from numprune.models.model import Model
+
+
+def refusal(model: Model) -> str | None:
+    """Why a narrowed stock class is not this model; None when it is."""
+    if not is_stock(model.module):
+        return f"is a {model.architecture}, which transformers does not have"
+    narrowed = stock_module(model)
+    described = layout(model, narrowed)
+    narrowed.config = pruned_config(model)
+    template.narrow(narrowed, described)
+    if shapes(narrowed) != shapes(model.module):
+        return "has tensors of other shapes than its numbers of heads and channels say"
+    return None
+
+
+def write(model: Model, folder: Path, *, progress: Progress | None, cancel: CancelEvent | None) -> list[str]:
+    """Write the folder; a model with the sizes of its config gets no modelling file."""
+    config = pruned_config(model)
+    # Tensors keep the module's own names, see `Model.save`.
+    model.module.save_pretrained(folder, save_original_format=False)
+    config.save_pretrained(folder)
+    check_cancelled(cancel)
+    write_companions(model, folder)
+    if not text_config(config).is_heterogeneous:
+        return ["Every layer has the sizes of the config, so transformers opens the folder without custom code."]
+    name = modelling_file(model)
+    (folder / name).write_text(modelling_source(model))
+    return [f"{name} in the folder makes the narrower layers; trust_remote_code=True runs it."]
+
+
+def snippet(model: Model, path: Path) -> str:
+    pruned = text_config(pruned_config(model)).is_heterogeneous
+    return loading_code(model, path, ", trust_remote_code=True" if pruned else "")
+
+
+def loading_code(model: Model, path: Path, arguments: str = "") -> str:
+    """Python that opens a folder and its tokenizer."""
+    auto = model.adapter.auto_class.__name__
+    names, lines = [auto], [f'model = {auto}.from_pretrained("{path}"{arguments})']
+    if model.tokenizer is not None:
+        names.append("AutoTokenizer")
+        lines.append(f'tokenizer = AutoTokenizer.from_pretrained("{path}")')
+    return "\n".join([f"from transformers import {', '.join(names)}", "", *lines])
+
+
+def write_companions(model: Model, folder: Path) -> None:
+    """Write tokenizer with chat template, recipe and report, where the model has them."""
+    if model.tokenizer is not None:
+        model.tokenizer.save_pretrained(folder)
+    for name, document in (("recipe.json", model.recipe), ("report.json", model.report)):
+        if document is not None:
+            (folder / name).write_text(document.to_json())
+
+
+def is_stock(module: nn.Module) -> bool:
+    """Whether the class of a module is one of transformers' own."""
+    return getattr(transformers, type(module).__name__, None) is type(module)
+
+
+def shapes(module: nn.Module) -> dict[str, torch.Size]:
+    return {name: tensor.shape for name, tensor in module.state_dict().items()}
+
+
+def stock_module(model: Model) -> PreTrainedModel:
+    """The stock module of a model's config, at full size and without memory."""
+    with init_empty_weights():
+        return model.adapter.auto_class.from_config(copy.deepcopy(model.config))
+
+
+def explicit_config(config: Any) -> Any:
+    """A copy of a config that says how wide a head is, which pruned numbers of heads do not tell."""
+    config = copy.deepcopy(config)
+    text = text_config(config)
+    if getattr(text, "head_dim", None) is None:
+        text.head_dim = text.hidden_size // text.num_attention_heads
+    return config
+
+
+def pruned_config(model: Model) -> Any:
+    """The model's config with the sizes of its layers, and the modelling file that acts on them."""
+    config = explicit_config(model.config)
+    write_sizes(text_config(config), model.units(), _added_biases(model, stock_module(model)))
+    if text_config(config).is_heterogeneous:
+        name = f"Pruned{model.architecture}"
+        config.architectures = [name]
+        config.auto_map = {model.adapter.auto_class.__name__: f"{Path(modelling_file(model)).stem}.{name}"}
+    return config
+
+
+def _added_biases(model: Model, stock: PreTrainedModel) -> set[ModuleKey]:
+    """Modules whose output projection has a bias that the architecture does not give it."""
+    ours, described = model.module.state_dict(), layout(model, stock)
+    added = set()
+    for block in model.adapter.blocks(stock):
+        names = list(described[f"{block.key.kind}_columns"])
+        if block.key.kind == "attention":
+            names.append(described["attention"])  # holds the bias where all heads are gone
+        biases = [f"{described['layers']}.{block.key.layer}.{name}.bias" for name in names]
+        if block.last.bias is None and any(name in ours for name in biases):
+            added.add(block.key)
+    return added
+
+
+def layout(model: Model, stock: PreTrainedModel) -> dict[str, Any]:
+    """What the modelling file has to know of an architecture, read off its adapter's first layer."""
+    layers, config = model.adapter.layers(stock), text_config(model.config)
+    names = {id(module): name for name, module in layers[0].named_modules()}
+    owner, attribute = model.adapter.attention_owner(layers[0])
+    attention, mlp = model.adapter.blocks(stock)[:2]
+    return {
+        "layers": next(name for name, module in stock.named_modules() if module is layers),
+        "attention": names[id(getattr(owner, attribute))],
+        "groups": groups_name(config),
+        "channels": channels_name(config),
+        "attention_rows": _rows(attention, names),
+        "attention_columns": {names[id(attention.last)]: attention.width},
+        "mlp_rows": _rows(mlp, names),
+        "mlp_columns": {names[id(mlp.last)]: mlp.width},
+    }
+
+
+def _rows(block: Block, names: dict[int, str]) -> dict[str, int]:
+    return {names[id(linear)]: sum(section.width for section in sections) for linear, sections in block.inputs}
+
+
+def modelling_file(model: Model) -> str:
+    return f"modeling_pruned_{model.config.model_type}.py"
+
+
+def modelling_source(model: Model) -> str:
+    """The template with the architecture's class and layout in the place of Llama's."""
+    source = Path(template.__file__).read_text()
+    described = json.dumps(layout(model, stock_module(model)), indent=4)
+    source = re.sub(r"(?<=^LAYOUT = )\{.*?^\}", lambda _: described, source, flags=re.DOTALL | re.MULTILINE)
+    return source.replace("LlamaForCausalLM", model.architecture)
+
+
+register(
+    "transformers",
+    Format(
+        about="a folder for AutoModel of transformers, every architecture and every plan",
+        suffix="",
+        refusal=refusal,
+        write=write,
+        snippet=snippet,
+    ),
+)

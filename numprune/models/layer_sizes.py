@@ -1,0 +1,94 @@
+"""Sizes of single layers in a transformers config: its standard key `per_layer_config`, read and written.
+
+The config's own numbers of heads and channels are those of a layer at full size; `per_layer_config` holds what a layer
+has instead, and `skip` the modules it lacks altogether. `output_biases`, a key of ours, names the layers whose output
+projection has a bias that its architecture does not give it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Set
+from typing import Any
+
+from numprune.errors import LoadError
+from numprune.models.adapter import KINDS, ModuleKey
+
+
+def text_config(config: Any) -> Any:
+    """The part of a config that describes the decoder."""
+    return config.get_text_config(decoder=True)
+
+
+def groups_name(config: Any) -> str:
+    """The entry that counts the KV groups of a layer: its KV heads, or its heads where there is no other number."""
+    return "num_attention_heads" if getattr(config, "num_key_value_heads", None) is None else "num_key_value_heads"
+
+
+def channels_name(config: Any) -> str:
+    """The entry that counts the MLP channels of a layer."""
+    return "ffn_dim" if hasattr(config, "ffn_dim") else "intermediate_size"
+
+
+def layer_values(config: Any, kind: str, units: int) -> dict[str, int]:
+    """The entries of a config for so many groups or channels, which keep the heads per group."""
+    if kind == "mlp":
+        return {channels_name(config): units}
+    heads = config.num_attention_heads // getattr(config, groups_name(config))
+    return {"num_attention_heads": units * heads, groups_name(config): units}
+
+
+def write_sizes(config: Any, units: Mapping[ModuleKey, int], biases: Set[ModuleKey]) -> None:
+    """Put the units of every module into `per_layer_config`, where they differ from the config's own numbers.
+
+    Args:
+        units: groups or channels of every module, 0 for an emptied one.
+        biases: modules whose output projection has a bias the architecture does not give it.
+    """
+    full = {"attention": getattr(config, groups_name(config)), "mlp": getattr(config, channels_name(config))}
+    layers: dict[int, dict[str, Any]] = {}
+    for key, count in units.items():
+        sizes = layers.setdefault(key.layer, {})
+        if count == 0:
+            sizes.setdefault("skip", []).append(key.kind)
+        elif count != full[key.kind]:
+            sizes.update(layer_values(config, key.kind, count))
+    layers = {index: sizes for index, sizes in layers.items() if sizes}
+    if not (layers or biases):
+        return
+    # Validation of configs, and much code that opens models, reads the config's own numbers.
+    config.allow_global_per_layer_attribute_access = True
+    config.per_layer_config = layers
+    if biases:
+        config.output_biases = {kind: sorted(key.layer for key in biases if key.kind == kind) for kind in KINDS}
+
+
+def read_sizes(config: Any) -> dict[ModuleKey, int] | None:
+    """The units of every module as `per_layer_config` has them; None for a config without it.
+
+    Raises:
+        LoadError: layers differ in something else than heads and channels.
+    """
+    config = text_config(config)
+    if not config.is_heterogeneous:
+        return None
+    groups, channels = groups_name(config), channels_name(config)
+    unknown = sorted(config.per_layer_attributes - {"num_attention_heads", groups, channels})
+    if unknown:
+        raise LoadError(f"Layers of this model differ in {', '.join(unknown)}; only heads and channels may differ.")
+    full = config.num_attention_heads, getattr(config, groups)
+    units = {}
+    for index, sizes in enumerate(config.per_layer_config):
+        if sizes.num_attention_heads * full[1] != full[0] * getattr(sizes, groups):
+            raise LoadError(f"Layer {index} of this model has other heads per KV head than the rest; they must agree.")
+        for kind, name in (("attention", groups), ("mlp", channels)):
+            units[ModuleKey(index, kind)] = 0 if kind in sizes.skip else getattr(sizes, name)
+    return units
+
+
+def forget_sizes(config: Any) -> None:
+    """Take `per_layer_config`, and what goes with it, out of a config."""
+    config.__dict__.pop("auto_map", None)
+    config = text_config(config)
+    config.per_layer_config = None
+    for name in ("allow_global_per_layer_attribute_access", "output_biases"):
+        config.__dict__.pop(name, None)
