@@ -15,6 +15,7 @@ from numprune.allocation import PruningPlan, allocate
 from numprune.calibration import CalibrationStats, calibrate
 from numprune.errors import CancelEvent, InputError, Progress, check_cancelled
 from numprune.evaluation.methods import Cell
+from numprune.evaluation.uniform import cost_of_uniform
 from numprune.models import Model, embedded_models, load
 from numprune.pruning import prune_as_planned
 from numprune.recipe import Recipe
@@ -290,6 +291,11 @@ class Workbench:
         self._check_budget(loaded.model.bytes * plan.parameters_after // plan.parameters_before, f"'{wanted}'")
         with self._computing:
             model = prune_as_planned(loaded.model, plan, loaded.stats, progress=progress, cancel=cancel)
+            if recipe.uniform:
+                cost = cost_of_uniform(
+                    loaded.model, model, loaded.stats, loaded.scores, progress=progress, cancel=cancel
+                )
+                model.report.notes.append(cost)
         check_cancelled(cancel)
         with self._lock:
             variants = self._tabs.setdefault(owner, Tab()).variants

@@ -41,7 +41,7 @@ class Rivalry:
     @classmethod
     def at(cls, loaded: Loaded, plan: PruningPlan, rival: ScoreTable) -> Rivalry:
         ratios = {key: plan.ratio(key) for key in plan.keep}
-        return cls(loaded, plan, rival, allocate(rival, plan.recipe.replace(ratios=ratios)))
+        return cls(loaded, plan, rival, allocate(rival, plan.recipe.replace(ratios=ratios, uniform=False)))
 
     @property
     def names(self) -> tuple[str, str]:
