@@ -1,6 +1,8 @@
 from dataclasses import replace
 from functools import partial
+from types import SimpleNamespace
 
+import gradio as gr
 import pytest
 
 from numprune.cli import main
@@ -8,8 +10,9 @@ from numprune.errors import InputError
 from numprune.evaluation import methods
 from numprune.evaluation.methods import Bench, Cell, read_cells, run_of
 from numprune.models import held_out_text
+from numprune.ui.app import compose
 from numprune.ui.session import Session
-from numprune.ui.steps.methods import cells_chart, cells_table, common_recipe, one_run, seeds_of
+from numprune.ui.steps.methods import BY_METHOD, cells_chart, cells_table, common_recipe, one_run, seeds_of
 from numprune.ui.workbench import Workbench
 
 DENSE = Cell(
@@ -97,13 +100,52 @@ def test_locks_and_ratios_of_the_page_are_not_shared_by_the_methods(scored):
     assert recipe.calibration == session.dense.calibration
 
 
-def test_the_command_line_s_cells_are_of_the_page_s_run(scored, tmp_path, monkeypatch):
-    # The run does not depend on what is measured, so a few words stand for the held-out stories.
+@pytest.fixture
+def few_words(monkeypatch):
+    """Whatever is to be measured on, a few words stand for it."""
     words = ["Once upon a time there was a little dog."]
     for name in ("perplexity", "divergence"):
         real = getattr(methods, name)
         short = partial(lambda real, *models_and_data, **options: real(*models_and_data[:-1], words, **options), real)
         monkeypatch.setattr(methods, name, short)
+
+
+def test_a_stopped_comparison_keeps_its_cells_and_goes_on_with_the_missing_ones(scored, few_words, monkeypatch):
+    bench, session = scored
+    blocks, page = compose(bench)
+    handler = next(fn.fn for fn in blocks.fns.values() if fn.name == "compare_cells")
+    part, images = page.compare.methods, page.compare.images
+    given = {
+        page.session: session,
+        page.compare.own_text: "",
+        images.samples: 2,
+        images.guidance: 4,
+        part.methods: ["magnitude", "random"],
+        part.ratios: "0 0.3",
+        part.seeds: "0",
+        part.repetitions: 0,
+    }
+    tab = SimpleNamespace(session_hash="stopping")
+    run = handler(given, tab, lambda *_, **__: None)
+    next(run)
+    next(run)
+    page.jobs.stop("stopping")
+    with pytest.raises(gr.Error) as stopped:
+        next(run)
+    assert stopped.value.title == "Stopped"
+    assert [cell.method for cell in bench.cells("stopping")] == ["dense", "magnitude"]
+    pruned = []
+    real = methods.pruned_by
+    monkeypatch.setattr(methods, "pruned_by", lambda *args, **kw: pruned.append(args[2]) or real(*args, **kw))
+    *_, last = handler(given, tab, lambda *_, **__: None)
+    assert pruned == ["random"]
+    assert [cell.method for cell in bench.cells("stopping")] == ["dense", "magnitude", "random"]
+    assert "random" in last[part.figures]
+    assert bench.findings("stopping")[BY_METHOD].table["method"].tolist() == ["dense", "magnitude", "random"]
+    bench.release("stopping")
+
+
+def test_the_command_line_s_cells_are_of_the_page_s_run(scored, few_words, tmp_path):
     bench, session = scored
     file = tmp_path / "cells.csv"
     flags = ["--samples", "4", "--sequence-length", "32", "--repetitions", "0", "--device", "cpu", "--quiet"]

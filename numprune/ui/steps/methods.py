@@ -251,10 +251,11 @@ def wire(page: Page) -> None:
                 progress=reporter(bar),
                 cancel=cancel,
             )
+            if cells:
+                yield show(owner, cells)
             for cell in found:
                 cells = [*cells, cell]
                 yield show(owner, cells)
-            yield show(owner, cells)
 
     def save(request: gr.Request) -> Updates:
         with toasts():
