@@ -25,7 +25,7 @@ from numprune.evaluation import (
     sweep,
 )
 from numprune.evaluation.methods import Bench, Cell, compare_methods
-from numprune.export import FORMATS, Exported, formats_for
+from numprune.export import FORMATS, Exported, formats_for, model_card, push_to_hub
 from numprune.footprint import Sizes, sizes
 from numprune.generation import Sampling, generate, stream_text
 from numprune.healing import Healing, heal
@@ -89,10 +89,12 @@ __all__ = [
     "load",
     "load_checkpoint",
     "measure_speed",
+    "model_card",
     "perplexity",
     "preset",
     "prune",
     "prune_as_planned",
+    "push_to_hub",
     "score",
     "scorer",
     "sensitivity",

@@ -13,10 +13,11 @@ from numprune.files import check_output
 EXAMPLE = """\
   numprune prune tiny-stories --ratio 0.3 --out smaller
   numprune export smaller --format transformers --out smaller-hf
+  numprune export smaller --push-to-hub ada/smaller --perplexity held-out.txt
   numprune export smaller --formats
 
-  writes a folder that transformers opens without numprune, and prints how; the last line lists all formats, their
-  options and whether they can carry this model."""
+  writes a folder that transformers opens without numprune, and prints how; the second puts it on
+  the Hugging Face Hub with a model card; the last lists all formats, their options and whether they fit this model."""
 
 
 def add(commands: Commands) -> None:
@@ -35,6 +36,19 @@ def add(commands: Commands) -> None:
         default="checkpoint",
         help="of the weights: checkpoint (the default: its own), float32, float16 or bfloat16",
     )
+    group = parser.add_argument_group("Hugging Face Hub")
+    group.add_argument(
+        "--push-to-hub",
+        metavar="ID",
+        help="upload to OWNER/NAME with a model card; --out may be left out then. The token is the one hf auth login"
+        " stored, or that of the variable HF_TOKEN, never an argument",
+    )
+    group.add_argument("--public", action="store_true", help="make a new repository public (default: private)")
+    group.add_argument(
+        "--perplexity",
+        metavar="DATA",
+        help="measure this model and the one it was pruned from, for the card: text or jsonl file, or wikitext2, ...",
+    )
     parser.set_defaults(run=run)
 
 
@@ -49,19 +63,40 @@ def run(args: argparse.Namespace, console: Console) -> None:
     if args.formats:
         _list_formats(model, console)
         return
+    result, text = {**describe(model), "format": args.format}, []
+    if args.out is not None:
+        with console.progress() as progress:
+            written = numprune.export(model, args.out, format=args.format, options=options, progress=progress)
+        console.notes(written.notes)
+        result |= {"out": str(written.path), "bytes": written.bytes, "notes": written.notes, "snippet": written.snippet}
+        rows = {"format": written.format, "size": f"{written.bytes:,} bytes on disk"}
+        text.append(f"{model.name} -> {written.path}\n{labelled(rows)}\n\n{written.snippet}")
+    if args.push_to_hub is not None:
+        result["url"] = _push(args, model, options, console)
+        text.append(f"{model.name} -> {result['url']}")
+    console.result(result, "\n\n".join(text))
+
+
+def _push(args: argparse.Namespace, model: numprune.Model, options: dict[str, str], console: Console) -> str:
+    measured: dict[str, Any] = {}
+    if args.perplexity is not None:
+        models = {"perplexity_after": model}
+        if model.recipe is not None and model.recipe.model is not None:
+            models["perplexity_before"] = numprune.load(model.recipe.model, device="cpu", dtype=args.dtype)
+        with console.progress() as progress:
+            for name, each in models.items():
+                measured[name] = numprune.perplexity(each, args.perplexity, progress=progress)
+        measured["perplexity_data"] = args.perplexity
     with console.progress() as progress:
-        written = numprune.export(model, args.out, format=args.format, options=options, progress=progress)
-    console.notes(written.notes)
-    result = {
-        **describe(model),
-        "format": written.format,
-        "out": str(written.path),
-        "bytes": written.bytes,
-        "notes": written.notes,
-        "snippet": written.snippet,
-    }
-    rows = {"format": written.format, "size": f"{written.bytes:,} bytes on disk"}
-    console.result(result, f"{model.name} -> {written.path}\n{labelled(rows)}\n\n{written.snippet}")
+        return numprune.push_to_hub(
+            model,
+            args.push_to_hub,
+            format=args.format,
+            options=options,
+            private=not args.public,
+            progress=progress,
+            **measured,
+        )
 
 
 def _options(given: list[str]) -> dict[str, str]:
@@ -78,9 +113,17 @@ def _check_target(args: argparse.Namespace) -> None:
     """What can be said before a model is loaded."""
     if args.format not in numprune.FORMATS:
         raise numprune.InputError(f"Format '{args.format}' is not known; use {', '.join(numprune.FORMATS)}.")
-    if args.out is None:
-        raise numprune.InputError("There is nowhere to write; give --out with a folder or file, or --formats.")
-    if not numprune.FORMATS[args.format].suffix:
+    if args.perplexity is not None and args.push_to_hub is None:
+        raise numprune.InputError("--perplexity is for the card on the Hub; give --push-to-hub, or use numprune eval.")
+    if args.push_to_hub is not None:
+        from numprune.export.hub import check_repo_id  # imported late: it brings the whole package along
+
+        check_repo_id(args.push_to_hub)
+    if args.out is None and args.push_to_hub is None:
+        raise numprune.InputError(
+            "There is nowhere to write; give --out with a folder or file, --push-to-hub, or --formats."
+        )
+    if args.out is not None and not numprune.FORMATS[args.format].suffix:
         check_output(args.out)
 
 

@@ -3,10 +3,20 @@
 import sys
 from types import ModuleType
 
-from numprune.export import stock, transformers  # noqa: F401  (each registers its format)
+from numprune.export import folder, llamagen, onnx, stock, transformers  # noqa: F401  (each registers its format)
 from numprune.export.formats import FORMATS, Exported, Format, check_export, export, formats_for
+from numprune.export.hub import model_card, push_to_hub
 
-__all__ = ["FORMATS", "Exported", "Format", "check_export", "export", "formats_for"]
+__all__ = [
+    "FORMATS",
+    "Exported",
+    "Format",
+    "check_export",
+    "export",
+    "formats_for",
+    "model_card",
+    "push_to_hub",
+]
 
 
 class _Step(ModuleType):

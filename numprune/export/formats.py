@@ -129,6 +129,7 @@ def export(
     else:
         with atomic_folder(target) as partial:
             notes = chosen.write(model, partial, progress=progress, cancel=cancel, **settings)
-            (partial / MARKER).write_text(to_json({"export": format, "base": model.name}))
+            if not (partial / MARKER).exists():  # numprune's own folder says more there
+                (partial / MARKER).write_text(to_json({"export": format, "base": model.name}))
         size = sum(file.stat().st_size for file in target.rglob("*") if file.is_file())
     return Exported(target, format, size, notes, chosen.snippet(model, target))
