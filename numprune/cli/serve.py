@@ -56,6 +56,7 @@ def run(args: argparse.Namespace, console: Console) -> None:
         models=_names(args.allow_models, args.model),
         max_parameters=_count(args.max_model_params),
         exports=_exports(args),
+        push=not _served(args),
     )
     try:
         launch(args.model, serving, policy)
@@ -76,8 +77,12 @@ def _exports(args: argparse.Namespace) -> Path | None:
     """The folder for exports: the one that is named, else ./exports for a page that only this machine sees."""
     if args.export_dir:
         return Path(args.export_dir)
-    served = args.host not in LOCAL or args.root_path or args.share or args.allow_models is not None
-    return None if served else Path("exports")
+    return None if _served(args) else Path("exports")
+
+
+def _served(args: argparse.Namespace) -> bool:
+    """Whether others than this machine's user are meant to see the page."""
+    return args.host not in LOCAL or bool(args.root_path) or args.share or args.allow_models is not None
 
 
 def _names(text: str | None, opened: str) -> tuple[str, ...] | None:

@@ -38,11 +38,13 @@ class Policy:
             datasets, uploads and the model's own samples, so that no file of the server can be read.
         max_parameters: of a model; None for any.
         exports: folder below which models may be exported on this machine; None where they can only be downloaded.
+        push: whether models may be pushed to the Hub from here, with the visitor's own token.
     """
 
     models: Collection[str] | None = None
     max_parameters: int | None = None
     exports: Path | None = None
+    push: bool = False
 
     def check(self, request: LoadRequest, own_texts: str) -> None:
         """Raise InputError for what may not be loaded; `own_texts` is the folder of uploaded texts."""

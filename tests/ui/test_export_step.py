@@ -1,6 +1,7 @@
 import json
 import threading
 import zipfile
+from types import SimpleNamespace
 
 import gradio as gr
 import pytest
@@ -12,8 +13,11 @@ from numprune.models import load
 from numprune.ui.app import compose
 from numprune.ui.downloads import Downloads
 from numprune.ui.page import file_name
+from numprune.ui.serving import Policy
+from numprune.ui.steps import hub
 from numprune.ui.steps.compare import DENSE
 from numprune.ui.steps.export import default_name, packed, refusals
+from numprune.ui.steps.report import session_report
 from numprune.ui.workbench import Workbench
 
 
@@ -112,6 +116,7 @@ def test_what_cannot_carry_a_model_is_told_with_the_reason(fakes, pruned):
 def test_the_page_offers_every_format_with_its_options(fakes):
     blocks, page = compose(Workbench(load("tiny-stories", device="cpu")))
     assert [value for _, value in page.export.format.choices] == ["box", "shout", "whole"]
+    assert page.export.format.value == "box"
     case = page.export.options["shout"]["case"]
     assert [value for _, value in case.choices] == ["upper", "lower"]
     assert case.info
@@ -134,3 +139,77 @@ def test_the_newest_pruned_model_is_offered_first(fakes, pruned):
     assert [value for _, value in chosen.choices] == [DENSE, name]
     assert chosen.value == name
     assert "Not as whole" in updates[page.export.refused]
+
+
+TOKEN = "hf_a-token-nobody-may-see"
+
+
+@pytest.fixture
+def pushing(monkeypatch, pruned):
+    """Handler of the button, what it is given, the page, and what was uploaded, by keyword."""
+    bench, session, name = pruned
+    monkeypatch.setattr(bench, "policy", Policy(push=True))
+    uploads = []
+
+    def push(model, repo_id, **options):
+        uploads.append({"model": model, "repo_id": repo_id, **options})
+        return f"https://huggingface.co/{repo_id}"
+
+    monkeypatch.setattr(hub, "push_to_hub", push)
+    blocks, page = compose(bench)
+    part = page.export.hub
+    given = {
+        page.session: session,
+        page.compare.own_text: "Once upon a time there was a dog. " * 9,
+        page.export.model: name,
+        page.export.format: "transformers",
+        part.repository: " ada/small ",
+        part.token: f" {TOKEN} ",
+        part.private: True,
+        part.measure: True,
+    }
+    handler = next(fn.fn for fn in blocks.fns.values() if fn.name == "upload")
+
+    def press(changes):
+        return handler(given | changes, SimpleNamespace(session_hash="tests"), lambda *_, **__: None)
+
+    return press, page, uploads, blocks
+
+
+def test_a_model_is_pushed_with_the_visitor_s_token_which_nothing_keeps(pushing, pruned):
+    push, page, uploads, blocks = pushing
+    shown = push({})
+    bench, session, name = pruned
+    (done,) = uploads
+    assert (done["repo_id"], done["token"], done["private"]) == ("ada/small", TOKEN, True)
+    assert done["model"] is bench.pruned("tests", name)
+    assert done["perplexity_before"].tokens == done["perplexity_after"].tokens
+    assert "https://huggingface.co/ada/small" in shown[page.export.hub.address]
+    kept = session_report(bench.dense(session), bench.plan(session), bench.variants("tests"), bench.findings("tests"))
+    assert TOKEN not in kept + repr(session) + repr(bench._tabs) + session.recipe.to_json() + str(shown)
+    (clearing,) = [fn for fn in blocks.fns.values() if fn.outputs == [page.export.hub.token]]
+    assert clearing.fn() == ""
+    upload = next(fn for fn in blocks.fns.values() if fn.name == "upload")
+    assert (clearing.trigger_after, clearing.trigger_only_on_success) == (upload._id, False)
+    assert page.export.hub.token.type == "password"
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "says"),
+    [("token", " ", "no token"), ("repository", "../x y", "no name for a repository"), ("format", "stock", "stock")],
+)
+def test_nothing_is_pushed_that_cannot_be(pushing, field, value, says):
+    push, page, uploads, _ = pushing
+    control = page.export.format if field == "format" else getattr(page.export.hub, field)
+    with pytest.raises(gr.Error, match=says) as refused:
+        push({control: value})
+    assert TOKEN not in str(refused.value)
+    assert not uploads
+
+
+def test_a_page_for_others_pushes_nothing(pushing, pruned, monkeypatch):
+    push, _, uploads, _ = pushing
+    monkeypatch.setattr(pruned[0], "policy", Policy())
+    with pytest.raises(gr.Error, match="download the model"):
+        push({})
+    assert not uploads

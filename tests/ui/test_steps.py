@@ -342,6 +342,7 @@ def test_every_handler_that_computes_waits_in_one_queue(blocks):
         "compare_scores",
         "compare_cells",
         "download",
+        "upload",
         "load",
         "score",
         "prune",

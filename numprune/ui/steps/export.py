@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +15,7 @@ from numprune.models import Model
 from numprune.ui import html
 from numprune.ui.downloads import Downloads, zip_folder
 from numprune.ui.page import ACCELERATOR, LIVE, Updates, file_name, owner_of, toasts
-from numprune.ui.session import Session
+from numprune.ui.steps import hub
 from numprune.ui.steps.compare import DENSE
 from numprune.ui.workbench import Workbench, reporter
 
@@ -40,6 +40,7 @@ class ExportStep:
     write: gr.Button
     summary: gr.HTML
     snippet: gr.Code
+    hub: hub.HubPart
 
     @property
     def inputs(self) -> set[Any]:
@@ -52,7 +53,7 @@ class ExportStep:
 
     @property
     def outputs(self) -> set[Any]:
-        return {*self.choices, self.summary, self.snippet}
+        return {*self.choices, self.format, self.summary, self.snippet, self.hub.address}
 
     def offer(self, dense: Model, variants: Mapping[str, Model]) -> Updates:
         """Choose among the dense and the tab's pruned models; the newest is chosen."""
@@ -64,7 +65,19 @@ class ExportStep:
         }
 
     def clear(self, dense: Model) -> Updates:
-        return {**self.offer(dense, {}), self.summary: html.empty(WAITING), self.snippet: gr.Code(visible=False)}
+        """Empty, with a format that can carry the model."""
+        return {
+            **self.offer(dense, {}),
+            self.format: first_format([name for name, reason in formats_for(dense).items() if reason is None]),
+            self.summary: html.empty(WAITING),
+            self.snippet: gr.Code(visible=False),
+            self.hub.address: "",
+        }
+
+    def chosen(self, page: Page, given: Updates, owner: str) -> Model:
+        """The model that is to be exported."""
+        name = given[self.model]
+        return page.workbench.dense(given[page.session]).model if name == DENSE else page.workbench.pruned(owner, name)
 
     def show(self, done: Exported, where: str) -> Updates:
         return {
@@ -75,6 +88,11 @@ class ExportStep:
     def settings(self, given: Updates) -> dict[str, str]:
         """The options of the chosen format."""
         return {name: given[control] for name, control in self.options.get(given[self.format], {}).items()}
+
+
+def first_format(names: Sequence[str]) -> str | None:
+    """The format that is offered first: the one most people open models with."""
+    return "transformers" if "transformers" in names else next(iter(names), None)
 
 
 def refusals(model: Model) -> str:
@@ -147,14 +165,14 @@ def build(workbench: Workbench) -> ExportStep:
             )
         format = gr.Radio(
             [(f"{name}: {each.about}", name) for name, each in FORMATS.items()],
-            value=next(iter(FORMATS), None),
+            value=first_format(list(FORMATS)),
             label="Format",
             info="What the files are, and what opens them.",
         )
         refused = gr.HTML("")
         rows, options = {}, {}
         for each, chosen in FORMATS.items():
-            with gr.Row(visible=bool(chosen.options) and each == next(iter(FORMATS))) as row:
+            with gr.Row(visible=bool(chosen.options) and each == first_format(list(FORMATS))) as row:
                 options[each] = {
                     option: gr.Dropdown(
                         list(values),
@@ -183,18 +201,16 @@ def build(workbench: Workbench) -> ExportStep:
             show_line_numbers=False,
             visible=False,
         )
-    return ExportStep(model, format, refused, rows, options, name, save, write, summary, snippet)
+        hub_part = hub.build(workbench)
+    return ExportStep(model, format, refused, rows, options, name, save, write, summary, snippet, hub_part)
 
 
 def wire(page: Page) -> None:
     step = page.export
 
-    def model_of(session: Session, name: str, owner: str) -> Model:
-        return page.workbench.dense(session).model if name == DENSE else page.workbench.pruned(owner, name)
-
-    def choose(session: Session, name: str, request: gr.Request) -> Updates:
+    def choose(given: Updates, request: gr.Request) -> Updates:
         with toasts():
-            return {step.refused: refusals(model_of(session, name, owner_of(request)))}
+            return {step.refused: refusals(step.chosen(page, given, owner_of(request)))}
 
     def show_options(format: str) -> Updates:
         return {row: gr.Row(visible=name == format and bool(step.options[name])) for name, row in step.rows.items()}
@@ -205,13 +221,13 @@ def wire(page: Page) -> None:
         bar: gr.Progress = gr.Progress(),  # noqa: B008
     ) -> Updates:
         with page.job(request) as cancel:
-            owner, chosen = owner_of(request), given[step.model]
-            model = model_of(given[page.session], chosen, owner)
+            owner = owner_of(request)
+            model = step.chosen(page, given, owner)
             file, done = packed(
                 page.downloads,
                 owner,
                 model,
-                given[step.name].strip() or default_name(model, chosen),
+                given[step.name].strip() or default_name(model, given[step.model]),
                 given[step.format],
                 step.settings(given),
                 progress=reporter(bar),
@@ -225,16 +241,16 @@ def wire(page: Page) -> None:
         bar: gr.Progress = gr.Progress(),  # noqa: B008
     ) -> Updates:
         with page.job(request) as cancel:
-            owner, chosen, format = owner_of(request), given[step.model], given[step.format]
-            model, options = model_of(given[page.session], chosen, owner), step.settings(given)
+            model, format = step.chosen(page, given, owner_of(request)), given[step.format]
+            options = step.settings(given)
             check_export(model, format, options)
-            name = given[step.name].strip() or default_name(model, chosen)
+            name = given[step.name].strip() or default_name(model, given[step.model])
             suffix = FORMATS[format].suffix
             target = page.workbench.policy.export_target(name.removesuffix(suffix) + suffix)
             done = export(model, target, format=format, options=options, progress=reporter(bar), cancel=cancel)
             return step.show(done, f"in {target.parent}")
 
-    step.model.input(choose, [page.session, step.model], {step.refused}, **LIVE)
+    step.model.input(choose, {page.session, step.model}, {step.refused}, **LIVE)
     if step.rows:
         step.format.change(show_options, step.format, set(step.rows.values()), **LIVE)
     shown = {step.summary, step.snippet}
@@ -250,3 +266,4 @@ def wire(page: Page) -> None:
         page.stoppable.append(event)
         if handler is download:
             page.save_with(event)
+    hub.wire(page)
