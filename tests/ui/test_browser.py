@@ -338,6 +338,21 @@ def test_a_pruned_model_is_exported_and_loads_from_the_snippet(page, tmp_path):
     says(page, f"{int(done.stdout.split()[-1]):,}")
 
 
+def test_a_token_is_cleared_at_the_click(page):
+    part = page.locator("#np-hub")
+    part.get_by_text("Push to the Hugging Face Hub").click()
+    part.get_by_label("Repository").fill("no/such/name")
+    token = part.get_by_label("Token")
+    expect(token).to_have_attribute("type", "password")
+    token.fill("hf_secret")
+    page.get_by_role("button", name="Push to the Hub").click()
+    # It reached the server, or this would be about a missing token.
+    toast(page, "no name for a repository")
+    expect(token).to_have_value("")
+    page.get_by_role("button", name="Push to the Hub").click()
+    toast(page, "There is no token")
+
+
 def test_the_report_is_one_page_with_what_was_found(page, browser, tmp_path):
     prune(page)
     with page.expect_download(timeout=PATIENCE) as download:

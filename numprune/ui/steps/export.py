@@ -103,7 +103,7 @@ def refusals(model: Model) -> str:
 
 def facts(done: Exported, where: str) -> str:
     """What an export left behind."""
-    items = [(html.memory(done.bytes), "on disk"), (done.format, FORMATS[done.format].about), (done.path.name, where)]
+    items = [(html.memory(done.bytes), f"on disk, {FORMATS[done.format].about}"), (done.path.name, where)]
     return html.cards(items) + html.notes(done.notes)
 
 

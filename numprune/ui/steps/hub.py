@@ -19,6 +19,13 @@ from numprune.ui.workbench import Workbench, reporter
 if TYPE_CHECKING:
     from numprune.ui.page import Page
 
+# At the click, when the values are on their way: whatever comes of the upload, and should it be stopped.
+CLEAR_TOKEN = """(...inputs) => {
+  const box = document.querySelector("#np-token input");
+  box.value = "";
+  box.dispatchEvent(new Event("input", { bubbles: true }));
+  return inputs;
+}"""
 HELD_OUT = "stories no model was trained on"
 
 
@@ -51,8 +58,9 @@ def build(workbench: Workbench) -> HubPart:
             token = gr.Textbox(
                 "",
                 type="password",
+                elem_id="np-token",
                 label="Token",
-                info="Of an account that may write there. Used for this upload, cleared after it and kept nowhere.",
+                info="Of an account that may write there. Used for this upload, cleared at the click and kept nowhere.",
                 min_width=220,
             )
         with gr.Row():
@@ -118,8 +126,7 @@ def wire(page: Page) -> None:
         {part.address},
         api_visibility="private",
         show_progress_on=part.address,
+        js=CLEAR_TOKEN,
         **ACCELERATOR,
     )
     page.stoppable.append(event)
-    # Whether it went well or not.
-    event.then(lambda: "", None, part.token, api_visibility="private", show_progress="hidden", queue=False)
