@@ -22,8 +22,8 @@ SERIES = (
 """Colour, dash and symbol of curves that are compared."""
 
 
-def base(figure: go.Figure, height: int) -> None:
-    """What all charts share; the legend stands at the bottom of the picture."""
+def finish(figure: go.Figure, height: int) -> None:
+    """Give a chart what all share; the legend stands at the bottom of the picture."""
     figure.update_layout(
         height=height,
         margin={"l": 60, "r": 26, "t": 40, "b": 86},

@@ -11,8 +11,7 @@ import plotly.graph_objects as go
 from plotly.colors import sample_colorscale
 from plotly.subplots import make_subplots
 
-from numprune.ui.chart_style import BLUE, INK, ORANGE, SERIES, token
-from numprune.ui.chart_style import base as _base
+from numprune.ui.chart_style import BLUE, INK, ORANGE, SERIES, finish, token
 
 
 def error_bars(report: pd.DataFrame) -> go.Figure:
@@ -34,7 +33,7 @@ def error_bars(report: pd.DataFrame) -> go.Figure:
     figure.update_layout(barmode="group")
     figure.update_xaxes(title="layer and module", type="category", showgrid=False)
     figure.update_yaxes(title="relative output error", rangemode="tozero")
-    _base(figure, 340)
+    finish(figure, 340)
     return figure
 
 
@@ -84,7 +83,7 @@ def divergence_chart(tokens: Sequence[str], curves: Sequence[tuple[str, np.ndarr
         ticktext=[f"{tick:g}" for tick in ticks.tolist()],
         range=[0, float(np.sqrt(most)) * 1.06],
     )
-    _base(figure, 380)
+    finish(figure, 380)
     return figure
 
 
@@ -173,7 +172,7 @@ def sweep_chart(table: pd.DataFrame) -> go.Figure:
     against = f", ratio {base['ratio']:.0%} = 1"
     figure.update_yaxes(title=f"speed{against}", rangemode="tozero", tickformat=".2~f", row=1, col=1)
     figure.update_yaxes(title=f"memory{against}", rangemode="tozero", tickformat=".2~f", row=1, col=2)
-    _base(figure, 640 if known.any() else 380)
+    finish(figure, 640 if known.any() else 380)
     return figure
 
 
@@ -208,7 +207,7 @@ def sensitivity_curves(table: pd.DataFrame) -> go.Figure:
         tickvals=np.sqrt(ticks),
         ticktext=[f"{tick:g}" for tick in ticks.tolist()],
     )
-    _base(figure, 380)
+    finish(figure, 380)
     return figure
 
 
@@ -267,7 +266,7 @@ def methods_chart(table: pd.DataFrame, measure: str) -> go.Figure:
         title=measure, tickvals=np.sqrt(ticks), ticktext=[f"{tick:g}" for tick in ticks.tolist()], row=1, col=1
     )
     figure.update_yaxes(title="seconds to prune", type="log", row=1, col=2)
-    _base(figure, 520)
+    finish(figure, 520)
     return figure
 
 

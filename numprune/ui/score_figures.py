@@ -9,7 +9,7 @@ import numpy as np
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from numprune.ui.chart_style import BLUE, INK, ORANGE, SERIES, base, tint, token
+from numprune.ui.chart_style import BLUE, INK, ORANGE, SERIES, finish, tint, token
 
 ATTENTION, MLP = BLUE, ORANGE
 BINS = 60
@@ -55,7 +55,7 @@ def score_distribution(attention: np.ndarray, mlp: np.ndarray, threshold: float 
     figure.update_xaxes(title=title, showgrid=False, zeroline=False, tickformat=".3~g")
     figure.update_yaxes(title="share of units per bin", tickformat=".3~%", rangemode="tozero")
     figure.update_layout(hovermode="x")
-    base(figure, 340)
+    finish(figure, 340)
     return figure
 
 
@@ -96,7 +96,7 @@ def layer_profile(attention: Sequence[np.ndarray | None], mlp: Sequence[np.ndarr
         )
     figure.update_xaxes(title="layer", showgrid=False, zeroline=False, dtick=1 if len(attention) <= 16 else None)
     figure.update_yaxes(title="median score, 5 to 95 %", zeroline=False, tickformat=".3~g")
-    base(figure, 360)
+    finish(figure, 360)
     return figure
 
 
@@ -139,7 +139,7 @@ def layer_row(scores: np.ndarray, pruned: np.ndarray, selected: int | None, unit
     title = unit + (_small(f"{outside:,} far from the others are drawn at the edge") if outside else "")
     figure.update_xaxes(title=title, showgrid=False, zeroline=False, tickformat=",d")
     figure.update_yaxes(title="score", zeroline=False, tickformat=".3~g", range=[low - 1.8 * room, high + 1.8 * room])
-    base(figure, 360)
+    finish(figure, 360)
     return figure
 
 
@@ -210,7 +210,7 @@ def ratio_bars(
         showgrid=False,
         zeroline=False,
     )
-    base(figure, int(np.clip(130 + 24 * len(attention), 260, 1400)))
+    finish(figure, int(np.clip(130 + 24 * len(attention), 260, 1400)))
     return figure
 
 
@@ -254,7 +254,7 @@ def attention_pattern(tokens: Sequence[str], weights: np.ndarray, names: Sequenc
     figure.update_xaxes(title="attended to", row=rows)
     figure.update_yaxes(title="token", col=1)
     figure.update_annotations(font={"size": 12})
-    base(figure, height)
+    finish(figure, height)
     left_out = len(weights) - len(shown)
     figure.update_layout(
         margin={"l": 84, "t": 52, "b": 160},
