@@ -59,6 +59,12 @@ class PruningPlan:
         """Share of a module's units that go."""
         return 1 - len(self.keep[key]) / self.units[key]
 
+    def gone(self, key: ModuleKey) -> np.ndarray:
+        """Whether each unit of a module goes, (units,) bool."""
+        gone = np.ones(self.units[key], dtype=bool)
+        gone[list(self.keep[key])] = False
+        return gone
+
     def to_pandas(self) -> pd.DataFrame:
         """One row per module: layer, module, units, kept, ratio, parameters removed."""
         rows = [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+from pathlib import Path
 
 from numprune.cli.console import Console
 from numprune.cli.options import Commands, add_command, quiet_libraries
@@ -13,6 +14,7 @@ EXAMPLE = """\
   numprune serve --model tiny-stories --port 7860
 
   opens the dashboard on http://127.0.0.1:7860."""
+LOCAL = ("127.0.0.1", "localhost", "::1")
 SIZES = {"K": 1e3, "M": 1e6, "B": 1e9}
 
 
@@ -35,6 +37,12 @@ def add(commands: Commands) -> None:
     group.add_argument(
         "--max-model-params", metavar="N", help="refuse larger models before their weights are read, such as 8B"
     )
+    group.add_argument(
+        "--export-dir",
+        metavar="DIR",
+        help="folder below which the Export step may write on this machine (default: ./exports; without one where"
+        " others are served, by --host, --root-path, --share or --allow-models: they download)",
+    )
     parser.set_defaults(run=run)
 
 
@@ -44,7 +52,12 @@ def run(args: argparse.Namespace, console: Console) -> None:
 
     quiet_libraries(console)
     serving = Serving(host=args.host, port=args.port, auth=_auth(args.auth), root_path=args.root_path, share=args.share)
-    policy = Policy(models=_names(args.allow_models, args.model), max_parameters=_count(args.max_model_params))
+    policy = Policy(
+        models=_names(args.allow_models, args.model),
+        max_parameters=_count(args.max_model_params),
+        exports=_exports(args),
+        push=not _served(args),
+    )
     try:
         launch(args.model, serving, policy)
     except OSError as error:
@@ -58,6 +71,18 @@ def _auth(text: str | None) -> tuple[str, str] | None:
     if not (user and separator and password):
         raise InputError("--auth takes a name and a password with a colon between them, such as ada:secret.")
     return user, password
+
+
+def _exports(args: argparse.Namespace) -> Path | None:
+    """The folder for exports: the one that is named, else ./exports for a page that only this machine sees."""
+    if args.export_dir:
+        return Path(args.export_dir)
+    return None if _served(args) else Path("exports")
+
+
+def _served(args: argparse.Namespace) -> bool:
+    """Whether others than this machine's user are meant to see the page."""
+    return args.host not in LOCAL or bool(args.root_path) or args.share or args.allow_models is not None
 
 
 def _names(text: str | None, opened: str) -> tuple[str, ...] | None:

@@ -15,16 +15,18 @@ from numprune.allocation import allocate
 from numprune.errors import InputError
 from numprune.generation import Sampling, generate
 from numprune.recipe import CalibrationRecipe, Recipe
+from numprune.ui.downloads import Downloads
 from numprune.ui.page import ACCELERATOR, owner_of, toasts
 from numprune.ui.pictures import data_uri, shown
 from numprune.ui.session import LoadRequest, Session
-from numprune.ui.steps.compare import measure_one, prompts_of
+from numprune.ui.steps.compare import DENSE, measure_one, prompts_of
+from numprune.ui.steps.export import default_name, packed
 from numprune.ui.steps.images import exhibition
 from numprune.ui.steps.load import texts_folder
 from numprune.ui.workbench import Jobs, Loaded, Workbench
 
 
-def add(workbench: Workbench, jobs: Jobs) -> None:
+def add(workbench: Workbench, jobs: Jobs, downloads: Downloads) -> None:
     """Add the endpoints to the page that is being built."""
 
     def opened(request: gr.Request, name: str, calibration: CalibrationRecipe, scorer: str) -> Loaded:
@@ -162,5 +164,42 @@ def add(workbench: Workbench, jobs: Jobs) -> None:
                 images[model] = [{**row, "picture": each} for row, each in zip(rows, pictures, strict=True)]
             return images
 
-    for endpoint in (load, score, prune, compare, draw):
+    def export(
+        request: gr.Request,
+        recipe: dict[str, Any],
+        name: str = "",
+        format: str = "transformers",
+        options: dict[str, str] | None = None,
+    ) -> dict[str, Any]:
+        """A model in a form that other engines open, as one file: the format's own, or its folder zipped.
+
+        Args:
+            recipe: as `load` returns it; names the dense model.
+            name: of the pruned model, as `prune` returns it; empty for the dense one.
+            format: a name in `numprune.export.FORMATS`.
+            options: the format's own.
+
+        Returns:
+            Format, size on disk in bytes, notes, a snippet that loads what the file unpacks to, and the file.
+        """
+        with toasts():
+            wanted = Recipe.from_dict(recipe)
+            loaded = opened(request, str(wanted.model), wanted.calibration, wanted.scorer)
+            owner = owner_of(request)
+            model = workbench.pruned(owner, name) if name else loaded.model
+            event = jobs.begin(owner)
+            try:
+                called = default_name(model, name or DENSE)
+                file, done = packed(downloads, owner, model, called, format, options or {}, cancel=event)
+            finally:
+                jobs.end(owner, event)
+            return {
+                "format": done.format,
+                "bytes": done.bytes,
+                "notes": done.notes,
+                "snippet": done.snippet,
+                "file": gr.FileData(path=str(file), orig_name=file.name).model_dump(),
+            }
+
+    for endpoint in (load, score, prune, compare, draw, export):
         gr.api(endpoint, api_name=endpoint.__name__, **ACCELERATOR)

@@ -10,7 +10,7 @@ from numprune.ui import api
 from numprune.ui.page import ACCELERATOR, Page, Updates, owner_of, toasts
 from numprune.ui.serving import Serving
 from numprune.ui.session import Session
-from numprune.ui.steps import compare, inspect, prune, report, tune
+from numprune.ui.steps import compare, export, inspect, prune, report, tune
 from numprune.ui.steps import load as load_step
 from numprune.ui.theme import CSS, THEME
 from numprune.ui.workbench import Jobs, Workbench, reporter
@@ -53,12 +53,13 @@ def compose(workbench: Workbench) -> tuple[gr.Blocks, Page]:
             tune=tune.build(),
             prune=prune.build(),
             compare=compare.build(),
+            export=export.build(workbench),
             report=report.build(),
         )
-        for step in (load_step, inspect, tune, prune, compare, report):
+        for step in (load_step, inspect, tune, prune, compare, export, report):
             step.wire(page)
         _wire(page, blocks)
-        api.add(workbench, jobs)
+        api.add(workbench, jobs, page.downloads)
     return blocks, page
 
 
@@ -81,7 +82,7 @@ def _wire(page: Page, blocks: gr.Blocks) -> None:
             variants = page.workbench.variants(owner)
             dense = page.workbench.dense(session).model
             models = {compare.DENSE: dense, name: variants[name]}
-            yield {**page.prune.show(variants), **page.compare.offer(variants)}
+            yield page.kept(session, owner)
             yield from compare.made(page, models, given, owner, reporter(bar), cancel)
             yield compare.measured(page, models, given, owner, reporter(bar), cancel)
 
@@ -92,6 +93,7 @@ def _wire(page: Page, blocks: gr.Blocks) -> None:
     def leave(request: gr.Request) -> None:
         page.jobs.stop(owner_of(request))
         page.workbench.release(owner_of(request))
+        page.downloads.free(owner_of(request))
 
     blocks.load(
         first_visit,
@@ -104,7 +106,7 @@ def _wire(page: Page, blocks: gr.Blocks) -> None:
     example = page.example.click(
         run_example,
         {page.session, page.compare.own_text, *page.compare.sampling, *page.compare.images.settings},
-        {*page.prune.outputs, *page.compare.outputs},
+        {*page.kept_outputs, *page.compare.outputs},
         api_visibility="private",
         show_progress_on=[page.prune.summary, page.compare.figures],
         js=SCROLL_TO_COMPARE,

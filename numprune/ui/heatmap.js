@@ -31,8 +31,8 @@ function describe(heat, row, column) {
     if (step !== 65535) lines.push(`${name} ${(grid.low + (step / 65534) * grid.span).toPrecision(4)}`);
   }
   const share = heat.share[cell] / 254;
-  lines.push(share === 1 ? "pruned by the plan" : share === 0 ? "kept by the plan"
-    : `${Math.round(share * 100)} % pruned by the plan`);
+  const [all, none] = heat.words;
+  lines.push(share === 1 ? all : share === 0 ? none : `${Math.round(share * 100)} % ${all}`);
   return lines.join("\n");
 }
 

@@ -27,12 +27,21 @@ COLUMNS = 1024
 SHADES = 250
 MISSING, KEPT, GONE = 255, 254, 253
 """Palette entries beside the shades: no unit here, and the two ends of the strip that shows what is pruned."""
-_CIVIDIS = [unlabel_rgb(colour) for colour in sample_colorscale("Cividis", np.linspace(0, 1, SHADES).tolist())]
-_PALETTE = np.zeros((256, 3), dtype=np.uint8)
-_PALETTE[:SHADES] = np.rint(_CIVIDIS)
-_PALETTE[GONE], _PALETTE[KEPT] = (255, 255, 255), (60, 66, 80)
 STRIP = 4
 """Pixel rows of colour for one of strip, where the plan is drawn as a strip under each layer."""
+
+
+def _palette(name: str) -> np.ndarray:
+    palette = np.zeros((256, 3), dtype=np.uint8)
+    shades = sample_colorscale(name, np.linspace(0, 1, SHADES).tolist())
+    palette[:SHADES] = np.rint([unlabel_rgb(colour) for colour in shades])
+    palette[GONE], palette[KEPT] = (255, 255, 255), (60, 66, 80)
+    return palette
+
+
+SCORES, DIFFERENCES = _palette("Cividis"), _palette("RdBu")
+BY_PLAN = ("pruned by the plan", "kept by the plan")
+BY_ONE = ("removed by only one of the two", "both agree")
 
 JS = (Path(__file__).parent / "heatmap.js").read_text(encoding="utf8")
 CSS = (Path(__file__).parent / "heatmap.css").read_text(encoding="utf8")
@@ -126,12 +135,8 @@ class Scale:
         if self.cut is not None:
             share = float(self.fraction(self.cut)) * 100
             mark = f"<i style='left:{share:.1f}%' title='The plan cuts at {self.cut:.4g}'></i>"
-        image = _png(np.arange(SHADES, dtype=np.uint8)[None])
         note = "" if self.cut is None else f"<span>mark: the plan cuts at {self.cut:.4g}</span>"
-        return (
-            f"<div class='np-legend'><span>{escape(low)}</span><div><img alt='colour scale' src='{image}'>{mark}</div>"
-            f"<span>{escape(high)}</span>{note}</div>"
-        )
+        return _legend(SCORES, low, high, mark, note)
 
 
 def score_heatmap(
@@ -167,6 +172,7 @@ def score_heatmap(
         _with_strip(cells.astype(np.uint8), share) if strip else cells.astype(np.uint8),
         shape=(layers, bins),
         title=title,
+        palette=SCORES,
         row_name="Layer",
         column_name=rows.name,
         ticks=_percent_ticks() if order == "sorted" else _unit_ticks(rows.widest),
@@ -175,10 +181,80 @@ def score_heatmap(
         per_cell=rows.widest / bins,
         values={"score": mean, **({"lowest": lowest} if rows.widest > bins else {})},
         share=share,
+        words=BY_PLAN,
         lines=lines,
         ring=ring,
         legend=scale.legend(),
-        height=int(np.clip(26 * layers, 180, 560)),
+        height=_height(layers),
+    )
+
+
+def most_apart(pairs: Sequence[tuple[Rows, Rows]]) -> float:
+    """The largest difference of two ranks, each from 0 to 1 in its layer, in several pictures; 1 without any."""
+    largest = [
+        float(np.abs(_ranks(ours) - _ranks(theirs)).max())
+        for first, second in pairs
+        for ours, theirs in zip(first.scores, second.scores, strict=True)
+        if ours is not None and theirs is not None and len(ours)
+    ]
+    return max(largest, default=0.0) or 1.0
+
+
+def difference_heatmap(
+    first: Rows,
+    second: Rows,
+    names: tuple[str, str],
+    *,
+    most: float,
+    title: str,
+    selected: tuple[int, int] | None = None,
+) -> str:
+    """Layer x unit differences of the ranks two methods give, and the units only one of them removes.
+
+    Ranks run from 0 to 1 in every layer. Cells that hold several units show the largest difference among them.
+
+    Args:
+        first, second: what each method says of the same units.
+        names: of the methods.
+        most: the difference at both ends of the scale, from `most_apart`.
+    """
+    bins, layers = first.bins, len(first.scores)
+    shown, ours, theirs, share = (np.full((layers, bins), np.nan) for _ in range(4))
+    for layer, (scores, others) in enumerate(zip(first.scores, second.scores, strict=True)):
+        if scores is None or others is None or not len(scores):
+            continue
+        rank, other = _ranks(scores), _ranks(others)
+        apart = first.pruned[layer] != second.pruned[layer]
+        for grid, values, reduce in (
+            (shown, rank - other, _farthest),
+            (ours, rank, _mean),
+            (theirs, other, _mean),
+            (share, apart, _mean),
+        ):
+            grid[layer] = _binned(values, bins, first.widest, reduce)
+    strip = bins > 128
+    fraction = np.clip((shown / most + 1) / 2, 0, 1)
+    cells = np.where(np.isnan(shown), MISSING, np.rint(np.nan_to_num(fraction) * (SHADES - 1))).astype(np.uint8)
+    largest = {"largest difference": shown} if first.widest > bins else {}
+    low, high = (f"{name} ranks it higher by {most:.2f}" for name in reversed(names))
+    return _figure(
+        _with_strip(cells, share) if strip else cells,
+        shape=(layers, bins),
+        title=title,
+        palette=DIFFERENCES,
+        row_name="Layer",
+        column_name=first.name,
+        ticks=_unit_ticks(first.widest),
+        by_score=False,
+        axis=first.name,
+        per_cell=first.widest / bins,
+        values={f"rank by {names[0]}": ours, f"rank by {names[1]}": theirs, **largest},
+        share=share,
+        words=BY_ONE,
+        lines="" if strip else _crosses(share),
+        ring=None if selected is None else (selected[0], first.column_of(*selected, "index")),
+        legend=_legend(DIFFERENCES, low, high),
+        height=_height(layers),
     )
 
 
@@ -187,6 +263,7 @@ def _figure(
     *,
     shape: tuple[int, int],
     title: str,
+    palette: np.ndarray,
     row_name: str,
     column_name: str,
     ticks: Sequence[tuple[float, str]],
@@ -195,6 +272,7 @@ def _figure(
     per_cell: float,
     values: dict[str, np.ndarray],
     share: np.ndarray,
+    words: tuple[str, str],
     lines: str,
     ring: tuple[int, int] | None,
     legend: str,
@@ -213,6 +291,7 @@ def _figure(
         "sorted": by_score,
         "values": {name: _quantised(grid) for name, grid in values.items()},
         "share": _bytes(np.where(np.isnan(share), 255, np.rint(np.nan_to_num(share) * 254)).astype(np.uint8)),
+        "words": words,
         "ring": ring,
     }
     label = f"{title}. {rows} rows by {bins} columns. Click a cell or walk with the arrow keys to select it."
@@ -223,7 +302,7 @@ def _figure(
         "<button type='button' data-save='png'>PNG</button><button type='button' data-save='svg'>SVG</button>"
         "</span></figcaption>"
         f"<div class='np-heat-body'><div class='np-heat-y' aria-hidden='true'>{labels}</div>"
-        f"<div class='np-heat-plot' style='height:{height}px'><img alt='' src='{_png(cells)}'>"
+        f"<div class='np-heat-plot' style='height:{height}px'><img alt='' src='{_png(cells, palette)}'>"
         f"<svg viewBox='0 0 {bins} {rows}' preserveAspectRatio='none' aria-hidden='true'>"
         f"<path class='np-under' d='{lines}'/><path class='np-over' d='{lines}'/>"
         "<path class='np-ring-under' d=''/><path class='np-ring' d=''/></svg>"
@@ -233,6 +312,18 @@ def _figure(
         f"<span>{escape(axis)} →</span></div>"
         f"{legend}</figure>"
     )
+
+
+def _legend(palette: np.ndarray, low: str, high: str, mark: str = "", note: str = "") -> str:
+    image = _png(np.arange(SHADES, dtype=np.uint8)[None], palette)
+    return (
+        f"<div class='np-legend'><span>{escape(low)}</span><div><img alt='colour scale' src='{image}'>{mark}</div>"
+        f"<span>{escape(high)}</span>{note}</div>"
+    )
+
+
+def _height(layers: int) -> int:
+    return int(np.clip(26 * layers, 180, 560))
 
 
 def _percent_ticks() -> list[tuple[float, str]]:
@@ -282,6 +373,12 @@ def _mean(places: np.ndarray, starts: np.ndarray) -> np.ndarray:
     return np.divide(sums, counts, out=np.full(len(starts), np.nan), where=counts > 0)
 
 
+def _farthest(places: np.ndarray, starts: np.ndarray) -> np.ndarray:
+    """The value farthest from zero."""
+    high, low = np.fmax.reduceat(places, starts), np.fmin.reduceat(places, starts)
+    return np.where(np.abs(high) >= np.abs(low), high, low)
+
+
 def _ranks(row: np.ndarray) -> np.ndarray:
     """Ranks scaled to 0 (lowest) to 1."""
     ranks = np.empty(len(row))
@@ -289,10 +386,10 @@ def _ranks(row: np.ndarray) -> np.ndarray:
     return ranks / max(len(row) - 1, 1)
 
 
-def _png(cells: np.ndarray) -> str:
+def _png(cells: np.ndarray, palette: np.ndarray) -> str:
     """A data URL of palette indices."""
     image = Image.fromarray(np.ascontiguousarray(cells), mode="P")
-    image.putpalette(_PALETTE.tobytes())
+    image.putpalette(palette.tobytes())
     buffer = io.BytesIO()
     image.save(buffer, "PNG", transparency=MISSING, compress_level=6)
     return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"

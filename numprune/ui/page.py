@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import re
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -15,11 +14,13 @@ import gradio as gr
 import torch
 
 from numprune.errors import CancelEvent, Cancelled, NumpruneError
+from numprune.ui.downloads import Downloads
 from numprune.ui.session import Session
 from numprune.ui.workbench import Jobs, Workbench
 
 if TYPE_CHECKING:
     from numprune.ui.steps.compare import CompareStep
+    from numprune.ui.steps.export import ExportStep
     from numprune.ui.steps.inspect import InspectStep
     from numprune.ui.steps.load import LoadStep
     from numprune.ui.steps.prune import PruneStep
@@ -53,11 +54,10 @@ class Page:
     tune: TuneStep
     prune: PruneStep
     compare: CompareStep
+    export: ExportStep
     report: ReportStep
     stoppable: list[Any] = field(default_factory=list)
-    files: tempfile.TemporaryDirectory[str] = field(
-        default_factory=lambda: tempfile.TemporaryDirectory(prefix="numprune-")
-    )
+    downloads: Downloads = field(default_factory=Downloads)
 
     @property
     def look(self) -> set[Any]:
@@ -70,38 +70,53 @@ class Page:
 
     @property
     def all_outputs(self) -> set[Any]:
-        steps = (self.load, self.inspect, self.tune, self.prune, self.compare)
+        steps = (self.load, self.inspect, self.tune, self.prune, self.compare, self.export)
         settings = {*self.tune.inputs, *self.prune.inputs, self.tune.curves, self.inspect.sentence}
         return {self.session, *settings, *(part for step in steps for part in step.outputs)}
+
+    @property
+    def kept_outputs(self) -> set[Any]:
+        return {*self.prune.outputs, self.compare.shown, *self.export.choices}
 
     def planned(self, session: Session, given: Updates) -> Updates:
         """Everything that follows from the session's model and recipe; `given` holds the values of `look`."""
         loaded, plan = self.workbench.dense(session), self.workbench.plan(session)
         return {
             self.session: session,
-            **self.inspect.show(loaded, plan, session, given),
+            **self.inspect.show(loaded, plan, session, given, self.workbench.rival(session)),
             **self.tune.show(loaded, plan),
         }
 
     def opened(self, session: Session, given: Updates) -> Updates:
         """Everything that follows from a newly loaded model."""
+        model = self.workbench.dense(session).model
         return {
             **self.planned(session, given),
-            **self.inspect.suit(self.workbench.dense(session).model),
+            **self.inspect.suit(model),
+            **self.inspect.rivals.clear(),
             **self.load.show(self.workbench.dense(session)),
             **self.tune.settings(session.recipe),
             **self.prune.settings(session.recipe),
             **self.prune.show({}),
-            **self.compare.clear(self.workbench.dense(session).model),
+            **self.compare.clear(model),
+            **self.export.clear(model),
             self.tune.curves: gr.Plot(None, visible=False),
         }
 
-    def offer(self, name: str, text: str) -> Updates:
+    def kept(self, session: Session, owner: str) -> Updates:
+        """The tab's pruned models, wherever one can be chosen."""
+        variants = self.workbench.variants(owner)
+        dense = self.workbench.dense(session).model
+        return {**self.prune.show(variants), **self.compare.offer(variants), **self.export.offer(dense, variants)}
+
+    def offer(self, owner: str, name: str, text: str) -> Updates:
         """A file for the browser to download at once, made by a handler that `save_with` follows."""
-        safe = re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-")
-        # A folder for each, so that two tabs never write the same file; all go when the program ends.
-        file = Path(tempfile.mkdtemp(dir=self.files.name)) / safe
+        file = self.downloads.folder(owner) / file_name(name)
         file.write_text(text, encoding="utf-8")
+        return self.hand(file)
+
+    def hand(self, file: Path) -> Updates:
+        """The same for a file that lies in one of the tab's folders."""
         return {self.download: gr.DownloadButton(value=str(file))}
 
     def save_with(self, event: Any) -> None:
@@ -118,6 +133,11 @@ class Page:
                 yield event
         finally:
             self.jobs.end(owner, event)
+
+
+def file_name(name: str) -> str:
+    """A name without anything a file system or a shell minds."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.") or "file"
 
 
 CLICK_DOWNLOAD = """() => new Promise((done) => setTimeout(() => {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass
+from pathlib import Path
 
 from numprune.calibration import DATASETS
 from numprune.errors import InputError
@@ -36,10 +37,14 @@ class Policy:
         models: the only names that may be loaded; None for any. With a list, calibration text is limited to
             datasets, uploads and the model's own samples, so that no file of the server can be read.
         max_parameters: of a model; None for any.
+        exports: folder below which models may be exported on this machine; None where they can only be downloaded.
+        push: whether models may be pushed to the Hub from here, with the visitor's own token.
     """
 
     models: Collection[str] | None = None
     max_parameters: int | None = None
+    exports: Path | None = None
+    push: bool = False
 
     def check(self, request: LoadRequest, own_texts: str) -> None:
         """Raise InputError for what may not be loaded; `own_texts` is the folder of uploaded texts."""
@@ -50,3 +55,23 @@ class Policy:
         data = str(request.calibration.data)
         if data not in ("self", *DATASETS) and not data.startswith(own_texts):
             raise InputError("Files of the server may not be read here; upload the text or choose a dataset.")
+
+    def export_target(self, name: str) -> Path:
+        """The path of an export by its name below the folder for exports.
+
+        Raises:
+            InputError: there is no such folder, the name leads out of it, links followed, or is taken.
+        """
+        if self.exports is None:
+            raise InputError("Exports may not be written on this machine; download the model instead.")
+        try:
+            root = self.exports.resolve()
+            path = (root / name).resolve()
+            taken = path.exists()
+        except (OSError, ValueError, RuntimeError) as error:
+            raise InputError(f"'{name[:60]}' is no name for a file; choose another one.") from error
+        if root not in path.parents:
+            raise InputError(f"'{name[:60]}' is not below the folder for exports; give a name such as small.")
+        if taken:
+            raise InputError(f"'{name[:60]}' is there already; choose another name.")
+        return self.exports / path.relative_to(root)

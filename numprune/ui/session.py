@@ -43,6 +43,7 @@ class Session:
         past, future: recipes to undo to and to redo, the nearest last.
         change: what the last change of the recipe was, so that one drag of a slider is one step back.
         selected: the unit whose details are shown.
+        against: the scorer whose choices are compared with the page's; empty for none.
     """
 
     dense: LoadRequest | None = None
@@ -51,6 +52,7 @@ class Session:
     future: tuple[Recipe, ...] = ()
     change: str = ""
     selected: Unit | None = None
+    against: str = ""
 
     def changed(self, change: str, **values: Any) -> Session:
         """With other values in the recipe. Consecutive changes of the same name are undone together.

@@ -30,6 +30,8 @@ PAGE = """
 .np-step h2 { border-top: 1px solid var(--border-color-primary); padding-top: 1rem; margin-top: .5rem; }
 .np-help p { font-size: .85rem; color: var(--body-text-color-subdued); }
 #np-download { display: none; }
+/* Scrolls inside itself; without this a wide one widens the whole page. */
+.np-grid { contain: inline-size; }
 .np-step .html-container { padding: 0; }
 """
 

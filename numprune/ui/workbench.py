@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -14,6 +14,8 @@ import torch
 from numprune.allocation import PruningPlan, allocate
 from numprune.calibration import CalibrationStats, calibrate
 from numprune.errors import CancelEvent, InputError, Progress, check_cancelled
+from numprune.evaluation.methods import Cell
+from numprune.evaluation.uniform import cost_of_uniform
 from numprune.models import Model, embedded_models, load
 from numprune.pruning import prune_as_planned
 from numprune.recipe import Recipe
@@ -58,12 +60,13 @@ class Finding:
 
 @dataclass
 class Tab:
-    """What the long steps of one browser tab have made: pruned models by name, findings by title, and the images
-    that were drawn last."""
+    """What the long steps of one browser tab have made: pruned models by name, findings by title, the images that
+    were drawn last, and the cells in which methods were compared, those of the run that is shown last."""
 
     variants: dict[str, Model] = field(default_factory=dict)
     findings: dict[str, Finding] = field(default_factory=dict)
     exhibition: Exhibition | None = None
+    cells: list[Cell] = field(default_factory=list)
 
 
 class Workbench:
@@ -80,6 +83,7 @@ class Workbench:
         self._computing = threading.Lock()
         self._building: dict[LoadRequest, threading.Lock] = {}
         self._loaded: dict[LoadRequest, Loaded] = {}
+        self._rivals: dict[LoadRequest, dict[str, ScoreTable]] = {}
         self._claims: dict[LoadRequest, set[str]] = {}
         self._tabs: dict[str, Tab] = {}
         self._opened = opened
@@ -218,6 +222,20 @@ class Workbench:
             raise InputError("There are no images yet; press Draw side by side.")
         return shown
 
+    def keep_cells(self, owner: str, cells: Sequence[Cell]) -> None:
+        """Keep all cells of one run, in the place of those of that run; it becomes the one that is shown."""
+        runs = {cell.run for cell in cells}
+        with self._lock:
+            tab = self._tabs.setdefault(owner, Tab())
+            tab.cells = [*(cell for cell in tab.cells if cell.run not in runs), *cells]
+
+    def cells(self, owner: str, run: str | None = None) -> list[Cell]:
+        """The tab's cells of a run; of the one that is shown when none is given."""
+        with self._lock:
+            cells = list(self._tabs.get(owner, Tab()).cells)
+        run = cells[-1].run if cells and run is None else run
+        return [cell for cell in cells if cell.run == run]
+
     def open(self, loaded: Loaded, session: Session) -> Session:
         """The session after loading: a fresh recipe for the model, with the ratio kept."""
         recipe = Recipe(
@@ -237,6 +255,25 @@ class Workbench:
         """What the session's recipe would keep."""
         return allocate(self.dense(session).scores, session.recipe)
 
+    def score_rival(
+        self, session: Session, *, progress: Progress | None = None, cancel: CancelEvent | None = None
+    ) -> None:
+        """Score the session's model by the method it is compared with; the scores are kept as long as the model is."""
+        loaded = self.dense(session)
+        if self.rival(session) is not None:
+            return
+        with self._computing:
+            scores = score(loaded.model, loaded.stats, method=session.against, progress=progress, cancel=cancel)
+        check_cancelled(cancel)
+        with self._lock:
+            if loaded.request in self._loaded:
+                self._rivals.setdefault(loaded.request, {})[session.against] = scores
+
+    def rival(self, session: Session) -> ScoreTable | None:
+        """The scores the session compares its own with; None when there are none."""
+        with self._lock:
+            return None if session.dense is None else self._rivals.get(session.dense, {}).get(session.against)
+
     def prune(
         self,
         session: Session,
@@ -255,6 +292,11 @@ class Workbench:
         self._check_budget(loaded.model.bytes * plan.parameters_after // plan.parameters_before, f"'{wanted}'")
         with self._computing:
             model = prune_as_planned(loaded.model, plan, loaded.stats, progress=progress, cancel=cancel)
+            if recipe.uniform:
+                cost = cost_of_uniform(
+                    loaded.model, model, loaded.stats, loaded.scores, progress=progress, cancel=cancel
+                )
+                model.report.notes.append(cost)
         check_cancelled(cancel)
         with self._lock:
             variants = self._tabs.setdefault(owner, Tab()).variants
@@ -279,6 +321,7 @@ class Workbench:
                     owners.discard(owner)
                 if not owners:
                     del self._claims[request], self._loaded[request]
+                    self._rivals.pop(request, None)
             self._tabs.pop(owner, None)
 
 

@@ -4,6 +4,7 @@ import base64
 import io
 import subprocess
 import sys
+import zipfile
 
 import numpy as np
 import pytest
@@ -61,6 +62,21 @@ def test_prune_and_compare_repeat_what_the_package_does(client, facts):
     assert both["dense"]["texts"] == dense
     assert both["pruned"]["parameters"] == plan.parameters_after
     assert both["dense"]["perplexity"] < both["pruned"]["perplexity"]
+
+
+def test_export_gives_a_file_that_loads(client, facts, tmp_path):
+    done = client.predict(recipe=facts["recipe"] | {"ratio": 0.25}, name="small", api_name="/prune")
+    out = client.predict(recipe=facts["recipe"], name=done["name"], format="transformers", api_name="/export")
+    with zipfile.ZipFile(out["file"]) as archive:
+        assert out["bytes"] == sum(entry.file_size for entry in archive.infolist())
+        archive.extractall(tmp_path)
+    assert 'from_pretrained("tiny-stories-small"' in out["snippet"]
+    model = numprune.load(tmp_path / "tiny-stories-small")
+    assert model.parameters == done["report"]["parameters_after"]
+    with pytest.raises(AppError, match="Format 'tar' is not known"):
+        client.predict(recipe=facts["recipe"], format="tar", api_name="/export")
+    with pytest.raises(AppError, match="no option 'colour'"):
+        client.predict(recipe=facts["recipe"], options={"colour": "red"}, api_name="/export")
 
 
 def test_an_image_model_draws(client, images_folder):

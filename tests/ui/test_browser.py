@@ -2,6 +2,9 @@
 
 import re
 import shutil
+import subprocess
+import sys
+import zipfile
 
 import pytest
 
@@ -85,6 +88,15 @@ def write_ratio(page, name, text):
 def prune(page):
     page.click("#np-prune")
     says(page, "Parameters, counted")
+
+
+def load_small(page):
+    """The model of the page, calibrated on next to nothing."""
+    page.get_by_text("Another model or other calibration text").click()
+    page.get_by_label("Samples", exact=True).fill("4")
+    page.get_by_label("Length", exact=True).fill("32")
+    page.get_by_role("button", name="Load and score").click()
+    says(page, "4 x 32")
 
 
 def click_head(page, row, column, layers=8, heads_=8):
@@ -269,6 +281,78 @@ def test_several_pruned_models_are_kept_named_and_compared(page):
     expect(page.get_by_role("checkbox", name="second")).to_have_count(0, timeout=PATIENCE)
 
 
+def test_another_scorer_is_compared_and_a_disputed_unit_is_chosen_from_the_list(page):
+    part = page.locator("#np-rivals")
+    part.get_by_text("Compare with another scorer").click()
+    page.get_by_role("button", name="Compare scores").click()
+    expect(part.locator(HEAT)).to_have_count(2, timeout=PATIENCE)
+    expect(part.locator(".np-table tbody tr")).to_have_count(8)
+    unit = part.locator(".np-grid [data-row='0'][data-col='2']").first
+    layer, index = part.locator(".np-grid [data-row='0'][data-col='0']").first.inner_text(), unit.inner_text()
+    unit.click()
+    says(page, f"Layer {layer.strip()}, channel {index.strip()}")
+    before = part.locator(".np-notes").inner_text()
+    write_ratio(page, "0.mlp", "0.5")
+    expect(part.locator(".np-notes")).not_to_have_text(before, timeout=PATIENCE)
+
+
+def test_methods_are_compared_and_their_cells_opened_again(page, tmp_path):
+    load_small(page)
+    page.get_by_label("Text to measure on").fill("Once upon a time there was a dog. " * 20)
+    part = page.locator("#np-methods")
+    part.get_by_text("Methods side by side").first.click()
+    for name in ("paper", "best", "flap"):
+        part.get_by_label(name, exact=True).uncheck()
+    part.get_by_label("magnitude", exact=True).check()
+    page.get_by_role("button", name="Compare methods").click()
+    expect(part.locator("tbody tr")).to_have_count(2, timeout=PATIENCE)
+    expect(part.locator(".js-plotly-plot")).to_be_visible()
+    with page.expect_download() as download:
+        page.get_by_role("button", name="Download the cells").click()
+    file = tmp_path / "cells.csv"
+    download.value.save_as(file)
+    lines = file.read_text().splitlines()
+    places = [line.split(",")[2:4] for line in lines[1:]]
+    assert places == [["dense", "0.0"], ["magnitude", "0.2"], ["magnitude", "0.4"]]
+    file.write_text("\n".join(lines[:3]) + "\n")
+    page.get_by_test_id("Open cells-upload-button").set_input_files(file)
+    expect(part.locator("tbody tr")).to_have_count(1, timeout=PATIENCE)
+
+
+def test_a_pruned_model_is_exported_and_loads_from_the_snippet(page, tmp_path):
+    prune(page)
+    part = page.locator("#np-export")
+    part.get_by_label("stock:").check()
+    page.click("#np-save-export")
+    toast(page, "'stock' cannot carry it")
+    part.get_by_label("transformers:").check()
+    with page.expect_download(timeout=PATIENCE) as download:
+        page.click("#np-save-export")
+    assert download.value.suggested_filename == "tiny-stories-30-global.zip"
+    expect(page.locator("#np-exported")).to_contain_text("on disk")
+    with zipfile.ZipFile(download.value.path()) as archive:
+        archive.extractall(tmp_path)
+    assert "tiny-stories-30-global/" in archive.namelist()[0]
+    code = part.locator(".cm-content").inner_text() + "\nprint(model.num_parameters())"
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
+    says(page, f"{int(done.stdout.split()[-1]):,}")
+
+
+def test_a_token_is_cleared_at_the_click(page):
+    part = page.locator("#np-hub")
+    part.get_by_text("Push to the Hugging Face Hub").click()
+    part.get_by_label("Repository").fill("no/such/name")
+    token = part.get_by_label("Token")
+    expect(token).to_have_attribute("type", "password")
+    token.fill("hf_secret")
+    page.get_by_role("button", name="Push to the Hub").click()
+    # It reached the server, or this would be about a missing token.
+    toast(page, "no name for a repository")
+    expect(token).to_have_value("")
+    page.get_by_role("button", name="Push to the Hub").click()
+    toast(page, "There is no token")
+
+
 def test_the_report_is_one_page_with_what_was_found(page, browser, tmp_path):
     prune(page)
     with page.expect_download(timeout=PATIENCE) as download:
@@ -326,11 +410,7 @@ def test_two_tabs_do_not_mix(visit):
     first, second = visit(), visit()
     write_ratio(first, "5.mlp", "0.9")
     expect(first.locator("[data-lock='5.mlp']")).to_be_checked(timeout=PATIENCE)
-    second.get_by_text("Another model or other calibration text").click()
-    second.get_by_label("Samples", exact=True).fill("4")
-    second.get_by_label("Length", exact=True).fill("32")
-    second.get_by_role("button", name="Load and score").click()
-    says(second, "4 x 32")
+    load_small(second)
     second.get_by_label("Name").fill("only here")
     prune(second)
     expect(second.locator("[data-lock]:checked")).to_have_count(0)

@@ -8,7 +8,19 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from numprune.ui.heatmap import COLUMNS, GONE, KEPT, MISSING, SHADES, STRIP, Rows, Scale, score_heatmap
+from numprune.ui.heatmap import (
+    COLUMNS,
+    GONE,
+    KEPT,
+    MISSING,
+    SHADES,
+    STRIP,
+    Rows,
+    Scale,
+    difference_heatmap,
+    most_apart,
+    score_heatmap,
+)
 
 
 def rows(layers=4, units=8, *, cut=0.3, seed=0, name="channel"):
@@ -171,3 +183,43 @@ def test_names_are_escaped():
 def test_a_seven_billion_model_fits_a_small_payload(order):
     html = drawn(rows(32, 11008), order=order, cut=0.7)
     assert len(html) < 400_000
+
+
+def apart(first, second):
+    return difference_heatmap(first, second, ("ours", "<theirs>"), most=most_apart([(first, second)]), title="Apart")
+
+
+def test_differences_of_ranks_are_zero_in_the_middle_and_symmetric():
+    first, second = rows(3, 9), rows(3, 9, seed=1)
+    ranks = [np.argsort(np.argsort(np.stack(each.scores), axis=1), axis=1) / 8 for each in (first, second)]
+    difference = ranks[0] - ranks[1]
+    cells = image(apart(first, second)).astype(int)
+    middle = (SHADES - 1) / 2
+    np.testing.assert_allclose(cells - middle, difference / np.abs(difference).max() * middle, atol=0.51)
+    np.testing.assert_allclose(values(apart(first, second), "rank by ours").reshape(3, 9), ranks[0], atol=1e-4)
+    assert (image(apart(first, first)) == round(middle)).all()
+
+
+def test_only_units_one_of_two_methods_removes_are_marked():
+    first, second = rows(4, 8, cut=0.5), rows(4, 8, cut=0.5, seed=1)
+    html = apart(first, second)
+    crossed = {(int(r), int(c)) for c, r in re.findall(r"M(\d+) (\d+)h1v1h-1z", html)}
+    differ = np.stack(first.pruned) != np.stack(second.pruned)
+    assert crossed == set(zip(*(part.tolist() for part in np.nonzero(differ)), strict=True))
+    assert behind(html)["words"] == ["removed by only one of the two", "both agree"]
+    assert "&lt;theirs&gt; ranks it higher by" in html
+    wide, other = rows(2, 500), rows(2, 500, seed=1)
+    strip = image(apart(wide, other))[STRIP :: STRIP + 1]
+    np.testing.assert_array_equal(strip == GONE, np.stack(wide.pruned) != np.stack(other.pruned))
+
+
+def test_a_bin_of_differences_shows_the_largest_and_empty_layers_stay_empty():
+    first = Rows([np.arange(4096.0), None], [np.zeros(4096, bool), None], "channel")
+    moved = first.scores[0].copy()
+    moved[100] = 5000
+    second = Rows([moved, None], first.pruned, "channel")
+    html = apart(first, second)
+    largest = values(html, "largest difference").reshape(2, -1)
+    assert largest[0, 100 // 4] == pytest.approx(100 / 4095 - 1, abs=1e-4)
+    assert np.isnan(largest[1]).all()
+    assert (image(html)[STRIP + 1 :][:STRIP] == MISSING).all()

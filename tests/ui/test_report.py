@@ -9,9 +9,10 @@ import torch
 
 import numprune
 from numprune.ui import html
-from numprune.ui.figures import error_bars, layer_row
+from numprune.ui.figures import error_bars
 from numprune.ui.heatmap import Rows, Scale, score_heatmap
 from numprune.ui.report import Section, environment, report_html
+from numprune.ui.score_figures import layer_row
 from numprune.ui.texts import side_by_side
 
 CHROMIUM = shutil.which("chromium")

@@ -26,12 +26,12 @@ from numprune.ui.steps.compare import (
     figures_table,
     measure_one,
     prompts_of,
-    ratios_of,
     sweep_figures,
     sweep_table,
     write_all,
 )
 from numprune.ui.steps.load import PASTED, UPLOADED, facts, source_of, whole
+from numprune.ui.steps.methods import ratios_of
 from numprune.ui.steps.prune import small_print, variants_table
 from numprune.ui.steps.report import ERRORS, LAYERS, UNITS, numbers, session_report
 from numprune.ui.steps.tune import ALLOCATIONS, METHODS, adopted, command_line, method_of, prediction, preset, preset_of
@@ -356,7 +356,19 @@ def blocks():
 
 def test_every_handler_that_computes_waits_in_one_queue(blocks):
     computing = {"load_and_score", "carry_out", "write", "measure", "diverge", "by_ratio", "run_example", "first_visit"}
-    computing |= {"suggest_ratios", "picture", "make", "load", "score", "prune", "compare"}
+    computing |= {
+        "suggest_ratios",
+        "picture",
+        "make",
+        "compare_scores",
+        "compare_cells",
+        "download",
+        "upload",
+        "load",
+        "score",
+        "prune",
+        "compare",
+    }
     found = [fn for fn in blocks.fns.values() if fn.name in computing]
     assert {fn.name for fn in found} == computing
     assert {fn.concurrency_id for fn in found} == {"accelerator"}
@@ -365,7 +377,7 @@ def test_every_handler_that_computes_waits_in_one_queue(blocks):
 
 def test_only_the_named_endpoints_are_public(blocks):
     public = {fn.api_name for fn in blocks.fns.values() if fn.api_visibility == "public"}
-    assert public == {"load", "score", "prune", "compare", "draw"}
+    assert public == {"load", "score", "prune", "compare", "draw", "export"}
 
 
 def test_every_control_has_a_label_and_a_line_of_help(blocks):

@@ -17,8 +17,8 @@ from numprune.models import Model, held_out_text
 from numprune.ui import html
 from numprune.ui.figures import divergence_chart, sweep_chart
 from numprune.ui.page import ACCELERATOR, Updates, owner_of
-from numprune.ui.ratios import parse_ratio
-from numprune.ui.steps import images
+from numprune.ui.steps import images, methods
+from numprune.ui.steps.methods import ratios_of
 from numprune.ui.texts import side_by_side
 from numprune.ui.workbench import reporter
 
@@ -60,6 +60,7 @@ class CompareStep:
     sweep: gr.Button
     sweep_figures: gr.HTML
     sweep_chart: gr.Plot
+    methods: methods.MethodsPart
 
     @property
     def sampling(self) -> set[Any]:
@@ -68,13 +69,15 @@ class CompareStep:
     @property
     def outputs(self) -> set[Any]:
         charts = {self.divergence_figures, self.divergence, self.sweep_figures, self.sweep_chart}
-        return {self.shown, self.part, self.texts, self.figures, *charts, *self.images.outputs}
+        parts = {*self.images.outputs, *self.methods.outputs}
+        return {self.shown, self.part, self.texts, self.figures, *charts, *parts}
 
     def clear(self, model: Model) -> Updates:
         """Empty, with the controls of a language or of an image model."""
         return {
             **self.offer({}),
             **self.images.clear(model),
+            **self.methods.clear(),
             self.part: gr.Column(visible=model.adapter.reads_text),
             self.texts: html.empty(WRITING),
             self.figures: html.empty(MEASURING),
@@ -141,6 +144,7 @@ def build() -> CompareStep:
                 sweep_button = gr.Button("Speed and memory by ratio", variant="secondary", scale=1, min_width=160)
             sweep_figures = gr.HTML("", elem_id="np-sweep")
             sweep_plot = gr.Plot(label="Speed and memory against ratio", visible=False)
+        methods_part = methods.build()
     return CompareStep(
         shown=shown,
         images=pictures,
@@ -163,6 +167,7 @@ def build() -> CompareStep:
         sweep=sweep_button,
         sweep_figures=sweep_figures,
         sweep_chart=sweep_plot,
+        methods=methods_part,
     )
 
 
@@ -178,14 +183,6 @@ def prompts_of(text: str) -> list[str]:
     if len(prompts) > MOST_PROMPTS:
         raise InputError(f"There are {len(prompts)} prompts; write at most {MOST_PROMPTS} lines.")
     return prompts
-
-
-def ratios_of(text: str) -> list[float]:
-    """The numbers of the ratio box, ascending."""
-    ratios = sorted({parse_ratio(part) for part in text.replace(";", " ").split()})
-    if not 1 <= len(ratios) <= 12:
-        raise InputError(f"There are {len(ratios)} ratios; give 1 to 12, such as 0 0.1 0.3 0.5.")
-    return ratios
 
 
 def write_all(
@@ -428,6 +425,7 @@ def wire(page: Page) -> None:
     )
     page.stoppable.append(event)
     images.wire(page)
+    methods.wire(page)
     event = part.measure.click(
         measure,
         {*given, *part.settings},

@@ -15,11 +15,13 @@ from numprune.errors import InputError
 from numprune.evaluation import attention_patterns
 from numprune.models import Kind, Model, ModuleKey
 from numprune.models.adapter import KINDS
+from numprune.scoring import ScoreTable
 from numprune.ui import heatmap, html
-from numprune.ui.figures import attention_pattern, layer_profile, layer_row, score_distribution
-from numprune.ui.heatmap import Rows, Scale, score_heatmap
+from numprune.ui.heatmap import Order, Rows, Scale, score_heatmap
 from numprune.ui.page import ACCELERATOR, LIVE, Updates, owner_of, toasts
+from numprune.ui.score_figures import attention_pattern, layer_profile, layer_row, score_distribution
 from numprune.ui.session import Session, Unit
+from numprune.ui.steps import rivals
 from numprune.ui.steps.load import unit_name
 from numprune.ui.workbench import Loaded
 
@@ -54,6 +56,7 @@ class InspectStep:
     charts_open: gr.State
     distribution: gr.Plot
     profile: gr.Plot
+    rivals: rivals.RivalsPart
 
     @property
     def look(self) -> set[Any]:
@@ -62,16 +65,20 @@ class InspectStep:
     @property
     def outputs(self) -> set[Any]:
         details = {self.unit, self.forced, self.kind, self.layer, self.index}
-        return {self.heads, self.channels, self.distribution, self.profile, *details}
+        return {self.heads, self.channels, self.distribution, self.profile, *details, *self.rivals.outputs}
 
     def suit(self, model: Model) -> Updates:
         """The controls that make sense for a model."""
         return {self.sentence: gr.Textbox(visible=model.adapter.reads_text)}
 
-    def show(self, loaded: Loaded, plan: PruningPlan, session: Session, given: Updates) -> Updates:
+    def show(
+        self, loaded: Loaded, plan: PruningPlan, session: Session, given: Updates, rival: ScoreTable | None
+    ) -> Updates:
         updates = {**self.pictures(loaded, plan, session, given), **self.details(loaded, plan, session)}
         if given.get(self.charts_open):
             updates |= self.draw_charts(loaded, plan)
+        if rival is not None:
+            updates |= self.rivals.show(loaded, plan, rival, session)
         return updates
 
     def pictures(self, loaded: Loaded, plan: PruningPlan, session: Session, given: Updates) -> Updates:
@@ -127,15 +134,8 @@ def rows_of(loaded: Loaded, plan: PruningPlan, kind: Kind) -> Rows:
     for layer in range(loaded.model.layers):
         module = loaded.scores.modules.get(ModuleKey(layer, kind))
         scores.append(None if module is None else module.units)
-        pruned.append(None if module is None else gone(plan, ModuleKey(layer, kind)))
+        pruned.append(None if module is None else plan.gone(ModuleKey(layer, kind)))
     return Rows(scores, pruned, unit_name(loaded) if kind == "attention" else "channel")
-
-
-def gone(plan: PruningPlan, key: ModuleKey) -> np.ndarray:
-    """Whether the plan prunes each unit of a module, bool."""
-    pruned = np.ones(plan.units[key], dtype=bool)
-    pruned[list(plan.keep[key])] = False
-    return pruned
 
 
 def place_of(unit: Unit | None, kind: Kind) -> tuple[int, int] | None:
@@ -182,7 +182,7 @@ def unit_card(loaded: Loaded, plan: PruningPlan, unit: Unit) -> str:
     weight = float(block.last.weight.detach()[:, channels.to(block.last.weight.device)].float().norm())
     activation = float(stats.rms[channels.to(stats.rms.device)].square().mean().sqrt())
     name = unit_name(loaded) if key.kind == "attention" else "channel"
-    how = "pruned" if gone(plan, key)[index] else "kept"
+    how = "pruned" if plan.gone(key)[index] else "kept"
     forced = {"keep": "forced to stay", "prune": "forced to go"}.get(
         next((way for way in ("keep", "prune") if index in getattr(plan.recipe, way).get(key, ())), ""), "by the plan"
     )
@@ -255,6 +255,7 @@ def build() -> InspectStep:
         with gr.Accordion("Distribution of the scores, and profile over the layers", open=False) as charts, gr.Row():
             distribution = gr.Plot(label="Share of units by score", min_width=320)
             profile = gr.Plot(label="Scores by layer", min_width=320)
+        rivals_part = rivals.build()
     return InspectStep(
         view=view,
         order=order,
@@ -271,6 +272,7 @@ def build() -> InspectStep:
         charts_open=gr.State(False),
         distribution=distribution,
         profile=profile,
+        rivals=rivals_part,
     )
 
 
@@ -285,7 +287,9 @@ def wire(page: Page) -> None:
             session = given[page.session]
             return step.pictures(*both(session), session, given)
 
-    def clicked(kind: Kind) -> Any:
+    def clicked(kind: Kind, order: Order | None = None) -> Any:
+        """A handler of clicks in a heatmap; its channels stand in `order`, or else as the page says."""
+
         def select(given: Updates, event: gr.EventData) -> Updates:
             with toasts():
                 session = given[page.session]
@@ -297,8 +301,7 @@ def wire(page: Page) -> None:
                     raise InputError("The heatmap sent no cell; reload the page.")
                 if not (0 <= row < len(rows.scores) and 0 <= column < rows.bins) or rows.scores[row] is None:
                     raise InputError("There is nothing in that cell; choose another one.")
-                order = "index" if kind == "attention" else given[step.order]
-                index = rows.unit_at(row, column, order)
+                index = rows.unit_at(row, column, order or given[step.order])
                 if index is None:
                     raise InputError("There is nothing in that cell; choose another one.")
                 session = replace(session, selected=Unit(ModuleKey(row, kind), index))
@@ -306,17 +309,25 @@ def wire(page: Page) -> None:
 
         return select
 
+    def chosen_by_name(given: Updates, kind: Any, layer: Any, index: Any) -> Updates:
+        loaded, plan = both(given[page.session])
+        session = replace(given[page.session], selected=checked_unit(loaded, kind, layer, index))
+        return {
+            page.session: session,
+            **step.pictures(loaded, plan, session, given),
+            **step.details(loaded, plan, session),
+        }
+
     def named(given: Updates) -> Updates:
         with toasts():
-            session = given[page.session]
-            loaded, plan = both(session)
-            unit = checked_unit(loaded, given[step.kind], given[step.layer], given[step.index])
-            session = replace(session, selected=unit)
-            return {
-                page.session: session,
-                **step.pictures(loaded, plan, session, given),
-                **step.details(loaded, plan, session),
-            }
+            return chosen_by_name(given, given[step.kind], given[step.layer], given[step.index])
+
+    def listed(given: Updates, event: gr.SelectData) -> Updates:
+        with toasts():
+            row = event.row_value
+            if not isinstance(row, list) or len(row) < 3:
+                raise InputError("The table sent no unit; reload the page.")
+            return chosen_by_name(given, row[1], row[0], row[2])
 
     def force(given: Updates) -> Updates:
         session = given[page.session]
@@ -347,8 +358,11 @@ def wire(page: Page) -> None:
     details = {page.session, step.unit, step.forced, step.kind, step.layer, step.index}
     pictured = {page.session, step.sentence}
     chosen = [
-        step.heads.select(clicked("attention"), page.look, details, **LIVE),
+        step.heads.select(clicked("attention", "index"), page.look, details, **LIVE),
         step.channels.select(clicked("mlp"), page.look, details, **LIVE),
+        step.rivals.heads.select(clicked("attention", "index"), page.look, details, **LIVE),
+        step.rivals.channels.select(clicked("mlp", "index"), page.look, details, **LIVE),
+        step.rivals.units.select(listed, page.look, {*details, step.heads, step.channels}, **LIVE),
         gr.on(
             [step.layer.submit, step.index.submit],
             named,
@@ -363,6 +377,7 @@ def wire(page: Page) -> None:
     step.forced.input(force, {*page.look, step.forced}, page.plan_outputs, **LIVE)
     step.charts.expand(expand_charts, page.session, {step.charts_open, step.distribution, step.profile}, **LIVE)
     step.charts.collapse(lambda: False, None, step.charts_open, **LIVE)
+    rivals.wire(page)
 
 
 def unit_picture(loaded: Loaded, plan: PruningPlan, unit: Unit, sentence: str) -> tuple[Any, str, pd.DataFrame]:
@@ -370,7 +385,7 @@ def unit_picture(loaded: Loaded, plan: PruningPlan, unit: Unit, sentence: str) -
     model, on the first image it was calibrated on), or a channel among all of its layer."""
     key, index = unit
     if key.kind == "mlp":
-        scores, pruned = loaded.scores.modules[key].units, gone(plan, key)
+        scores, pruned = loaded.scores.modules[key].units, plan.gone(key)
         table = pd.DataFrame({"channel": np.arange(len(scores)), "score": scores, "kept": ~pruned})
         return layer_row(scores, pruned, index, "channel"), f"All channels of layer {key.layer}", table
     reads_text = loaded.model.adapter.reads_text

@@ -166,19 +166,17 @@ def wire(page: Page) -> None:
         owner = owner_of(request)
         with page.job(request) as cancel:
             page.workbench.prune(session, owner, name=name or "", progress=reporter(bar), cancel=cancel)
-            variants = page.workbench.variants(owner)
-            return {**step.show(variants), **page.compare.offer(variants)}
+            return page.kept(session, owner)
 
     def choose(chosen: str, request: gr.Request) -> Updates:
         with toasts():
             return step.show(page.workbench.variants(owner_of(request)), chosen)
 
-    def remove(chosen: str, request: gr.Request) -> Updates:
+    def remove(chosen: str, session: Session, request: gr.Request) -> Updates:
         owner = owner_of(request)
         with toasts():
             page.workbench.remove(owner, chosen)
-            variants = page.workbench.variants(owner)
-            return {**step.show(variants), **page.compare.offer(variants)}
+            return page.kept(session, owner)
 
     def compensate(given: Updates) -> Updates:
         with toasts():
@@ -200,11 +198,11 @@ def wire(page: Page) -> None:
     event = step.button.click(
         carry_out,
         [step.name, page.session],
-        {*step.outputs, page.compare.shown},
+        page.kept_outputs,
         api_visibility="private",
         show_progress_on=step.summary,
         **ACCELERATOR,
     )
     page.stoppable.append(event)
     step.chosen.input(choose, step.chosen, step.outputs, **LIVE)
-    step.remove.click(remove, step.chosen, {*step.outputs, page.compare.shown}, **LIVE)
+    step.remove.click(remove, [step.chosen, page.session], page.kept_outputs, **LIVE)

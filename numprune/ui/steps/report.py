@@ -1,4 +1,4 @@
-"""Step 6: the numbers behind the pictures, and one HTML page of the session to hand around."""
+"""Step 7: the numbers behind the pictures, and one HTML page of the session to hand around."""
 
 from __future__ import annotations
 
@@ -16,16 +16,20 @@ from numprune.allocation import PruningPlan
 from numprune.errors import InputError
 from numprune.models import Model
 from numprune.models.adapter import KINDS
-from numprune.ui.figures import error_bars, layer_profile, ratio_bars, score_distribution
+from numprune.scoring import ScoreTable
+from numprune.ui.figures import error_bars
 from numprune.ui.heatmap import Scale, score_heatmap
 from numprune.ui.page import ACCELERATOR, LIVE, Updates, owner_of, toasts
 from numprune.ui.ratios import ratios_by_layer
 from numprune.ui.report import Section, environment, report_html
+from numprune.ui.score_figures import layer_profile, ratio_bars, score_distribution
 from numprune.ui.session import Session
 from numprune.ui.steps.compare import BY_RATIO, DISTRIBUTIONS, MEASURED, TEXTS
-from numprune.ui.steps.inspect import SELECTED, gone, rows_of, together
+from numprune.ui.steps.inspect import SELECTED, rows_of, together
 from numprune.ui.steps.load import facts
+from numprune.ui.steps.methods import BY_METHOD
 from numprune.ui.steps.prune import small_print, touched, variants_table
+from numprune.ui.steps.rivals import COMPARED, LISTED, Rivalry
 from numprune.ui.steps.tune import SENSITIVITY, command_line, prediction
 from numprune.ui.workbench import Finding, Loaded
 
@@ -35,7 +39,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class ReportStep:
-    """Components of step 6."""
+    """Components of step 7."""
 
     which: gr.Dropdown
     table: gr.Dataframe
@@ -46,10 +50,12 @@ class ReportStep:
 LAYERS, UNITS, ERRORS = "Every layer", "Every unit", "Output errors"
 MEASUREMENTS = {
     SENSITIVITY: "press Suggest ratios in step 3",
+    COMPARED: "press Compare scores in step 2",
     SELECTED: "click a cell of a heatmap in step 2",
     TEXTS: "press Write side by side in step 5",
     MEASURED: "press Measure in step 5",
     DISTRIBUTIONS: "press Compare next-token distributions in step 5",
+    BY_METHOD: "press Compare methods in step 5",
     BY_RATIO: "press Speed and memory by ratio in step 5",
 }
 ROWS_SHOWN = 2000
@@ -61,6 +67,7 @@ def numbers(
     plan: PruningPlan,
     variants: Mapping[str, Model],
     findings: Mapping[str, Finding],
+    rival: ScoreTable | None = None,
 ) -> pd.DataFrame:
     """The table behind a picture.
 
@@ -69,7 +76,7 @@ def numbers(
     """
     if which in (LAYERS, UNITS):
         units = loaded.scores.to_pandas()
-        units["kept"] = ~np.concatenate([gone(plan, key) for key in loaded.scores.modules])
+        units["kept"] = ~np.concatenate([plan.gone(key) for key in loaded.scores.modules])
         if which == UNITS:
             return units
         scores = units.groupby(["layer", "module"], sort=False)["score"].describe(percentiles=[0.05, 0.5, 0.95])
@@ -80,6 +87,8 @@ def numbers(
             raise InputError("There is no pruned model yet; press Prune in step 4.")
         reports = [model.report.to_pandas().assign(model=name) for name, model in variants.items()]
         return pd.concat(reports, ignore_index=True)
+    if which == COMPARED and rival is not None:
+        return Rivalry.at(loaded, plan, rival).table()
     if which not in findings:
         raise InputError(f"There are no numbers of '{which}' yet; {MEASUREMENTS.get(which, 'choose another table')}.")
     return findings[which].table
@@ -88,7 +97,7 @@ def numbers(
 def build() -> ReportStep:
     with gr.Column(elem_classes="np-step"):
         gr.Markdown(
-            "## 6 · Numbers and report\nThe table behind every picture, and one self-contained page of the session:"
+            "## 7 · Numbers and report\nThe table behind every picture, and one self-contained page of the session:"
             " pictures, plan, results, recipe and machine."
         )
         with gr.Row():
@@ -103,18 +112,23 @@ def build() -> ReportStep:
             with gr.Column(min_width=160):
                 save = gr.Button("Download as CSV", size="sm")
                 make = gr.Button("Download the report", variant="primary", size="sm", elem_id="np-report")
-        table = gr.Dataframe(interactive=False, label="Numbers", max_height=360, visible=False)
+        table = gr.Dataframe(interactive=False, label="Numbers", max_height=360, visible=False, elem_classes="np-grid")
     return ReportStep(which, table, save, make)
 
 
 def session_report(
-    loaded: Loaded, plan: PruningPlan, variants: Mapping[str, Model], findings: Mapping[str, Finding]
+    loaded: Loaded,
+    plan: PruningPlan,
+    variants: Mapping[str, Model],
+    findings: Mapping[str, Finding],
+    rival: ScoreTable | None = None,
 ) -> str:
     """The report of one tab: what it has open, plans, pruned and found."""
     heads, channels = rows_of(loaded, plan, "attention"), rows_of(loaded, plan, "mlp")
     scale = Scale.of([heads, channels], "raw", plan.threshold)
     by_layer = [ratios_by_layer(plan, loaded.model.layers, kind) for kind in KINDS]
     recipe = plan.recipe
+    body: list[Any]
     sections = [
         Section("Model", [facts(loaded)]),
         Section(
@@ -131,9 +145,14 @@ def session_report(
             [prediction(loaded, plan), ratio_bars(*(part[0] for part in by_layer), *(part[1] for part in by_layer))],
         ),
     ]
+    if rival is not None:
+        found = Rivalry.at(loaded, plan, rival)
+        title = f"{COMPARED}: {' and '.join(found.names)}"
+        body = [*found.pictures().values(), found.figures(), found.disputed().head(LISTED)]
+        sections.append(Section(title, body))
     if variants:
         newest = next(reversed(variants))
-        body: list[Any] = [variants_table(variants), small_print(variants[newest])]
+        body = [variants_table(variants), small_print(variants[newest])]
         if touched(variants[newest]):
             body += [
                 f"<p>Output error of every module of '{escape(newest)}':</p>",
@@ -164,7 +183,7 @@ def wire(page: Page) -> None:
     def numbers_of(which: str, session: Session, owner: str) -> pd.DataFrame:
         bench = page.workbench
         loaded, plan = bench.dense(session), bench.plan(session)
-        return numbers(which, loaded, plan, bench.variants(owner), bench.findings(owner))
+        return numbers(which, loaded, plan, bench.variants(owner), bench.findings(owner), bench.rival(session))
 
     def show(which: str, session: Session, request: gr.Request) -> Updates:
         with toasts():
@@ -176,14 +195,20 @@ def wire(page: Page) -> None:
             if not which:
                 raise InputError("No table is chosen; choose one beside the button.")
             table = numbers_of(which, session, owner_of(request))
-            return page.offer(f"{session.recipe.model}-{which}.csv", table.to_csv(index=False))
+            return page.offer(owner_of(request), f"{session.recipe.model}-{which}.csv", table.to_csv(index=False))
 
     def make(session: Session, request: gr.Request) -> Updates:
         owner = owner_of(request)
         with page.job(request):
-            loaded, plan = page.workbench.dense(session), page.workbench.plan(session)
-            text = session_report(loaded, plan, page.workbench.variants(owner), page.workbench.findings(owner))
-            return page.offer(f"numprune-{loaded.model.name}.html", text)
+            bench = page.workbench
+            text = session_report(
+                bench.dense(session),
+                bench.plan(session),
+                bench.variants(owner),
+                bench.findings(owner),
+                bench.rival(session),
+            )
+            return page.offer(owner, f"numprune-{session.recipe.model}.html", text)
 
     step.which.input(show, [step.which, page.session], {step.table}, **LIVE)
     page.save_with(step.save.click(save, [step.which, page.session], {page.download}, **LIVE))

@@ -58,6 +58,7 @@ class TuneStep:
     ratio: gr.Slider
     preset: gr.Radio
     round_channels: gr.Dropdown
+    uniform: gr.Checkbox
     undo: gr.Button
     redo: gr.Button
     reset: gr.Button
@@ -73,7 +74,7 @@ class TuneStep:
 
     @property
     def inputs(self) -> set[Any]:
-        return {self.ratio, self.preset, self.round_channels}
+        return {self.ratio, self.preset, self.round_channels, self.uniform}
 
     @property
     def outputs(self) -> set[Any]:
@@ -92,7 +93,11 @@ class TuneStep:
 
     def settings(self, recipe: Recipe) -> Updates:
         """The controls, set to a recipe that did not come from them."""
-        return {self.ratio: recipe.ratio, self.round_channels: recipe.round_channels}
+        return {
+            self.ratio: recipe.ratio,
+            self.round_channels: recipe.round_channels,
+            self.uniform: recipe.uniform,
+        }
 
 
 def preset(name: str, scores: ScoreTable) -> dict[str, Any]:
@@ -172,6 +177,7 @@ def command_line(recipe: Recipe) -> str:
     words += ["--damping", f"{recipe.damping:g}"]
     words += ["--healing", str(recipe.healing)] if recipe.healing else []
     words += ["--round-channels", str(recipe.round_channels)] if recipe.round_channels > 1 else []
+    words += ["--uniform"] if recipe.uniform else []
     for key, ratio in sorted(recipe.ratios.items()):
         words += ["--set", f"{key}={ratio:g}"]
     return shlex.join([*words, "--out", "pruned"])
@@ -190,7 +196,7 @@ def adopted(session: Session, recipe: Recipe) -> Session:
             f" {recipe.calibration.sequence_length} and scorer {recipe.scorer}; load the model with these in step 1."
         )
     names = ("method", "allocation", "ratio", "ratios", "keep", "prune", "swaps", "compensation", "damping", "healing")
-    names += ("round_heads", "round_channels", "allow_empty")
+    names += ("round_heads", "round_channels", "uniform", "allow_empty")
     return session.changed("", **{name: getattr(recipe, name) for name in names})
 
 
@@ -244,12 +250,20 @@ def build() -> TuneStep:
         )
         curves = gr.Plot(label="What each module costs alone", visible=False)
         with gr.Accordion("Recipe, rounding and command line", open=False):
-            round_channels = gr.Dropdown(
-                [1, 8, 32, 64, 128, 256],
-                value=1,
-                label="Round channels to multiples of",
-                info="Widths that kernels and quantised formats like; 1 does not round.",
-            )
+            with gr.Row():
+                round_channels = gr.Dropdown(
+                    [1, 8, 32, 64, 128, 256],
+                    value=1,
+                    label="Round channels to multiples of",
+                    info="Widths that kernels and quantised formats like; 1 does not round.",
+                    min_width=300,
+                )
+                uniform = gr.Checkbox(
+                    False,
+                    label="The same counts in every layer",
+                    info="For model classes whose layers are all alike (format stock in step 6); Prune tells the cost.",
+                    min_width=300,
+                )
             repeat = gr.Code(
                 label="The same from the command line",
                 language="shell",
@@ -267,6 +281,7 @@ def build() -> TuneStep:
         ratio=ratio,
         preset=preset_choice,
         round_channels=round_channels,
+        uniform=uniform,
         undo=undo,
         redo=redo,
         reset=reset,
@@ -300,6 +315,14 @@ def wire(page: Page) -> None:
             session = given[page.session]
             loaded = page.workbench.dense(session)
             return page.planned(session.changed("", **preset(given[step.preset], loaded.scores)), given)
+
+    def choose_uniform(given: Updates) -> Updates:
+        session = given[page.session]
+        try:
+            return page.planned(session.changed("", uniform=bool(given[step.uniform])), given)
+        except NumpruneError as error:
+            gr.Warning(str(error), title="That did not work")
+            return {step.uniform: session.recipe.uniform}
 
     def edit(given: Updates, event: gr.EventData) -> Updates:
         session = given[page.session]
@@ -339,6 +362,7 @@ def wire(page: Page) -> None:
                 "prune",
                 "round_channels",
                 "round_heads",
+                "uniform",
             )
             return settled(session.changed("", **{name: getattr(fresh, name) for name in names}), given)
 
@@ -417,6 +441,7 @@ def wire(page: Page) -> None:
         page.plan_outputs,
         **LIVE,
     )
+    step.uniform.input(choose_uniform, {*page.look, step.uniform}, {*page.plan_outputs, step.uniform}, **LIVE)
     step.preset.input(choose_preset, {*page.look, step.preset}, page.plan_outputs, **LIVE)
     step.table.edit(edit, page.look, page.plan_outputs, **LIVE)
     event = step.suggest.click(

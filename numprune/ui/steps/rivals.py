@@ -1,0 +1,248 @@
+"""Part of step 2: where another scorer disagrees with the one on the page."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import gradio as gr
+import numpy as np
+import pandas as pd
+
+from numprune.allocation import PruningPlan, allocate
+from numprune.errors import InputError
+from numprune.models.adapter import KINDS, Kind, ModuleKey
+from numprune.scoring import SCORERS, ScoreTable, agreement
+from numprune.ui import heatmap, html
+from numprune.ui.heatmap import Rows, difference_heatmap, most_apart
+from numprune.ui.page import ACCELERATOR, LIVE, Updates, toasts
+from numprune.ui.session import Session, Unit
+from numprune.ui.steps.load import unit_name
+from numprune.ui.workbench import Loaded, reporter
+
+if TYPE_CHECKING:
+    from numprune.ui.page import Page
+
+COMPARED = "Scorers compared"
+LISTED = 200
+"""Units that are listed."""
+
+
+@dataclass(frozen=True)
+class Rivalry:
+    """Two methods at the sizes of one plan: every module loses as many units by either of them, what is forced
+    included, so that only the order of the units inside a module counts, not how a method's scores are scaled."""
+
+    loaded: Loaded
+    plan: PruningPlan
+    rival: ScoreTable
+    rival_plan: PruningPlan
+
+    @classmethod
+    def at(cls, loaded: Loaded, plan: PruningPlan, rival: ScoreTable) -> Rivalry:
+        ratios = {key: plan.ratio(key) for key in plan.keep}
+        return cls(loaded, plan, rival, allocate(rival, plan.recipe.replace(ratios=ratios, uniform=False)))
+
+    @property
+    def names(self) -> tuple[str, str]:
+        return self.loaded.scores.method, self.rival.method
+
+    def rows(self, kind: Kind) -> tuple[Rows, Rows]:
+        """What each of them says of the units of one kind of module."""
+        name = unit_name(self.loaded) if kind == "attention" else "channel"
+        keys = [ModuleKey(layer, kind) for layer in range(self.loaded.model.layers)]
+        return tuple(
+            Rows(
+                [table.modules[key].units if key in table.modules else None for key in keys],
+                [plan.gone(key) if key in table.modules else None for key in keys],
+                name,
+            )
+            for table, plan in ((self.loaded.scores, self.plan), (self.rival, self.rival_plan))
+        )
+
+    def table(self) -> pd.DataFrame:
+        """One row per unit: both scores, both ranks in the module (1 is the lowest) and who would remove it."""
+        first, second = self.names
+        found = []
+        for key, module in self.loaded.scores.modules.items():
+            scores, others = module.units, self.rival.modules[key].units
+            ranks, other_ranks = (pd.Series(values).rank(method="first").astype(int) for values in (scores, others))
+            found.append(
+                pd.DataFrame(
+                    {
+                        "layer": key.layer,
+                        "module": key.kind,
+                        "unit": np.arange(len(scores)),
+                        f"score_{first}": scores,
+                        f"score_{second}": others,
+                        f"rank_{first}": ranks,
+                        f"rank_{second}": other_ranks,
+                        f"removed_by_{first}": self.plan.gone(key),
+                        f"removed_by_{second}": self.rival_plan.gone(key),
+                    }
+                )
+            )
+        return pd.concat(found, ignore_index=True)
+
+    def disputed(self) -> pd.DataFrame:
+        """The units only one of them removes, the most disputed first."""
+        first, second = self.names
+        table = self.table()
+        table = table[table[f"removed_by_{first}"] != table[f"removed_by_{second}"]]
+        apart = (table[f"rank_{first}"] - table[f"rank_{second}"]).abs()
+        table = table.loc[apart.sort_values(ascending=False, kind="stable").index]
+        by = np.where(table[f"removed_by_{first}"], first, second)
+        names = ["layer", "module", "unit", f"rank_{first}", f"rank_{second}"]
+        return table[names].rename(columns=lambda name: name.replace("_", " ", 1)).assign(**{"removed by": by})
+
+    def pictures(self, selected: Unit | None = None) -> dict[Kind, str]:
+        """The differences of the ranks as heatmaps, of heads and of channels."""
+        pairs = {kind: self.rows(kind) for kind in KINDS}
+        most = most_apart(list(pairs.values()))
+        titles = {"attention": f"Attention: layer x {pairs['attention'][0].name}", "mlp": "MLP: layer x channel"}
+        return {
+            kind: difference_heatmap(
+                *pair,
+                self.names,
+                most=most,
+                title=f"{titles[kind]}, {' or '.join(self.names)}",
+                selected=None
+                if selected is None or selected.key.kind != kind
+                else (selected.key.layer, selected.index),
+            )
+            for kind, pair in pairs.items()
+        }
+
+    def figures(self) -> str:
+        """Rank correlation and common choices of every layer's modules, as a table."""
+        first, second = self.names
+        spearman = agreement(self.loaded.scores, self.rival).set_index(["layer", "module"])["spearman"]
+        rows = []
+        gone = common = 0
+        for layer in range(self.loaded.model.layers):
+            cells: list[str] = []
+            for kind in KINDS:
+                key = ModuleKey(layer, kind)
+                if key not in self.plan.keep:
+                    cells += ["none", ""]
+                    continue
+                ours, theirs = self.plan.gone(key), self.rival_plan.gone(key)
+                gone, common = gone + int(ours.sum()), common + int((ours & theirs).sum())
+                value = spearman[layer, kind]
+                cells += ["" if np.isnan(value) else f"{value:.2f}", f"{(ours & theirs).sum()} of {ours.sum()}"]
+            rows.append((str(layer), *cells))
+        header = ["Layer", "Attention: rank correlation", "removed by both", "MLP: rank correlation", "removed by both"]
+        small_print = (
+            f"Of the {gone:,} units the plan removes {common:,} would also go by {second}, were every module to keep as"
+            f" many; {gone - common:,} go by {first} alone and as many by {second} alone. Rank correlation: Spearman's,"
+            " over all units of the module."
+        )
+        return html.table(header, rows) + html.notes([small_print])
+
+
+@dataclass
+class RivalsPart:
+    """Components of the comparison with another scorer."""
+
+    against: gr.Dropdown
+    compare: gr.Button
+    result: gr.Column
+    heads: gr.HTML
+    channels: gr.HTML
+    figures: gr.HTML
+    units: gr.Dataframe
+
+    @property
+    def outputs(self) -> set[Any]:
+        return {self.result, self.heads, self.channels, self.figures, self.units}
+
+    def clear(self) -> Updates:
+        return {self.result: gr.Column(visible=False)}
+
+    def show(self, loaded: Loaded, plan: PruningPlan, rival: ScoreTable, session: Session) -> Updates:
+        found = Rivalry.at(loaded, plan, rival)
+        pictures, disputed = found.pictures(session.selected), found.disputed()
+        shown = f"the {LISTED} farthest apart" if len(disputed) > LISTED else "all"
+        return {
+            self.result: gr.Column(visible=True),
+            self.heads: pictures["attention"],
+            self.channels: pictures["mlp"],
+            self.figures: found.figures(),
+            self.units: gr.Dataframe(
+                disputed.head(LISTED),
+                label=f"Units that only one of them removes: {len(disputed):,}, {shown} are listed",
+            ),
+        }
+
+
+def build() -> RivalsPart:
+    with gr.Accordion("Compare with another scorer", open=False, elem_id="np-rivals"):
+        with gr.Row(equal_height=False):
+            against = gr.Dropdown(
+                list(SCORERS),
+                value="wanda_sp",
+                label="Compare with",
+                info="Scores the same model on the same calibration and shows where both disagree.",
+                scale=3,
+                min_width=300,
+            )
+            compare = gr.Button("Compare scores", variant="secondary", scale=1, min_width=160)
+        with gr.Column(visible=False) as result:
+            gr.Markdown(
+                "Ranks run from 0 to 1 in every layer. A cross, or white in the strip under a layer, marks what only"
+                " one of the two would remove at the sizes of the plan. Click a cell or a row to see that unit.",
+                elem_classes="np-help",
+            )
+            with gr.Row():
+                with gr.Column(min_width=320):
+                    heads = gr.HTML("", js_on_load=heatmap.JS)
+                with gr.Column(min_width=320):
+                    channels = gr.HTML("", js_on_load=heatmap.JS)
+            with gr.Row():
+                with gr.Column(min_width=320):
+                    figures = gr.HTML("")
+                with gr.Column(min_width=320):
+                    units = gr.Dataframe(
+                        interactive=False,
+                        label="Units that only one of them removes",
+                        max_height=320,
+                        elem_classes="np-grid",
+                    )
+    return RivalsPart(against, compare, result, heads, channels, figures, units)
+
+
+def wire(page: Page) -> None:
+    part = page.inspect.rivals
+
+    def compare_scores(
+        given: Updates,
+        request: gr.Request,
+        bar: gr.Progress = gr.Progress(),  # noqa: B008
+    ) -> Updates:
+        """Score by the other method; a second, quick handler shows it."""
+        with page.job(request) as cancel:
+            session = replace(given[page.session], against=given[part.against] or "")
+            if session.against == page.workbench.dense(session).scores.method:
+                raise InputError(f"The page shows {session.against} itself; choose another scorer to compare it with.")
+            page.workbench.score_rival(session, progress=reporter(bar), cancel=cancel)
+            return {part.against: session.against}
+
+    def show(given: Updates) -> Updates:
+        with toasts():
+            session = replace(given[page.session], against=given[part.against])
+            rival = page.workbench.rival(session)
+            if rival is None:
+                raise InputError("Another model was opened meanwhile; press Compare scores again.")
+            loaded, plan = page.workbench.dense(session), page.workbench.plan(session)
+            return {page.session: session, **part.show(loaded, plan, rival, session)}
+
+    event = part.compare.click(
+        compare_scores,
+        {page.session, part.against},
+        {part.against},
+        api_visibility="private",
+        show_progress_on=part.against,
+        **ACCELERATOR,
+    )
+    page.stoppable.append(event)
+    event.success(show, {page.session, part.against}, {page.session, *part.outputs}, **LIVE)
