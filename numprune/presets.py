@@ -30,13 +30,13 @@ class Preset:
 
 _UNITS = {"method": "units", "swaps": 0}
 _PAPER = {**_UNITS, "scorer": "newton", "allocation": "global", "compensation": "paper", "healing": 0}
-_RESIDUAL = {**_PAPER, "compensation": "residual"}
+_PRICED = {**_PAPER, "scorer": "fisher", "compensation": "network"}
 
 PRESETS: dict[str, Preset] = {
     "paper": Preset("the paper's method as it describes it", _PAPER, False),
-    "balanced": Preset("its scores and threshold, fitted to the residual stream", _RESIDUAL, False),
-    "best": Preset("ratios from the model's own loss as well; nothing is trained", _RESIDUAL, True),
-    "healed": Preset("the same, and 16 steps of training", {**_RESIDUAL, "healing": 16}, True),
+    "balanced": Preset("units priced by the loss, modules fitted one after the other", _PRICED, False),
+    "best": Preset("ratios from the model's own loss as well; nothing is trained", _PRICED, True),
+    "healed": Preset("the same, and 16 steps of training", {**_PRICED, "healing": 16}, True),
 }
 
 

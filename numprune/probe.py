@@ -95,6 +95,10 @@ class Trial:
         )
         return self.model.around(module)
 
+    def dense_loss(self) -> float:
+        """Nats per token of the model as it is."""
+        return perplexity(self.model, self.rows, sequence_length=self.rows.shape[1]).nll
+
     def loss(self, keep: Keep) -> float:
         """Nats per token when these modules keep these units."""
         return perplexity(self.pruned(keep), self.rows, sequence_length=self.rows.shape[1]).nll

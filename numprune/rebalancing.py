@@ -1,8 +1,9 @@
 """Budget exchanged between modules while the loss of the really pruned and fitted model falls.
 
-Scores and sensitivity curves price what a module loses in the dense network. What the next units cost in the pruned
-network is measured there: each module of the fitted model loses a little more, with compensation. Modules whose next
-units are dear then get some back from those whose next units are cheap, and what does not help is not taken.
+Scores and sensitivity curves price what a module loses in the dense network. In the pruned one prices are others, and
+the fit of later modules makes up for part of them. So they are measured there: every module in turn gets a little
+back, and loses a little more. Modules that repay most then get budget back from those that miss least, and what does
+not help is not taken.
 """
 
 from __future__ import annotations
@@ -10,10 +11,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from numprune.allocation import PruningPlan, allocate
-from numprune.calibration import calibrate
 from numprune.errors import CancelEvent, Progress, check_cancelled
 from numprune.models.adapter import ModuleKey
-from numprune.probe import Probe, Trial
+from numprune.probe import Trial
 from numprune.recipe import Recipe
 from numprune.scoring.table import ScoreTable
 
@@ -35,8 +35,8 @@ def rebalance(
 ) -> Recipe:
     """The recipe with other ratios in `free` and the same budget, whose loss in `trial` is not above `loss`.
 
-    A round fits the model once, measures a price per module on it, and tries to exchange budget between the one, two,
-    three and four dearest and cheapest modules.
+    A round measures two trials per module, then exchanges between the one, two, three and four modules that repay
+    most and as many that miss least.
 
     Args:
         recipe: with a ratio for the modules in `free` but one.
@@ -47,12 +47,12 @@ def rebalance(
     for done in range(1, rounds + 1):
         check_cancelled(cancel)
         step = share * sum(plan.units[key] * plan.costs[key] for key in free) / max(1, len(free))
-        prices = _prices(trial, scores, plan, free, step, cancel)
         removed = removed_parameters(plan, free)
+        gain, cost = _prices(trial, scores, plan, free, loss, step, cancel)
         better = None
         tried = [removed]
         for pairs in PAIRS:
-            amounts = _exchanged(removed, prices, plan, step, pairs)
+            amounts = _exchanged(removed, gain, cost, plan, step, pairs)
             if amounts in tried:
                 continue
             tried.append(amounts)
@@ -89,46 +89,54 @@ def pinned(recipe: Recipe, plan: PruningPlan, amounts: dict[ModuleKey, float]) -
 
 
 def _prices(
-    trial: Trial, scores: ScoreTable, plan: PruningPlan, free: list[ModuleKey], step: float, cancel: CancelEvent | None
-) -> dict[ModuleKey, float]:
-    """What the next `step` parameters of a module cost in the pruned network, in nats a parameter; modules that can
-    lose no more are left out."""
-    pruned = trial.pruned(plan.keep)
-    length = trial.fit_rows.shape[1]
-    stats = calibrate(pruned, trial.fit_rows, samples=len(trial.fit_rows), sequence_length=length, cancel=cancel)
-    stats.rows = trial.rows
-    probe = Probe(pruned, stats, plan.recipe, len(trial.rows))
-    dense = probe.loss({})
-    prices = {}
+    trial: Trial,
+    scores: ScoreTable,
+    plan: PruningPlan,
+    free: list[ModuleKey],
+    loss: float,
+    step: float,
+    cancel: CancelEvent | None,
+) -> tuple[dict[ModuleKey, float], dict[ModuleKey, float]]:
+    """What a module gains by getting `step` parameters back and costs by losing as many more, in nats a parameter;
+    modules that have all their units, or have lost all they may, are left out of one or the other."""
+    removed = removed_parameters(plan, free)
+    gain, cost = {}, {}
     for key in free:
-        check_cancelled(cancel)
-        kept, cost = plan.keep[key], plan.costs[key]
-        pinned_units = set(plan.recipe.keep.get(key, ()))
-        ranked = sorted(
-            (place for place, unit in enumerate(kept) if unit not in pinned_units),
-            key=lambda place, key=key, kept=kept: scores.modules[key].units[kept[place]],
-        )
-        gone = set(ranked[: max(1, round(step / cost))])
-        if len(gone) < len(kept):
-            left = tuple(place for place in range(len(kept)) if place not in gone)
-            prices[key] = (probe.loss({key: left}) - dense) / (len(gone) * cost)
-    return prices
+        size = max(step, plan.costs[key])
+        for found, sign in ((gain, -1), (cost, 1)):
+            check_cancelled(cancel)
+            keep = {**plan.keep, key: _resized(scores, plan, key, removed[key] + sign * size)}
+            change = (len(plan.keep[key]) - len(keep[key])) * plan.costs[key]
+            if change * sign > 0:
+                found[key] = (trial.loss(keep) - loss) / change
+    return gain, cost
+
+
+def _resized(scores: ScoreTable, plan: PruningPlan, key: ModuleKey, removed: float) -> tuple[int, ...]:
+    """The units a module keeps when it loses so many parameters and the others what they lose in the plan."""
+    whole = plan.units[key] * plan.costs[key]
+    ratio = min(max(removed / whole, 0.0), 1 - 1e-9)
+    others = {other: 0.0 for other in plan.keep if other != key}
+    return allocate(scores, plan.recipe.replace(ratio=0.0, ratios={**others, key: ratio})).keep[key]
 
 
 def _exchanged(
-    removed: dict[ModuleKey, float], prices: dict[ModuleKey, float], plan: PruningPlan, step: float, pairs: int
+    removed: dict[ModuleKey, float],
+    gain: dict[ModuleKey, float],
+    cost: dict[ModuleKey, float],
+    plan: PruningPlan,
+    step: float,
+    pairs: int,
 ) -> dict[ModuleKey, float]:
-    """Parameters to remove when the dearest modules get some back from as many of the cheapest."""
+    """Parameters to remove when the modules that repay most get some back from as many that miss least."""
     amounts = dict(removed)
-    cheap = sorted(prices, key=prices.__getitem__)
-    # A module that can lose no more may still be too dear as it is.
-    dear = [key for key in removed if key not in prices] + cheap[::-1]
-    dear = [key for key in dear if removed[key] > 0]
-    for back, more in zip(dear[:pairs], cheap[:pairs], strict=False):
-        if back == more or prices.get(back, prices[more]) < prices[more]:
+    takers = sorted(gain, key=gain.__getitem__, reverse=True)[:pairs]
+    givers = sorted(cost, key=cost.__getitem__)[:pairs]
+    for taker, giver in zip(takers, givers, strict=False):
+        if taker == giver or gain[taker] <= cost[giver]:
             break
-        room = (plan.units[more] - 1) * plan.costs[more] - removed[more]
-        size = min(max(step, plan.costs[back], plan.costs[more]), removed[back], room)
-        amounts[back] -= size
-        amounts[more] += size
+        room = (plan.units[giver] - 1) * plan.costs[giver] - amounts[giver]
+        size = min(max(step, plan.costs[taker], plan.costs[giver]), amounts[taker], room)
+        amounts[taker] -= size
+        amounts[giver] += size
     return amounts

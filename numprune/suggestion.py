@@ -24,6 +24,8 @@ from numprune.scoring.table import ScoreTable
 
 FRACTIONS = (0.25, 0.5, 0.75, 1.0)
 BLENDS = (0.0, 0.25, 0.5, 0.75, 1.0)
+WORTHWHILE = 0.05
+"""Loss in nats a token that the exchange of budget, the slowest step, is worth."""
 
 
 @dataclass(frozen=True)
@@ -113,7 +115,7 @@ def suggest(
     *,
     curves: Sensitivity | None = None,
     samples: int = 32,
-    rounds: int = 3,
+    rounds: int = 2,
     progress: Progress | None = None,
     cancel: CancelEvent | None = None,
 ) -> Recipe:
@@ -123,8 +125,9 @@ def suggest(
     Because losses of several modules do not simply add, the result is blended with the plan of the recipe's own
     allocation, each blend is measured, and the best one is taken; the plan itself is among them, so that the
     calibration loss is never worse than without. Under the compensations that fit one module after the other, blends
-    are really pruned and fitted, and measured on sequences the fit does not see; then budget is exchanged between
-    modules while that loss falls (`numprune.rebalancing`). Locked ratios and forced units stay.
+    are really pruned and fitted, and measured on sequences the fit does not see. Where more than 0.05 nats are lost
+    then, budget is exchanged between modules while that loss falls (`numprune.rebalancing`). Locked ratios and forced
+    units stay.
 
     Args:
         curves: from `sensitivity` with this recipe; measured when left out.
@@ -155,7 +158,7 @@ def suggest(
             progress(done, len(BLENDS), "measuring the suggestions")
     if best is recipe:
         best = pinned(recipe, start, by_score)
-    if isinstance(trial, Trial):
+    if isinstance(trial, Trial) and best_loss - trial.dense_loss() > WORTHWHILE:
         best = rebalance(trial, scores, best, best_loss, list(by_score), rounds, progress=progress, cancel=cancel)
     return best
 

@@ -7,7 +7,7 @@ import hashlib
 import io
 import math
 import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import MISSING, Field, asdict, dataclass, fields, replace
 from pathlib import Path
@@ -36,7 +36,7 @@ from numprune.pruning import prune_as_planned
 from numprune.recipe import CalibrationRecipe, Recipe
 from numprune.scoring.score import score
 from numprune.slicing import slice_by_recipe
-from numprune.suggestion import suggest
+from numprune.suggestion import sensitivity, suggest
 
 DENSE = "dense"
 _COLUMN = {"is": "inception_score"}
@@ -189,7 +189,7 @@ def _cells(
         for method, plan, seed in wanted
     }
     wanted = [(method, plan, seed) for method, plan, seed in wanted if missing[method, plan.ratio, seed]]
-    stats, of_seed = None, None
+    stats, of_seed, shared = None, None, Shared()
     for run, bench in runs.items():
         if (run, DENSE, 0.0, seeds[0]) not in there:
             yield _measured(model, model, bench, run, DENSE, 0.0, seeds[0], 0.0, None, cancel)
@@ -199,10 +199,8 @@ def _cells(
             progress(index, len(wanted), f"{method} at {plan.ratio:g}, seed {seed}")
         if stats is None or of_seed != seed:
             source = replace(plan.calibration, seed=seed)
-            stats, of_seed = _calibrated(model, source, cancel), seed
-        began = time.monotonic()
-        pruned, reached = pruned_by(model, stats, method, plan, cancel=cancel)
-        seconds = time.monotonic() - began
+            stats, of_seed, shared = _calibrated(model, source, cancel), seed, Shared()
+        pruned, reached, seconds = pruned_by(model, stats, method, plan, shared=shared, cancel=cancel)
         for run in missing[method, plan.ratio, seed]:
             yield _measured(model, pruned, runs[run], run, method, plan.ratio, seed, reached, seconds, cancel)
         del pruned
@@ -225,21 +223,62 @@ def _check_method(model: Model, name: str) -> None:
         check_sliceable(model.adapter, model.config, model.name)
 
 
+class Shared:
+    """Scores, curves and ratios of one model and calibration, which several methods and ratios have in common.
+
+    Each is computed once; `saved` sums up the seconds that was worth since it was last set to 0.
+    """
+
+    def __init__(self) -> None:
+        self._found: dict[tuple[str, str], tuple[Any, float]] = {}
+        self.saved = 0.0
+
+    def get(self, what: str, of: str, make: Callable[[], Any]) -> Any:
+        """What `make` returns, from an earlier call with the same names when there was one."""
+        if (what, of) in self._found:
+            value, seconds = self._found[what, of]
+            self.saved += seconds
+            return value
+        began = time.monotonic()
+        value = make()
+        self._found[what, of] = value, time.monotonic() - began
+        return value
+
+
 def pruned_by(
-    model: Model, stats: CalibrationStats, method: str, recipe: Recipe, *, cancel: CancelEvent | None = None
-) -> tuple[Model, float]:
-    """The model pruned by a named method with the ratio, locks and rounding of a recipe, and the ratio reached."""
+    model: Model,
+    stats: CalibrationStats,
+    method: str,
+    recipe: Recipe,
+    *,
+    shared: Shared | None = None,
+    cancel: CancelEvent | None = None,
+) -> tuple[Model, float, float]:
+    """The model pruned by a named method with the ratio, locks and rounding of a recipe, the ratio reached, and the
+    seconds that scoring, choosing and pruning take, whether they were shared or not."""
+    began, shared = time.monotonic(), shared or Shared()
+    shared.saved = 0.0
     chosen = preset(method)
     recipe = chosen.applied(recipe)
     if recipe.method == "slicegpt":
         sliced = slice_by_recipe(model, stats, recipe, cancel=cancel)
-        return sliced, sliced.report.ratio_reached
-    scores = score(model, stats, method=recipe.scorer, cancel=cancel)
+        return sliced, sliced.report.ratio_reached, time.monotonic() - began
+    scores = shared.get("scores", recipe.scorer, lambda: score(model, stats, method=recipe.scorer, cancel=cancel))
     if chosen.suggests:
-        recipe = suggest(model, stats, scores, recipe, cancel=cancel)
+        # Neither depends on healing, nor the curves on the ratio.
+        plain = recipe.replace(healing=0)
+        curves = shared.get(
+            "curves",
+            plain.replace(ratio=0.0).to_json(),
+            lambda: sensitivity(model, stats, scores, plain, cancel=cancel),
+        )
+        suggested = shared.get(
+            "ratios", plain.to_json(), lambda: suggest(model, stats, scores, plain, curves=curves, cancel=cancel)
+        )
+        recipe = suggested.replace(healing=recipe.healing)
     plan = allocate(scores, recipe)
     pruned = prune_as_planned(model, plan, stats, cancel=cancel)
-    return pruned, plan.ratio_reached
+    return pruned, plan.ratio_reached, time.monotonic() - began + shared.saved
 
 
 def _calibrated(model: Model, source: CalibrationRecipe, cancel: CancelEvent | None) -> CalibrationStats:
