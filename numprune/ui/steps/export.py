@@ -160,9 +160,7 @@ def build(workbench: Workbench) -> ExportStep:
                 "",
                 label="Export as",
                 placeholder="tiny-stories-30-global",
-                info="Name of the download, or of what is written on this machine."
-                if folder
-                else "Name of the download.",
+                info="What the download, or what is written on this machine, is called.",
                 min_width=220,
             )
         format = gr.Radio(
