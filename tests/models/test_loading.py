@@ -280,7 +280,7 @@ def test_a_device_that_does_not_exist_is_refused(folder, device):
 
 @pytest.mark.parametrize("dtype", ["int8", "half", "", torch.int8])
 def test_a_dtype_that_is_no_float_is_refused(folder, dtype):
-    refused(folder, "use auto, float32, float16, bfloat16", InputError, dtype=dtype)
+    refused(folder, "use auto, checkpoint, float32, float16, bfloat16", InputError, dtype=dtype)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
