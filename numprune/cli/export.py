@@ -11,13 +11,13 @@ from numprune.cli.options import Commands, add_command, describe, quiet_librarie
 from numprune.files import check_output
 
 EXAMPLE = """\
-  numprune prune tiny-stories --ratio 0.3 --out smaller
   numprune export smaller --format transformers --out smaller-hf
   numprune export smaller --push-to-hub ada/smaller --perplexity held-out.txt
   numprune export smaller --formats
 
-  writes a folder that transformers opens without numprune, and prints how; the second puts it on
-  the Hugging Face Hub with a model card; the last lists all formats, their options and whether they fit this model."""
+  writes a folder that transformers opens without numprune, and prints how; the second puts it on the Hugging Face Hub
+  with a model card; the last lists all formats, their options and whether they can carry this model. MODEL is what
+  `numprune prune` wrote, or a dense model."""
 
 
 def add(commands: Commands) -> None:

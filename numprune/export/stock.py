@@ -17,7 +17,7 @@ from accelerate import init_empty_weights
 from huggingface_hub.errors import StrictDataclassError
 from transformers import MistralConfig, PreTrainedModel
 
-from numprune.errors import CancelEvent, Progress
+from numprune.errors import CancelEvent, Progress, check_cancelled
 from numprune.export.formats import Format, register
 from numprune.export.transformers import explicit_config, is_stock, loading_code, shapes, write_companions
 from numprune.models.adapter import KINDS
@@ -42,8 +42,8 @@ def refusal(model: Model) -> str | None:
 
 def write(model: Model, folder: Path, *, progress: Progress | None, cancel: CancelEvent | None) -> list[str]:
     """Write the folder; biases the class has and the model has not are zeros."""
-    config = _stock_config(model)
-    module = _built(config, model)
+    module = _built(_stock_config(model), model)
+    check_cancelled(cancel)
     state = model.module.state_dict()
     added = [name for name in module.state_dict() if name not in state]
     for name, tensor in module.state_dict().items():
@@ -70,7 +70,7 @@ def _counts(model: Model, kind: str) -> set[int]:
 def _stock_config(model: Model) -> Any:
     """The first config whose class is the model; None when there is none."""
     for config in _candidates(model):
-        if config is not None and _expresses(config, model):
+        if _expresses(config, model):
             return config
     return None
 

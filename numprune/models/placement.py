@@ -38,7 +38,7 @@ def resolve_dtype(dtype: str | torch.dtype, config: Any, device: torch.device) -
     """The torch dtype `dtype` means for a checkpoint on a device."""
     if isinstance(dtype, torch.dtype):
         if not dtype.is_floating_point:
-            raise InputError(f"Data type {dtype} cannot hold a model; use auto, {', '.join(DTYPES)}.")
+            raise InputError(f"Data type {dtype} cannot hold a model; use auto, checkpoint, {', '.join(DTYPES)}.")
         return dtype
     if dtype == "checkpoint" or (dtype == "auto" and device.type != "cpu"):
         return getattr(config, "dtype", None) or torch.float32

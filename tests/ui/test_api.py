@@ -65,13 +65,13 @@ def test_prune_and_compare_repeat_what_the_package_does(client, facts):
 
 
 def test_export_gives_a_file_that_loads(client, facts, tmp_path):
-    done = client.predict(recipe=facts["recipe"] | {"ratio": 0.25}, name="small", api_name="/prune")
+    done = client.predict(recipe=facts["recipe"] | {"ratio": 0.25}, name="sent", api_name="/prune")
     out = client.predict(recipe=facts["recipe"], name=done["name"], format="transformers", api_name="/export")
     with zipfile.ZipFile(out["file"]) as archive:
         assert out["bytes"] == sum(entry.file_size for entry in archive.infolist())
         archive.extractall(tmp_path)
-    assert 'from_pretrained("tiny-stories-small"' in out["snippet"]
-    model = numprune.load(tmp_path / "tiny-stories-small")
+    assert 'from_pretrained("tiny-stories-sent"' in out["snippet"]
+    model = numprune.load(tmp_path / "tiny-stories-sent")
     assert model.parameters == done["report"]["parameters_after"]
     with pytest.raises(AppError, match="Format 'tar' is not known"):
         client.predict(recipe=facts["recipe"], format="tar", api_name="/export")

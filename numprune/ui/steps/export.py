@@ -158,9 +158,9 @@ def build(workbench: Workbench) -> ExportStep:
             )
             name = gr.Textbox(
                 "",
-                label="File or folder name",
+                label="Export as",
                 placeholder="tiny-stories-30-global",
-                info="Of the download, or where it goes on this machine." if folder else "Of the download.",
+                info="What the download, or what is written on this machine, is called.",
                 min_width=220,
             )
         format = gr.Radio(
