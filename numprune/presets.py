@@ -38,6 +38,8 @@ PRESETS: dict[str, Preset] = {
     "best": Preset("ratios from the model's own loss as well; nothing is trained", _PRICED, True),
     "healed": Preset("the same, and 16 steps of training", {**_PRICED, "healing": 16}, True),
 }
+DEFAULT_PRESET = "balanced"
+"""Of `numprune prune` without recipe or preset. `Recipe()` itself and the page as it opens are the paper's method."""
 
 
 _PLAIN = {**_UNITS, "allocation": "uniform", "compensation": "none", "healing": 0}

@@ -35,7 +35,7 @@ from numprune.generation import Sampling, generate, stream_text
 from numprune.healing import Healing, heal
 from numprune.models import Model, ModuleKey, embedded_models, held_out_text, load
 from numprune.models.llamagen import Captions, LlamaGen, encode_captions, load_checkpoint
-from numprune.presets import METHODS, PRESETS, Preset, preset
+from numprune.presets import DEFAULT_PRESET, METHODS, PRESETS, Preset, preset
 from numprune.pruning import PruningReport, prune, prune_as_planned
 from numprune.recipe import CalibrationRecipe, Recipe
 from numprune.refinement import refine
@@ -45,6 +45,7 @@ from numprune.suggestion import Sensitivity, sensitivity, suggest
 
 __all__ = [
     "DATASETS",
+    "DEFAULT_PRESET",
     "FORMATS",
     "METHODS",
     "PAPER_TASKS",

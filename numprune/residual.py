@@ -10,10 +10,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import nn
@@ -23,6 +21,7 @@ from numprune.calibration.statistics import GramAccumulator
 from numprune.errors import CancelEvent, InputError, NumericalError, Progress, check_cancelled
 from numprune.linalg import damped_cholesky, to_float64
 from numprune.models.adapter import KINDS, Adapter, Block, ModuleKey
+from numprune.models.replay import LayerCalls, LayerRuns, watched
 
 
 @torch.no_grad()
@@ -49,8 +48,9 @@ def fit_to_residual(
     the linears that feed the units are fitted before it: with N and N' the inputs of the module in the two models
     and V_S the columns of the kept units, V' minimises ||N' V' - N V_S||² + gamma ||V' - V_S||².
 
-    Modules before the first one that lost units stay as they are. Memory is the residual streams of both models
-    on `rows` and one batch's activations of a layer. No layer runs more than four times.
+    Modules before the first one that lost units stay as they are. Memory is five times the residual
+    stream on `rows`: of both models, between a layer's modules and at the entry of its MLP. No attention runs more than
+    three times.
 
     Args:
         dense: the model before pruning; only read.
@@ -73,16 +73,18 @@ def fit_to_residual(
     streams, theirs = calls.states, [state.clone() for state in calls.states]
     full = {block.key: block for block in adapter.blocks(dense)}
     left = {block.key: block for block in adapter.blocks(pruned)}
-    touched, drifted, seconds = False, False, {}
+    touched, seconds = False, {}
     layers = list(zip(adapter.layers(dense), adapter.layers(pruned), strict=True))
     for index, (layer, narrow) in enumerate(layers):
         keys = [ModuleKey(index, kind) for kind in KINDS]
-        whole, thin = [full.get(key) for key in keys], [left.get(key) for key in keys]
         targets = []
         for state in streams:
             check_cancelled(cancel)
-            targets.append(_Targets.of(layer, state, calls, index, whole))
+            targets.append(_Targets.of(adapter, layer, full.get(keys[1]), state, calls, index))
+        runs = LayerRuns(calls, adapter, narrow, index)
         for place, key in enumerate(keys):
+            if place == 1:
+                runs.settle()
             drifted, block = touched, left.get(key)
             touched = touched or (key in full and (block is None or block.units < full[key].units))
             if block is None or not touched:
@@ -92,163 +94,64 @@ def fit_to_residual(
             if keep is not None and drifted:
                 system = _System([linear for linear, _ in block.inputs], key)
                 weight = _kept_rows(full[key], keep[key])
-                entry, narrow_entry = full[key].inputs[0][0], block.inputs[0][0]
-                for state, other in zip(streams, theirs, strict=True):
+                for batch, target in enumerate(targets):
                     check_cancelled(cancel)
-                    seen = calls.inputs_of(entry, layer, state, index)
-                    system.add(calls.inputs_of(narrow_entry, narrow, other, index), seen.float() @ weight.T)
+                    seen = target.entering
+                    if place == 0:
+                        seen = calls.inputs_of(full[key].inputs[0][0], layer, streams[batch], index)
+                    reached = runs.inputs_of(block.inputs[0][0], batch, theirs[batch])
+                    system.add(reached, seen.reshape(-1, seen.shape[-1]).float() @ weight.T)
                 system.solve(damping)
             system = _System([block.last], key)
-            for state, target in zip(theirs, targets, strict=True):
+            for batch, (state, target) in enumerate(zip(theirs, targets, strict=True)):
                 check_cancelled(cancel)
-                with _tapped(thin[:1]) as taps:
-                    inputs = calls.inputs_of(block.last, narrow, state, index)
-                wanted = target.of_place(place, state, taps[0])
+                inputs = runs.inputs_of(block.last, batch, state)
+                wanted = target.of_place(place, state if place == 0 else state + runs.attended(batch))
                 system.add(inputs, wanted if block.last.bias is None else wanted - block.last.bias)
             system.solve(damping)
             seconds[key] = time.monotonic() - started
-        theirs = [calls.run(narrow, state, index) for state in theirs]
+        theirs = [runs.run(batch, state) for batch, state in enumerate(theirs)]
         streams = [target.end for target in targets]
         if progress is not None:
             progress(index + 1, len(layers), "fitting to the dense network")
     return seconds
 
 
-@dataclass
-class LayerCalls:
-    """What the model hands its decoder layers besides the hidden states, and the states of the first layer."""
-
-    states: list[torch.Tensor]
-    arguments: dict[tuple[int, int], tuple[tuple[Any, ...], dict[str, Any]]]
-
-    @classmethod
-    def of(cls, model: PreTrainedModel, adapter: Adapter, batches: list[torch.Tensor]) -> LayerCalls:
-        found = cls([], {})
-        layers = adapter.layers(model)
-
-        def note(index: int, args: tuple[Any, ...], kwargs: dict[str, Any], enough: bool) -> None:
-            args, kwargs = list(args), dict(kwargs)
-            hidden = kwargs.pop("hidden_states", None)
-            if hidden is None:
-                hidden = args.pop(0)
-            if index == 0:
-                found.states.append(hidden.clone())
-            found.arguments[len(hidden), index] = (tuple(args), kwargs)
-            if enough:
-                raise _Enough
-
-        for batch in batches:
-            # Batches of one size get the same masks and positions; only their first layer's input differs.
-            known = (len(batch), 0) in found.arguments
-            watched = layers[:1] if known else layers
-            hooks = [
-                layer.register_forward_pre_hook(
-                    lambda _, args, kwargs, index=index, known=known: note(index, args, kwargs, known),
-                    with_kwargs=True,
-                )
-                for index, layer in enumerate(watched)
-            ]
-            try:
-                with suppress(_Enough):
-                    model.base_model(input_ids=batch, use_cache=False)
-            finally:
-                for hook in hooks:
-                    hook.remove()
-        return found
-
-    def run(self, layer: nn.Module, state: torch.Tensor, index: int) -> torch.Tensor:
-        """A decoder layer's output, (batch, tokens, hidden)."""
-        args, kwargs = self.arguments[len(state), index]
-        output = layer(state, *args, **kwargs)
-        return output[0] if isinstance(output, tuple) else output
-
-    def inputs_of(self, linear: nn.Linear, layer: nn.Module, state: torch.Tensor, index: int) -> torch.Tensor:
-        """What reaches a linear of a decoder layer, (tokens, in); the layer runs no further."""
-        found = []
-
-        def stop(module: nn.Module, args: tuple[torch.Tensor, ...]) -> None:
-            found.append(args[0])
-            raise _Enough
-
-        hook = linear.register_forward_pre_hook(stop)
-        try:
-            with suppress(_Enough):
-                self.run(layer, state, index)
-        finally:
-            hook.remove()
-        return found[0].reshape(-1, found[0].shape[-1])
-
-
-class _Enough(Exception):
-    """Ends a forward pass that has come as far as it is needed."""
-
-
-@dataclass
-class _Tap:
-    """What a module's last linear put out; None where the module is empty."""
-
-    output: torch.Tensor | None = None
-
-    def behind(self, state: torch.Tensor) -> torch.Tensor:
-        """The residual stream behind the module."""
-        # OPT runs its MLP on flattened tokens.
-        return state if self.output is None else state + self.output.reshape(state.shape)
-
-
-@contextmanager
-def _tapped(blocks: list[Block | None]) -> Iterator[list[_Tap]]:
-    taps = [_Tap() for _ in blocks]
-
-    def fill(tap: _Tap) -> Any:
-        def hook(module: nn.Module, args: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
-            tap.output = output
-
-        return hook
-
-    hooks = [
-        block.last.register_forward_hook(fill(tap))
-        for block, tap in zip(blocks, taps, strict=True)
-        if block is not None
-    ]
-    try:
-        yield taps
-    finally:
-        for hook in hooks:
-            hook.remove()
-
-
 @dataclass(frozen=True)
 class _Targets:
-    """What the modules of a layer are fitted to, on one batch.
+    """What the modules of a layer are fitted to, on one batch of the dense model.
 
     Attributes:
-        streams: the dense residual stream behind the attention and behind the MLP; None where norms stand between
+        streams: the residual stream behind the attention and behind the MLP; None where norms stand between
             the modules and the stream.
-        outputs: of the dense last linears, used where there are no streams.
+        outputs: of the two modules, used where there are no streams.
+        entering: what the MLP's first linears see; None where the layer has no MLP.
         end: what leaves the layer.
     """
 
     streams: tuple[torch.Tensor, torch.Tensor] | None
-    outputs: tuple[torch.Tensor | None, ...]
+    outputs: tuple[torch.Tensor | None, torch.Tensor | None]
+    entering: torch.Tensor | None
     end: torch.Tensor
 
     @classmethod
     def of(
-        cls, layer: nn.Module, state: torch.Tensor, calls: LayerCalls, index: int, blocks: list[Block | None]
+        cls, adapter: Adapter, layer: nn.Module, mlp: Block | None, state: torch.Tensor, calls: LayerCalls, index: int
     ) -> _Targets:
-        with _tapped(blocks) as taps:
+        attention = getattr(*adapter.attention_owner(layer))
+        with watched([attention, mlp and mlp.last, mlp and mlp.inputs[0][0]]) as seen:
             end = calls.run(layer, state, index)
-        middle = taps[0].behind(state)
-        difference = float((taps[1].behind(middle) - end).abs().max())
-        if difference <= 1e-2 * float(end.abs().max()):
-            return cls((middle, end), (None, None), end)
-        return cls(None, tuple(tap.output for tap in taps), end)
+        outputs, entering = (seen[0].output, seen[1].output), seen[2].input
+        middle = state + outputs[0]
+        # OPT runs its MLP on flattened tokens.
+        behind = middle if outputs[1] is None else middle + outputs[1].reshape(state.shape)
+        if float((behind - end).abs().max()) <= 1e-2 * float(end.abs().max()):
+            return cls((middle, end), (None, None), entering, end)
+        return cls(None, outputs, entering, end)
 
-    def of_place(self, place: int, state: torch.Tensor, attention: _Tap) -> torch.Tensor:
-        """What the attention (0) or the MLP (1) of the pruned layer should put out when `state` enters the layer."""
-        if self.streams is None:
-            return self.outputs[place]
-        return self.streams[place] - (state if place == 0 else attention.behind(state))
+    def of_place(self, place: int, stream: torch.Tensor) -> torch.Tensor:
+        """What the attention (0) or the MLP (1) of the pruned layer should add to the `stream` it meets."""
+        return self.outputs[place] if self.streams is None else self.streams[place] - stream
 
 
 def _kept_rows(block: Block, kept: Sequence[int]) -> torch.Tensor:

@@ -15,10 +15,10 @@ import torch
 from numprune.calibration.statistics import CalibrationStats, GramAccumulator
 from numprune.errors import CancelEvent, InputError, NumericalError, Progress, check_cancelled
 from numprune.models.model import Model
+from numprune.models.replay import LayerCalls
 from numprune.models.sliced import check_sliceable, narrow_residual, narrowed_parameters
 from numprune.pruning import PruningReport
 from numprune.recipe import CalibrationRecipe, Recipe
-from numprune.residual import LayerCalls
 
 BATCH = 16
 """Calibration sequences that run through a layer at once."""

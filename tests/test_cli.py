@@ -113,7 +113,7 @@ def test_prune_writes_a_model_its_recipe_and_a_report(pruned, text):
 def test_prune_prints_what_was_done(run, text, tmp_path):
     code, out, err = run("prune", MODEL, "--calibration", text, *SMALL, "--out", tmp_path / "small")
     assert code == 0
-    for word in ("30.00% asked", "reached", "parameters", "bytes", "before compensation (paper)", "time"):
+    for word in ("30.00% asked", "reached", "parameters", "bytes", "before compensation (network)", "time"):
         assert word in out
     assert err == ""
 
@@ -173,8 +173,12 @@ def test_a_false_flag_overrides_a_true_recipe(pruned, tmp_path):
     assert _recipe(args).allow_empty is False
 
 
-def test_without_flags_the_recipe_is_the_default_one():
-    assert _recipe(build_parser().parse_args(["prune", MODEL, "--out", "x"])) == Recipe()
+def test_without_flags_the_default_preset_prunes(pruned):
+    parse = build_parser().parse_args
+    assert _recipe(parse(["prune", MODEL, "--out", "x"])) == numprune.preset("balanced").applied(Recipe())
+    assert _recipe(parse(["prune", MODEL, "--preset", "paper", "--out", "x"])) == Recipe()
+    written = Recipe.read(pruned / "recipe.json")
+    assert _recipe(parse(["prune", "--recipe", str(pruned / "recipe.json"), "--out", "x"])) == written
 
 
 def test_an_earlier_output_is_replaced(run, pruned, text, tmp_path):

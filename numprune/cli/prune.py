@@ -57,16 +57,16 @@ def add(commands: Commands) -> None:
     group.add_argument(
         "--scorer",
         metavar="NAME",
-        help="newton (the default), newton_loop, newton_boxed, newton_greedy, osscar, taylor, flap, wanda_sp, magnitude"
-        " or random",
+        help="fisher (of preset balanced, the default), newton (the paper's), newton_loop, newton_boxed, newton_greedy,"
+        " osscar, taylor, flap, wanda_sp, magnitude or random",
     )
     group.add_argument("--allocation", metavar="NAME", help="global (the default), uniform or paper_printed")
     group.add_argument(
         "--preset",
         metavar="NAME",
-        help="a whole method, which other flags change: paper, balanced (residual compensation), best (also --suggest)"
-        " or healed (also --healing 16); or another's: flap, wanda_sp, magnitude, taylor, osscar (also"
-        " --swaps 8), slicegpt (also --method slicegpt) or random",
+        help="a whole method, which other flags change: balanced (scorer fisher, compensation network; the default"
+        " without a recipe), best (also --suggest), healed (also --healing 16) or paper; or another's: flap, wanda_sp,"
+        " magnitude, taylor, osscar (also --swaps 8), slicegpt (also --method slicegpt) or random",
     )
     group.add_argument(
         "--swaps",
@@ -74,7 +74,11 @@ def add(commands: Commands) -> None:
         metavar="N",
         help="then exchange up to N kept and removed units of a module at a time while its loss falls (default 0)",
     )
-    group.add_argument("--compensation", metavar="NAME", help="paper (the default), residual, bias or none")
+    group.add_argument(
+        "--compensation",
+        metavar="NAME",
+        help="network (of preset balanced, the default), residual, paper, bias or none",
+    )
     group.add_argument(
         "--damping", type=float, metavar="D", help="of the compensation, as a share of the mean Gram diagonal (0.01)"
     )
@@ -166,10 +170,11 @@ def _suggests(args: argparse.Namespace) -> bool:
 
 
 def _recipe(args: argparse.Namespace) -> Recipe:
-    """The recipe file, or the defaults, with the given flags on top."""
+    """The recipe file or the preset, with the given flags on top."""
     recipe = numprune.Recipe.read(args.recipe) if args.recipe else numprune.Recipe()
-    if args.preset:
-        recipe = numprune.preset(args.preset).applied(recipe)
+    preset = args.preset or (None if args.recipe else numprune.DEFAULT_PRESET)
+    if preset:
+        recipe = numprune.preset(preset).applied(recipe)
     names = ("method", "ratio", "scorer", "allocation", "swaps", "compensation", "damping", "healing")
     names += ("round_heads", "round_channels", "uniform", "allow_empty")
     calibration = {**recipe.to_dict()["calibration"], **calibration_changes(args)}

@@ -41,8 +41,8 @@ def add(commands: Commands) -> None:
     parser.add_argument(
         "--method",
         metavar="NAME",
-        help="newton (the default), newton_loop, newton_boxed, newton_greedy, osscar, taylor, flap, wanda_sp, magnitude"
-        " or random",
+        help="newton (the default: the paper's), fisher, newton_loop, newton_boxed, newton_greedy, osscar, taylor,"
+        " flap, wanda_sp, magnitude or random",
     )
     parser.add_argument(
         "--against",

@@ -83,7 +83,7 @@ class Workbench:
         self._computing = threading.Lock()
         self._building: dict[LoadRequest, threading.Lock] = {}
         self._loaded: dict[LoadRequest, Loaded] = {}
-        self._rivals: dict[LoadRequest, dict[str, ScoreTable]] = {}
+        self._scores: dict[LoadRequest, dict[str, ScoreTable]] = {}
         self._claims: dict[LoadRequest, set[str]] = {}
         self._tabs: dict[str, Tab] = {}
         self._opened = opened
@@ -177,12 +177,26 @@ class Workbench:
             )
 
     def dense(self, session: Session) -> Loaded:
-        """The session's dense model."""
+        """The session's dense model, with the scores its recipe goes by."""
         with self._lock:
             loaded = None if session.dense is None else self._loaded.get(session.dense)
         if loaded is None:
             raise InputError("No model is loaded in this tab; load one in step 1.")
-        return loaded
+        scorer = session.recipe.scorer
+        if scorer == loaded.request.scorer:
+            return loaded
+        with self._lock:
+            scores = self._scores.get(loaded.request, {}).get(scorer)
+        if scores is None:
+            raise InputError(
+                f"The model is not scored by {scorer} here; choose a method of step 3 that uses it, or load the model"
+                f" with scorer {scorer} in step 1."
+            )
+        return replace(loaded, scores=scores)
+
+    def scorer(self, session: Session) -> str:
+        """The scorer the session's model was loaded with."""
+        return session.recipe.scorer if session.dense is None else session.dense.scorer
 
     def variants(self, owner: str) -> Mapping[str, Model]:
         """The tab's pruned models by name, oldest first."""
@@ -255,24 +269,38 @@ class Workbench:
         """What the session's recipe would keep."""
         return allocate(self.dense(session).scores, session.recipe)
 
-    def score_rival(
-        self, session: Session, *, progress: Progress | None = None, cancel: CancelEvent | None = None
+    def score_by(
+        self,
+        session: Session,
+        scorer: str,
+        *,
+        progress: Progress | None = None,
+        cancel: CancelEvent | None = None,
     ) -> None:
-        """Score the session's model by the method it is compared with; the scores are kept as long as the model is."""
-        loaded = self.dense(session)
-        if self.rival(session) is not None:
+        """Score the session's model by another method too; the scores are kept as long as the model is."""
+        with self._lock:
+            loaded = None if session.dense is None else self._loaded.get(session.dense)
+            known = self._scores.get(session.dense, {})
+        if loaded is None:
+            raise InputError("No model is loaded in this tab; load one in step 1.")
+        if scorer == loaded.request.scorer or scorer in known:
             return
         with self._computing:
-            scores = score(loaded.model, loaded.stats, method=session.against, progress=progress, cancel=cancel)
+            scores = score(loaded.model, loaded.stats, method=scorer, progress=progress, cancel=cancel)
         check_cancelled(cancel)
         with self._lock:
             if loaded.request in self._loaded:
-                self._rivals.setdefault(loaded.request, {})[session.against] = scores
+                self._scores.setdefault(loaded.request, {})[scorer] = scores
 
     def rival(self, session: Session) -> ScoreTable | None:
-        """The scores the session compares its own with; None when there are none."""
+        """The scores the session compares its own with; None when there are none, or they are its own."""
+        if session.dense is None or session.against == session.recipe.scorer:
+            return None
         with self._lock:
-            return None if session.dense is None else self._rivals.get(session.dense, {}).get(session.against)
+            loaded = self._loaded.get(session.dense)
+            if loaded is not None and session.against == loaded.request.scorer:
+                return loaded.scores
+            return self._scores.get(session.dense, {}).get(session.against)
 
     def prune(
         self,
@@ -321,7 +349,7 @@ class Workbench:
                     owners.discard(owner)
                 if not owners:
                     del self._claims[request], self._loaded[request]
-                    self._rivals.pop(request, None)
+                    self._scores.pop(request, None)
             self._tabs.pop(owner, None)
 
 

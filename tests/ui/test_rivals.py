@@ -17,7 +17,7 @@ def compared(scored):
     bench, session = scored
     session = session.changed("", ratio=0.4, keep={HEADS: (1,)}, prune={CHANNELS: (7,)})
     session = Session(dense=session.dense, recipe=session.recipe, against="magnitude")
-    bench.score_rival(session)
+    bench.score_by(session, session.against)
     return bench, session, Rivalry.at(bench.dense(session), bench.plan(session), bench.rival(session))
 
 

@@ -15,6 +15,7 @@ from numprune.evaluation import sweep
 from numprune.evaluation.bench import Shape
 from numprune.generation import Sampling, generate
 from numprune.models import ModuleKey, load
+from numprune.presets import METHODS
 from numprune.recipe import CalibrationRecipe, Recipe
 from numprune.ui import html
 from numprune.ui.app import build
@@ -34,7 +35,7 @@ from numprune.ui.steps.load import PASTED, UPLOADED, facts, source_of, whole
 from numprune.ui.steps.methods import ratios_of
 from numprune.ui.steps.prune import small_print, variants_table
 from numprune.ui.steps.report import ERRORS, LAYERS, UNITS, numbers, session_report
-from numprune.ui.steps.tune import ALLOCATIONS, METHODS, adopted, command_line, method_of, prediction, preset, preset_of
+from numprune.ui.steps.tune import ALLOCATIONS, adopted, command_line, method_of, prediction, preset, preset_of
 from numprune.ui.workbench import Workbench
 
 # load
@@ -166,7 +167,7 @@ def test_a_method_is_recognised_by_its_settings_and_its_ratios(scored):
     for name, method in METHODS.items():
         ratios = dict.fromkeys(keys[1:], 0.2) if method.suggests else {}
         assert method_of(session.recipe.replace(**method.settings, ratios=ratios), scores) == name
-    for changes in ({"ratios": {keys[0]: 0.5}}, {"compensation": "bias"}, {"healing": 7}, {"scorer": "flap"}):
+    for changes in ({"ratios": {keys[0]: 0.5}}, {"compensation": "bias"}, {"healing": 7}, {"scorer": "newton_boxed"}):
         assert method_of(session.recipe.replace(**changes), scores) is None
 
 
@@ -211,13 +212,13 @@ def test_the_command_line_makes_the_same_recipe(scored, tmp_path):
     assert written == session.recipe
 
 
-def test_an_opened_recipe_is_adopted_and_one_for_other_scores_is_refused(scored):
+def test_an_opened_recipe_is_adopted_and_one_of_another_calibration_is_refused(scored):
     _, session = scored
     recipe = session.recipe.replace(ratio=0.5, keep={ModuleKey(0, "mlp"): (3,)})
     done = adopted(session, recipe)
     assert done.recipe == recipe
     assert done.undo().recipe == session.recipe
-    with pytest.raises(InputError, match="load the model with these"):
+    with pytest.raises(InputError, match="load the model with it in step 1"):
         adopted(session, replace(recipe, calibration=CalibrationRecipe("c4", 8, 64)))
 
 

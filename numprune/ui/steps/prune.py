@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 COMPENSATION = [
     ("as in the paper", "paper"),
     ("against the residual stream", "residual"),
+    ("all linears, against the dense network", "network"),
     ("bias, as FLAP's", "bias"),
     ("none", "none"),
 ]

@@ -224,7 +224,7 @@ def wire(page: Page) -> None:
             session = replace(given[page.session], against=given[part.against] or "")
             if session.against == page.workbench.dense(session).scores.method:
                 raise InputError(f"The page shows {session.against} itself; choose another scorer to compare it with.")
-            page.workbench.score_rival(session, progress=reporter(bar), cancel=cancel)
+            page.workbench.score_by(session, session.against, progress=reporter(bar), cancel=cancel)
             return {part.against: session.against}
 
     def show(given: Updates) -> Updates:

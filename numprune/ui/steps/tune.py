@@ -12,7 +12,7 @@ import gradio as gr
 from numprune.allocation import PruningPlan
 from numprune.errors import InputError, NumpruneError
 from numprune.footprint import sizes
-from numprune.presets import PRESETS, RIVALS
+from numprune.presets import METHODS
 from numprune.recipe import Recipe
 from numprune.scoring import ScoreTable
 from numprune.suggestion import sensitivity, suggest
@@ -35,8 +35,6 @@ ALLOCATIONS = {
     "ends": "protect first and last layers",
     "paper_printed": "as printed in the paper",
 }
-METHODS = {**PRESETS, "slicegpt": RIVALS["slicegpt"]}
-"""The presets, and the one rival that needs no scores of its own."""
 SENSITIVITY = "What each module costs"
 CONTEXT = 1000
 """Tokens in the cache, for the figures per token."""
@@ -54,7 +52,7 @@ SAVE_RECIPE = """(text) => {
 class TuneStep:
     """Components of step 3."""
 
-    method: gr.Radio
+    method: gr.Dropdown
     ratio: gr.Slider
     preset: gr.Radio
     round_channels: gr.Dropdown
@@ -171,8 +169,7 @@ def command_line(recipe: Recipe) -> str:
     words += ["--calibration", str(calibration.data), "--samples", str(calibration.samples)]
     words += ["--sequence-length", str(calibration.sequence_length), "--seed", str(calibration.seed)]
     words += ["--method", recipe.method] if recipe.method != "units" else []
-    words += ["--scorer", recipe.scorer] if recipe.scorer != "newton" else []
-    words += ["--allocation", recipe.allocation, "--compensation", recipe.compensation]
+    words += ["--scorer", recipe.scorer, "--allocation", recipe.allocation, "--compensation", recipe.compensation]
     words += ["--swaps", str(recipe.swaps)] if recipe.swaps else []
     words += ["--damping", f"{recipe.damping:g}"]
     words += ["--healing", str(recipe.healing)] if recipe.healing else []
@@ -184,18 +181,29 @@ def command_line(recipe: Recipe) -> str:
 
 
 def adopted(session: Session, recipe: Recipe) -> Session:
-    """The session with an opened recipe's decisions; it must be for the model and the scores on the page.
+    """The session with an opened recipe's decisions; it must be for the model and the calibration on the page.
 
     Raises:
-        InputError: it was made with another model, calibration or scorer.
+        InputError: it was made with another calibration.
     """
-    own = session.recipe
-    if recipe.calibration != own.calibration or recipe.scorer != own.scorer:
+    if recipe.calibration != session.recipe.calibration:
         raise InputError(
             f"The recipe was made with calibration {recipe.calibration.data} {recipe.calibration.samples} x"
-            f" {recipe.calibration.sequence_length} and scorer {recipe.scorer}; load the model with these in step 1."
+            f" {recipe.calibration.sequence_length}; load the model with it in step 1."
         )
-    names = ("method", "allocation", "ratio", "ratios", "keep", "prune", "swaps", "compensation", "damping", "healing")
+    names = (
+        "method",
+        "scorer",
+        "allocation",
+        "ratio",
+        "ratios",
+        "keep",
+        "prune",
+        "swaps",
+        "compensation",
+        "damping",
+        "healing",
+    )
     names += ("round_heads", "round_channels", "uniform", "allow_empty")
     return session.changed("", **{name: getattr(recipe, name) for name in names})
 
@@ -206,12 +214,12 @@ def build() -> TuneStep:
             "## 3 · Tune\nMove the ratio and watch the plan. In the table, write a ratio to lock a module at it; the"
             " others share what is left."
         )
-        method = gr.Radio(
+        method = gr.Dropdown(
             [(f"{name}: {each.about}", name) for name, each in METHODS.items()],
             value="paper",
             label="Method",
-            info="Sets allocation, compensation and healing; best and healed also suggest ratios, which takes longer."
-            " slicegpt changes the width of the residual stream and leaves the plan empty.",
+            info="Sets scorer, allocation, compensation and healing in one step; balanced is a good first choice. best"
+            " and healed also suggest ratios, which takes longer; slicegpt leaves the plan empty.",
         )
         with gr.Row():
             ratio = gr.Slider(
@@ -364,16 +372,30 @@ def wire(page: Page) -> None:
                 "round_heads",
                 "uniform",
             )
-            return settled(session.changed("", **{name: getattr(fresh, name) for name in names}), given)
+            values = {name: getattr(fresh, name) for name in names}
+            return settled(session.changed("", **values, scorer=page.workbench.scorer(session)), given)
+
+    def opened(given: Updates) -> Session:
+        session = given[page.session]
+        recipe = Recipe.read(Path(given[step.open]))
+        loaded = page.workbench.dense(session)
+        units = {key: len(module.units) for key, module in loaded.scores.modules.items()}
+        recipe.check_for(loaded.scores.model, loaded.scores.fingerprint, units)
+        return adopted(session, recipe)
+
+    def prepare_recipe(
+        given: Updates,
+        request: gr.Request,
+        bar: gr.Progress = gr.Progress(),  # noqa: B008
+    ) -> None:
+        """The scores an opened recipe goes by; `open_recipe` takes it over."""
+        with page.job(request) as cancel:
+            session = opened(given)
+            page.workbench.score_by(session, session.recipe.scorer, progress=reporter(bar), cancel=cancel)
 
     def open_recipe(given: Updates) -> Updates:
         with toasts():
-            session = given[page.session]
-            recipe = Recipe.read(Path(given[step.open]))
-            loaded = page.workbench.dense(session)
-            units = {key: len(module.units) for key, module in loaded.scores.modules.items()}
-            recipe.check_for(loaded.scores.model, loaded.scores.fingerprint, units)
-            return settled(adopted(session, recipe), given)
+            return settled(opened(given), given)
 
     def suggested(session: Session, request: gr.Request, bar: gr.Progress) -> Updates:
         """What the model's loss says of the modules; a second handler puts the ratios into the plan."""
@@ -406,16 +428,10 @@ def wire(page: Page) -> None:
         """The ratios of the chosen method, from scratch; `adopt_method` takes them over."""
         session, chosen = given[page.session], METHODS[given[step.method]]
         with toasts():
-            if session.recipe.scorer != chosen.settings.get("scorer", session.recipe.scorer):
-                raise InputError(
-                    f"The methods here use the scorer newton, the page shows {session.recipe.scorer}; load the model"
-                    " with newton in step 1."
-                )
             changed = session.changed("", **chosen.settings, ratios={})
-            if not chosen.suggests:
-                page.workbench.dense(session)
-                return {step.suggested: {}}
-            return suggested(changed, request, bar)
+        with page.job(request) as cancel:
+            page.workbench.score_by(changed, changed.recipe.scorer, progress=reporter(bar), cancel=cancel)
+        return suggested(changed, request, bar) if chosen.suggests else {step.suggested: {}}
 
     def adopt_method(given: Updates) -> Updates:
         with toasts():
@@ -469,5 +485,14 @@ def wire(page: Page) -> None:
     step.undo.click(travel("undo"), page.look, settings, **LIVE)
     step.redo.click(travel("redo"), page.look, settings, **LIVE)
     step.reset.click(reset, page.look, settings, **LIVE)
-    step.open.upload(open_recipe, {*page.look, step.open}, settings, **LIVE)
+    event = step.open.upload(
+        prepare_recipe,
+        {page.session, step.open},
+        None,
+        api_visibility="private",
+        show_progress_on=step.prediction,
+        **ACCELERATOR,
+    )
+    page.stoppable.append(event)
+    event.success(open_recipe, {*page.look, step.open}, settings, **LIVE)
     step.save.click(None, step.recipe, None, js=SAVE_RECIPE, api_visibility="private")
