@@ -46,7 +46,9 @@ def fit_to_residual(
 
     Where a norm stands between the module and the residual stream (Gemma 2 and 3), R - R' is left out. With `keep`,
     the linears that feed the units are fitted before it: with N and N' the inputs of the module in the two models
-    and V_S the columns of the kept units, V' minimises ||N' V' - N V_S||² + gamma ||V' - V_S||².
+    and V_S the columns of the kept units, V' minimises ||N' V' - N V_S||² + gamma ||V' - V_S||². At the end every
+    channel of the norm behind the last layer is scaled by the s that minimises ||s H' - H||² + gamma (s - 1)², with H
+    and H' what it puts out in the two models: what is left of a stream that was lost in part is too large on the whole.
 
     Modules before the first one that lost units stay as they are. Memory is five times the residual
     stream on `rows`: of both models, between a layer's modules and at the entry of its MLP. No attention runs more than
@@ -114,7 +116,35 @@ def fit_to_residual(
         streams = [target.end for target in targets]
         if progress is not None:
             progress(index + 1, len(layers), "fitting to the dense network")
+    norms = adapter.final_norm(dense), adapter.final_norm(pruned)
+    if keep is not None and touched and None not in norms:
+        _fit_gain(*norms, streams, theirs, adapter.norm_offset(dense.config), damping)
     return seconds
+
+
+def _fit_gain(
+    dense: nn.Module,
+    pruned: nn.Module,
+    streams: list[torch.Tensor],
+    theirs: list[torch.Tensor],
+    offset: float,
+    damping: float,
+) -> None:
+    """Scale every channel of `pruned`, a norm, to the least squared error of its output."""
+    product = torch.zeros(len(pruned.weight), dtype=torch.float64, device=pruned.weight.device)
+    moment = torch.zeros_like(product)
+    bias = getattr(pruned, "bias", None)
+    for state, other in zip(streams, theirs, strict=True):
+        wanted, found = (to_float64(each if bias is None else each - bias) for each in (dense(state), pruned(other)))
+        product += (wanted * found).sum((0, 1))
+        moment += found.square().sum((0, 1))
+    gamma = damping * moment.mean()
+    scale = (product + gamma) / (moment + gamma)
+    if not bool(torch.isfinite(scale).all()):
+        raise NumericalError(
+            "Fitting the last norm: activations are not finite; load the model in float32 or bfloat16."
+        )
+    pruned.weight.copy_(scale * (to_float64(pruned.weight) + offset) - offset)
 
 
 @dataclass(frozen=True)

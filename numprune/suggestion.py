@@ -24,7 +24,7 @@ from numprune.scoring.table import ScoreTable
 
 FRACTIONS = (0.25, 0.5, 0.75, 1.0)
 BLENDS = (0.0, 0.25, 0.5, 0.75, 1.0)
-WORTHWHILE = 0.05
+WORTHWHILE = 0.2
 """Loss in nats a token that the exchange of budget, the slowest step, is worth."""
 
 
@@ -125,7 +125,7 @@ def suggest(
     Because losses of several modules do not simply add, the result is blended with the plan of the recipe's own
     allocation, each blend is measured, and the best one is taken; the plan itself is among them, so that the
     calibration loss is never worse than without. Under the compensations that fit one module after the other, blends
-    are really pruned and fitted, and measured on sequences the fit does not see. Where more than 0.05 nats are lost
+    are really pruned and fitted, and measured on sequences the fit does not see. Where more than 0.2 nats are lost
     then, budget is exchanged between modules while that loss falls (`numprune.rebalancing`). Locked ratios and forced
     units stay.
 

@@ -107,6 +107,30 @@ def test_what_feeds_the_units_solves_its_least_squares_problem():
     torch.testing.assert_close(linears["narrow"].bias, linears["dense"].bias[rows])
 
 
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_the_last_norm_s_gains_solve_their_least_squares_problem(name):
+    """Against torch.linalg.lstsq channel by channel, on what the model without the gains would put out."""
+    model = tiny_model(name)
+    norm = model.adapter.final_norm(model.module)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        norm.weight.add_(0.3 * torch.randn(norm.weight.shape, generator=generator))
+    rows = random_ids(12, 24, seed=1)
+    keep = {**{block.key: tuple(range(block.units)) for block in model.blocks}, **cut(model).keep}
+    narrow = slice_module(model.module, model.adapter, keep)
+    fit_to_residual(model.module, narrow, model.adapter, rows, keep=keep, damping=1e-7)
+    fitted = model.adapter.final_norm(narrow)
+    assert not torch.equal(fitted.weight, norm.weight)
+    wanted, states = norm(streams(model.module, rows)), streams(narrow, rows)
+    with torch.no_grad():
+        found, plain = fitted(states), norm(states)
+    bias = getattr(norm, "bias", 0.0)
+    for channel in range(len(norm.weight)):
+        x, y = ((each - bias)[..., channel].reshape(-1, 1).double() for each in (plain, wanted.detach()))
+        expected = x * torch.linalg.lstsq(x, y).solution
+        torch.testing.assert_close((found - bias)[..., channel].reshape(-1, 1).double(), expected, atol=1e-4, rtol=1e-3)
+
+
 @pytest.mark.parametrize("compensation", ["residual", "network"])
 def test_pruning_nothing_changes_nothing(compensation):
     model, stats = calibrated()

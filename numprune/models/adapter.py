@@ -161,6 +161,17 @@ class Adapter(ABC):
     def attention_owner(self, layer: nn.Module) -> tuple[nn.Module, str]:
         """The module and attribute name that hold the layer's attention."""
 
+    def final_norm(self, model: nn.Module) -> nn.Module | None:
+        """The norm behind the last layer; None where there is none, or one without weights."""
+        layers = self.layers(model)
+        owner = next(each for each in model.modules() if any(child is layers for child in each.children()))
+        norm = getattr(owner, "norm", None) or getattr(owner, "final_layer_norm", None)
+        return None if norm is None or norm.weight is None else norm
+
+    def norm_offset(self, config: Any) -> float:
+        """What norms add to their weights before they multiply by them."""
+        return 0.0
+
     def check(self, config: Any) -> None:
         """Raise UnsupportedArchitecture for variants of the architecture that cannot be pruned this way."""
 

@@ -33,6 +33,9 @@ class LlamaAdapter(Adapter):
     def layers(self, model: nn.Module) -> nn.ModuleList:
         return model.model.layers
 
+    def norm_offset(self, config: Any) -> float:
+        return 1.0 if config.model_type.startswith("gemma") else 0.0
+
     def attention_owner(self, layer: nn.Module) -> tuple[nn.Module, str]:
         return layer, "self_attn"
 
