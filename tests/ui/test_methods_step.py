@@ -4,6 +4,7 @@ from types import SimpleNamespace
 
 import gradio as gr
 import pytest
+import transformers
 
 from numprune.cli import main
 from numprune.errors import InputError
@@ -68,6 +69,17 @@ def test_there_is_no_picture_of_the_dense_model_alone():
     assert cells_chart([DENSE]) is None
     assert "<tbody></tbody>" in cells_table([DENSE])
     assert [trace.name for trace in cells_chart([DENSE, PRUNED]).data] == ["paper", "paper"]
+
+
+def test_the_paper_s_curves_stand_beside_the_cells_of_its_models():
+    shape = {"hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32, "num_attention_heads": 32}
+    config = transformers.LlamaConfig(**shape, num_key_value_heads=32, vocab_size=32000)
+    llama = SimpleNamespace(name="m", recipe=None, config=config)
+    figure = cells_chart([DENSE, replace(PRUNED, data="wikitext2")], llama)
+    assert {trace.line.dash for trace in figure.data if trace.line.dash} >= {"solid", "dash"}
+    assert "LLaMA-7B on wikitext2" in figure.layout.title.text
+    other = SimpleNamespace(name="another", recipe=None, config=config)
+    assert cells_chart([DENSE, PRUNED], other).layout.title.text is None
 
 
 def test_a_tab_keeps_every_run_and_shows_the_last(small):

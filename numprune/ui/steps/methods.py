@@ -22,7 +22,8 @@ from numprune.evaluation.methods import (
     summary,
     write_cells,
 )
-from numprune.models import held_out_text
+from numprune.evaluation.reproduction import curves_for
+from numprune.models import Model, held_out_text
 from numprune.presets import METHODS
 from numprune.recipe import Recipe
 from numprune.ui import html
@@ -72,8 +73,7 @@ class MethodsPart:
             self.save: gr.Button(interactive=False),
         }
 
-    def show(self, cells: Sequence[Cell]) -> Updates:
-        chart = cells_chart(cells)
+    def show(self, cells: Sequence[Cell], chart: Any) -> Updates:
         return {
             self.figures: cells_table(cells),
             self.chart: gr.Plot(chart, visible=chart is not None),
@@ -120,11 +120,24 @@ def one_run(cells: Sequence[Cell]) -> list[Cell]:
     return list(cells)
 
 
-def cells_chart(cells: Sequence[Cell]) -> Any:
-    """The picture of all cells; None while there is only the dense model."""
+def cells_chart(cells: Sequence[Cell], model: Model | None = None) -> Any:
+    """The picture of all cells; None while there is only the dense model.
+
+    Args:
+        model: the one on the page. Where the cells are its own and the paper has curves of it, they are there too.
+    """
     if all(cell.method == DENSE for cell in cells):
         return None
-    return methods_chart(summary(cells), FRECHET if cells[0].perplexity is None else EXCESS)
+    if cells[0].perplexity is None:
+        return methods_chart(summary(cells), FRECHET)
+    found = curves_for(model, cells[0].data) if model is not None and model.name == cells[0].model else None
+    if found is None:
+        return methods_chart(summary(cells), EXCESS)
+    paper, text, curves = found
+    figure = methods_chart(summary(cells), EXCESS, paper=curves)
+    title = f"dashed: the paper's figures for {paper.name} on {text}, 2048 tokens"
+    figure.update_layout(title={"text": title, "font": {"size": 13}}, margin={"t": 80})
+    return figure
 
 
 def cells_table(cells: Sequence[Cell]) -> str:
@@ -214,13 +227,13 @@ def wire(page: Page) -> None:
             repetitions=int(given[part.repetitions] or 0),
         )
 
-    def show(owner: str, cells: Sequence[Cell]) -> Updates:
+    def show(owner: str, session: Session, cells: Sequence[Cell]) -> Updates:
         """Keep the cells and show them."""
         page.workbench.keep_cells(owner, cells)
         numbers = pd.DataFrame([asdict(cell) for cell in cells])
-        chart = cells_chart(cells)
+        chart = cells_chart(cells, None if session.dense is None else page.workbench.dense(session).model)
         page.workbench.find(owner, BY_METHOD, numbers, cells_table(cells), *([] if chart is None else [chart]))
-        return part.show(cells)
+        return part.show(cells, chart)
 
     def compare_cells(
         given: Updates,
@@ -252,10 +265,10 @@ def wire(page: Page) -> None:
                 cancel=cancel,
             )
             if cells:
-                yield show(owner, cells)
+                yield show(owner, session, cells)
             for cell in found:
                 cells = [*cells, cell]
-                yield show(owner, cells)
+                yield show(owner, session, cells)
 
     def save(request: gr.Request) -> Updates:
         with toasts():
@@ -266,9 +279,9 @@ def wire(page: Page) -> None:
             write_cells(file, cells)
             return page.hand(file)
 
-    def open_cells(file: str, request: gr.Request) -> Updates:
+    def open_cells(given: Updates, request: gr.Request) -> Updates:
         with toasts():
-            return show(owner_of(request), one_run(read_cells(Path(file))))
+            return show(owner_of(request), given[page.session], one_run(read_cells(Path(given[part.open]))))
 
     images = page.compare.images
     event = part.compare.click(
@@ -281,4 +294,4 @@ def wire(page: Page) -> None:
     )
     page.stoppable.append(event)
     page.save_with(part.save.click(save, None, {page.download}, **LIVE))
-    part.open.upload(open_cells, part.open, part.outputs, **LIVE)
+    part.open.upload(open_cells, {page.session, part.open}, part.outputs, **LIVE)
