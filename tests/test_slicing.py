@@ -171,3 +171,11 @@ def test_a_stop_is_heeded_and_progress_is_told():
     with pytest.raises(Cancelled):
         numprune.slicegpt(model, stats, 0.2, cancel=stop)
     assert not any(each._forward_pre_hooks or each._forward_hooks for each in model.module.modules())
+
+
+def test_formats_that_have_no_such_layers_refuse_the_model():
+    model, stats = calibrated()
+    refused = numprune.formats_for(numprune.slicegpt(model, stats, ratio=0.2))
+    assert refused["numprune"] is None
+    for name in ("transformers", "stock", "gguf"):
+        assert "SliceGPT" in refused[name]

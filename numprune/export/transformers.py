@@ -25,12 +25,15 @@ from numprune.export.formats import Format, register
 from numprune.models.adapter import Block, ModuleKey
 from numprune.models.layer_sizes import channels_name, groups_name, text_config, write_sizes
 from numprune.models.model import Model
+from numprune.models.sliced import residual_width
 
 
 def refusal(model: Model) -> str | None:
     """Why a narrowed stock class is not this model; None when it is."""
     if not is_stock(model.module):
         return f"is a {model.architecture}, which transformers does not have"
+    if residual_width(model.module, model.adapter) is not None:
+        return "has a narrowed residual stream (SliceGPT), which transformers has no layers for"
     narrowed = stock_module(model)
     described = layout(model, narrowed)
     narrowed.config = pruned_config(model)
