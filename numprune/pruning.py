@@ -92,9 +92,9 @@ def prune(
         stats: from `calibrate`, for this model; used for compensation and for the errors in the report.
         compensation: "paper" refits the kept columns of o_proj and down_proj (theorem 3); "residual" refits them
             one module after the other against the dense residual stream, "network" the linears that feed the units
-            too (`numprune.residual`); "bias" leaves them and adds the mean output of what was removed as a bias
-            (FLAP), also where the architecture has none; "none" leaves them. Biases are counted in the report, not in
-            the plan.
+            and the gains of the last norm too (`numprune.residual`); "bias" leaves them and adds the mean output of
+            what was removed as a bias (FLAP), also where the architecture has none; "none" leaves them. Biases are
+            counted in the report, not in the plan.
         damping: of the compensation, see `numprune.compensation.compensate`.
         healing: steps of training after it, see `numprune.healing.heal`; 0 trains nothing.
 

@@ -56,7 +56,8 @@ class Recipe:
         swaps: units of a module exchanged at a time, kept against removed ones, while that lowers the compensated loss
             (`numprune.refine`); 0, the default, exchanges none.
         compensation: "paper" (theorem 3), "residual" (against the dense residual stream), "network" (the same, and
-            what feeds the units as well), "bias" (FLAP's: the mean of what was removed becomes a bias) or "none".
+            what feeds the units and the last norm as well), "bias" (FLAP's: the mean of what was removed becomes a
+            bias) or "none".
         damping: of the compensation, as a fraction of the mean diagonal of the Gram matrix.
         healing: steps of training after pruning (`numprune.healing`); 0, the default, trains nothing.
         round_heads, round_channels: kept counts become multiples of these, except in modules kept whole.

@@ -3,7 +3,7 @@
 The paper's compensation fits a pruned module to its own dense output, on dense inputs. Here modules are fitted one
 after the other, on the inputs the pruned network really feeds them, so that the residual stream behind the module
 is again the dense one. What feeds the units (q, k, v; gate, up) can be fitted in the same way, so that the kept heads
-and channels see on these inputs what they saw in the dense network.
+and channels see on these inputs what they saw in the dense network, and so can the gains of the last norm.
 """
 
 from __future__ import annotations
