@@ -201,8 +201,9 @@ def unit_card(loaded: Loaded, plan: PruningPlan, unit: Unit) -> str:
 def build() -> InspectStep:
     with gr.Column(elem_classes="np-step"):
         gr.Markdown(
-            "## 2 · Inspect\nEach cell is a Newton numerical score: how much the layer's output misses that head or"
-            " channel. Bright stays, dark can go; crosses and the white line show what the plan below removes."
+            "## 2 · Inspect\nEach cell is the score of a head or channel, the Newton numerical score unless a method or"
+            " step 1 says otherwise: how much the output misses it. Bright stays, dark can go; crosses and the white"
+            " line show what the plan below removes."
         )
         with gr.Row():
             view = gr.Radio(
