@@ -1,16 +1,18 @@
 """Methods side by side, against the steps they consist of."""
 
 import math
+import time
 from itertools import islice
 
 import pytest
+import torch
 from architectures import random_ids, tiny_model
 
 import numprune
 from numprune import METHODS, CalibrationRecipe, Cancelled, InputError, Recipe, compare_methods
 from numprune.evaluation.images import METRICS
 from numprune.evaluation.judge import panel_of
-from numprune.evaluation.methods import DENSE, Bench, pruned_by, read_cells, summary, write_cells
+from numprune.evaluation.methods import DENSE, Bench, Shared, pruned_by, read_cells, summary, write_cells
 from numprune.evaluation.quality import image_quality
 
 BENCH = Bench(data=random_ids(3, 12, seed=5), sequence_length=12)
@@ -187,3 +189,28 @@ def test_images_are_measured_with_the_extractor_of_the_bench(images_folder):
     assert (dense.extractor, dense.recognised, dense.data) == (panel.name, None, None)
     with pytest.raises(InputError, match="write to another file"):
         compare_methods(images, ["magnitude"], [0.4], Bench(images=8), recipe=settings, done=[dense])
+
+
+def test_what_methods_share_is_made_once_and_its_seconds_count_for_each():
+    shared, made = Shared(), []
+
+    def make():
+        made.append(0)
+        time.sleep(0.05)
+        return len(made)
+
+    assert [shared.get("scores", "newton", make) for _ in range(3)] == [1, 1, 1]
+    assert shared.get("scores", "flap", make) == 2
+    assert 0.1 <= shared.saved < 0.5
+
+
+def test_sharing_changes_no_pruned_model(model, stats):
+    shared, recipe = Shared(), Recipe(ratio=0.3)
+    alone, reached, _ = pruned_by(model, stats, "best", recipe)
+    pruned_by(model, stats, "balanced", recipe, shared=shared)
+    pruned_by(model, stats, "best", recipe.replace(ratio=0.5), shared=shared)
+    together, same, seconds = pruned_by(model, stats, "best", recipe, shared=shared)
+    assert same == reached
+    assert seconds >= shared.saved > 0
+    state = alone.module.state_dict()
+    assert all(torch.equal(state[name], value) for name, value in together.module.state_dict().items())

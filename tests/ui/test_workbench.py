@@ -193,3 +193,43 @@ def test_hand_set_ratios_reach_the_plan(request_):
     key = ModuleKey(0, "mlp")
     pinned = session.changed("", ratios={key: 0.5})
     assert len(bench.plan(pinned).keep[key]) == 256
+
+
+def test_a_recipe_of_another_scorer_plans_by_its_scores_once_they_are_there(request_):
+    bench = Workbench(load("tiny-stories"))
+    session = opened(bench, request_)
+    other = session.changed("", scorer="wanda_sp")
+    with pytest.raises(InputError, match="not scored by wanda_sp here"):
+        bench.plan(other)
+    bench.score_by(other, "wanda_sp")
+    assert bench.dense(other).scores.method == "wanda_sp"
+    assert bench.dense(other).model is bench.dense(session).model
+    assert bench.dense(session).scores.method == "newton"
+    assert bench.plan(other).keep != bench.plan(session).keep
+    assert bench.scorer(other) == "newton"
+    bench.release("tab")
+    again = opened(bench, request_)
+    with pytest.raises(InputError, match="not scored by"):
+        bench.plan(again.changed("", scorer="wanda_sp"))
+
+
+def test_the_scores_of_the_load_are_a_rival_of_the_method_s(request_):
+    bench = Workbench(load("tiny-stories"))
+    session = opened(bench, request_)
+    bench.score_by(session, "wanda_sp")
+    by_wanda = Session(dense=session.dense, recipe=session.recipe.replace(scorer="wanda_sp"), against="newton")
+    assert bench.rival(by_wanda) is bench.dense(session).scores
+    same = Session(dense=session.dense, recipe=session.recipe, against="newton")
+    assert bench.rival(same) is None
+
+
+def test_scoring_needs_a_model_and_heeds_a_stop(request_):
+    bench = Workbench(load("tiny-stories"))
+    with pytest.raises(InputError, match="load one in step 1"):
+        bench.score_by(Session(), "magnitude")
+    session, stop = opened(bench, request_), threading.Event()
+    stop.set()
+    with pytest.raises(Cancelled):
+        bench.score_by(session, "magnitude", cancel=stop)
+    with pytest.raises(InputError, match="not scored by magnitude"):
+        bench.dense(session.changed("", scorer="magnitude"))
