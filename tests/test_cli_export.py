@@ -77,7 +77,7 @@ def test_lists_formats_and_why_one_cannot_carry_the_model(run, uneven, tmp_path)
     code, out, _ = run("export", uneven, "--formats")
     assert code == 0
     assert "transformers" in out
-    assert "KV heads, not the same in every layer" in out
+    assert "MLP channels, not the same in every layer" in out
     formats = {each["format"]: each for each in json.loads(run("export", uneven, "--formats", "--json")[1])["formats"]}
     assert formats["transformers"]["possible"]
     assert formats["transformers"]["reason"] is None
@@ -87,8 +87,14 @@ def test_lists_formats_and_why_one_cannot_carry_the_model(run, uneven, tmp_path)
 @pytest.mark.parametrize(
     ("flags", "says"),
     [
-        (["--format", "stock", "--out", "{tmp}/out"], "so 'stock' cannot carry it; use transformers"),
-        (["--format", "floppy", "--out", "{tmp}/out"], "Format 'floppy' is not known; use transformers"),
+        (
+            ["--format", "stock", "--out", "{tmp}/out"],
+            "so 'stock' cannot carry it; use numprune or gguf or transformers",
+        ),
+        (
+            ["--format", "floppy", "--out", "{tmp}/out"],
+            "Format 'floppy' is not known; use numprune, gguf, llamagen, transformers",
+        ),
         (["--out", "{tmp}/out", "--option", "half"], "--option is 'half'; write NAME=VALUE"),
         (["--out", "{tmp}/out", "--option", "half=yes"], "has no option 'half'"),
         ([], "nowhere to write; give --out"),

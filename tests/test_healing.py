@@ -135,7 +135,7 @@ def test_a_preset_from_the_command_line(model, tmp_path, capsys):
     flags = ["--samples", "8", "--sequence-length", "32", "--ratio", "0.3", "--out", str(tmp_path / "out")]
     assert main(["prune", str(tmp_path / "model"), "--preset", "healed", "--healing", "2", *flags]) == 0
     made = load(tmp_path / "out", device="cpu").recipe
-    assert (made.compensation, made.healing) == ("residual", 2)
+    assert (made.compensation, made.healing) == ("network", 2)
     assert made.ratios
     assert main(["prune", str(tmp_path / "model"), "--preset", "worst", *flags]) == 2
     assert "preset 'worst' is not known" in capsys.readouterr().err
