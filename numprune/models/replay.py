@@ -174,7 +174,3 @@ class _Repeating(nn.Module):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         return self.output
-
-
-class _Enough(Exception):
-    """Ends a forward pass that has come as far as it is needed."""
