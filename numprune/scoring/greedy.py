@@ -17,6 +17,8 @@ from numprune.scoring.score import block_scorer, unit_gram
 
 STEPS = 1024
 """Steps a module is emptied in; one with more units loses several in a step."""
+GAPS = 0.2
+"""Share of the places that may be empty before they are closed."""
 
 
 def eliminate(
@@ -58,26 +60,33 @@ def eliminate(
     if not bool(g.any()):
         return torch.arange(units), torch.zeros(units, dtype=torch.float64)
     p = torch.cholesky_inverse(damped_cholesky(g, damping)[0])
+    room = torch.empty_like(p)
     left = torch.arange(units, device=b.device)
-    batch = max(1, units // steps)
+    # Units that went keep their place for a while: closing the gap at every step would cost more than the steps.
+    there = torch.ones(units, dtype=torch.bool, device=b.device)
+    batch, gaps = max(1, units // steps), 0
     order, losses, loss = [], [], 0.0
-    while len(left):
-        costs = costs_of(p, b, width)
-        gone = torch.argsort(costs, stable=True)[:batch]
-        stay = torch.ones(len(left), dtype=torch.bool, device=b.device)
-        stay[gone] = False
-        out, rest = channels_of(gone, width), stay.repeat_interleave(width)
+    while gaps < len(left):
+        costs = costs_of(p, b, width).masked_fill(~there, torch.inf)
+        gone = torch.argsort(costs, stable=True)[: min(batch, len(left) - gaps)]
+        out = channels_of(gone, width)
         factor = torch.linalg.cholesky(p[out][:, out])
         # Units that go in one step are priced together.
         loss += float(torch.linalg.solve_triangular(factor, b[out], upper=False).square().sum())
         order.append(left[gone].cpu())
         losses += [loss] * len(gone)
-        change = torch.cholesky_solve(torch.cat([p[out][:, rest], b[out]], dim=1), factor)
-        kept = int(rest.sum())
-        cross = p[rest][:, out]
-        p = p[rest][:, rest] - cross @ change[:, :kept]
-        b = b[rest] - cross @ change[:, kept:]
-        left = left[stay]
+        change = torch.cholesky_solve(torch.cat([p[out], b[out]], dim=1), factor)
+        cross = p[:, out]
+        p -= torch.mm(cross, change[:, : len(p)], out=room)
+        b -= cross @ change[:, len(p) :]
+        # What is left of them is rounding, which no factorisation could take.
+        p[out[:, None], out] = torch.eye(len(out), dtype=p.dtype, device=p.device)
+        there[gone] = False
+        gaps += len(gone)
+        if gaps > len(left) * GAPS:
+            rest = there.repeat_interleave(width)
+            p, b, left = p[rest][:, rest], b[rest], left[there]
+            room, there, gaps = torch.empty_like(p), there[there], 0
     return torch.cat(order), torch.tensor(losses, dtype=torch.float64)
 
 
