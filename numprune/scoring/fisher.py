@@ -22,7 +22,8 @@ from numprune.scoring.score import model_scorer
 
 ROWS = 32
 """Calibration sequences the Fisher information is taken from."""
-BATCH = 4
+BATCH, BATCH_TOKENS = 4, 1024
+"""Sequences and tokens that are differentiated at a time: the activations of all layers are held for them."""
 MILLION = 1e6
 
 
@@ -70,7 +71,8 @@ def fisher_information(
     """E[g gᵀ] a token, (out, out) float64 by module; g is the gradient of log p(y) at the output of its last linear.
 
     y is drawn from the model's own predictions, one token at every position of the first 32 calibration sequences,
-    by the seed of the calibration. Needs backward passes through the whole model, four sequences at a time.
+    by the seed of the calibration. Needs backward passes through the whole model, four sequences or 1,024 tokens
+    at a time, whichever is less, but one sequence at least.
 
     Raises:
         InputError: the statistics hold no token ids.
@@ -90,7 +92,7 @@ def fisher_information(
         drawn = torch.multinomial(logits.detach().softmax(-1).cpu(), 1, generator=generator)[:, 0]
         return functional.cross_entropy(logits, drawn.to(logits.device), reduction="sum")
 
-    batches = stats.rows[:ROWS].long().split(BATCH)
+    batches = stats.rows[:ROWS].long().split(max(1, min(BATCH, BATCH_TOKENS // stats.rows.shape[1])))
     for done, rows in enumerate(batches, 1):
         check_cancelled(cancel)
         last = [block.last for block in blocks]

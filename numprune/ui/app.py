@@ -10,7 +10,7 @@ from numprune.ui import api
 from numprune.ui.page import ACCELERATOR, Page, Updates, owner_of, toasts
 from numprune.ui.serving import Serving
 from numprune.ui.session import Session
-from numprune.ui.steps import compare, export, inspect, prune, report, tune
+from numprune.ui.steps import compare, default, export, inspect, prune, report, tune
 from numprune.ui.steps import load as load_step
 from numprune.ui.theme import CSS, THEME
 from numprune.ui.workbench import Jobs, Workbench, reporter
@@ -95,7 +95,7 @@ def _wire(page: Page, blocks: gr.Blocks) -> None:
         page.workbench.release(owner_of(request))
         page.downloads.free(owner_of(request))
 
-    blocks.load(
+    event = blocks.load(
         first_visit,
         page.look,
         {page.load.model, *page.all_outputs},
@@ -103,6 +103,8 @@ def _wire(page: Page, blocks: gr.Blocks) -> None:
         show_progress_on=page.load.facts,
         **ACCELERATOR,
     )
+    page.openings.append(event)
+    default.wire(page)
     example = page.example.click(
         run_example,
         {page.session, page.compare.own_text, *page.compare.sampling, *page.compare.images.settings},

@@ -177,7 +177,7 @@ def score_heatmap(
         column_name=rows.name,
         ticks=_percent_ticks() if order == "sorted" else _unit_ticks(rows.widest),
         by_score=order == "sorted",
-        axis=f"{rows.name}s of the layer, lowest score first" if order == "sorted" else rows.name,
+        axis=f"{rows.name}s of the layer, removed ones first, each by score" if order == "sorted" else rows.name,
         per_cell=rows.widest / bins,
         values={"score": mean, **({"lowest": lowest} if rows.widest > bins else {})},
         share=share,

@@ -16,7 +16,7 @@ import torch
 from numprune.errors import CancelEvent, Cancelled, NumpruneError
 from numprune.ui.downloads import Downloads
 from numprune.ui.session import Session
-from numprune.ui.workbench import Jobs, Workbench
+from numprune.ui.workbench import Jobs, Loaded, Workbench
 
 if TYPE_CHECKING:
     from numprune.ui.steps.compare import CompareStep
@@ -35,13 +35,17 @@ Updates = dict[Any, Any]
 ACCELERATOR: dict[str, Any] = {"concurrency_id": "accelerator", "concurrency_limit": 1}
 """For every handler that computes with a model: one at a time, in one queue."""
 
+OWN_SCORES = "method"
+"""Value of the control that shows the scores of the method instead of those of the load."""
+
 LIVE: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden", "trigger_mode": "always_last"}
 """For handlers that answer a control at once; while one runs, only the newest event waits."""
 
 
 @dataclass
 class Page:
-    """The dashboard: its state and its steps; `stoppable` are the events of long handlers."""
+    """The dashboard: its state and its steps; `stoppable` are the events of long handlers, `openings` of those that
+    open a model."""
 
     workbench: Workbench
     jobs: Jobs
@@ -57,6 +61,7 @@ class Page:
     export: ExportStep
     report: ReportStep
     stoppable: list[Any] = field(default_factory=list)
+    openings: list[Any] = field(default_factory=list)
     downloads: Downloads = field(default_factory=Downloads)
 
     @property
@@ -67,6 +72,10 @@ class Page:
     @property
     def plan_outputs(self) -> set[Any]:
         return {self.session, *self.inspect.outputs, *self.tune.outputs}
+
+    @property
+    def settled_outputs(self) -> set[Any]:
+        return {*self.plan_outputs, *self.tune.inputs, *self.prune.inputs}
 
     @property
     def all_outputs(self) -> set[Any]:
@@ -80,12 +89,26 @@ class Page:
 
     def planned(self, session: Session, given: Updates) -> Updates:
         """Everything that follows from the session's model and recipe; `given` holds the values of `look`."""
-        loaded, plan = self.workbench.dense(session), self.workbench.plan(session)
+        loaded, plan, rival = (
+            part(session) for part in (self.workbench.dense, self.workbench.plan, self.workbench.rival)
+        )
+        compared = {} if rival is None else self.inspect.rivals.show(loaded, plan, rival, session)
         return {
             self.session: session,
-            **self.inspect.show(loaded, plan, session, given, self.workbench.rival(session)),
+            **self.inspect.show(self.seen(session, given), plan, session, given),
+            **compared,
             **self.tune.show(loaded, plan),
         }
+
+    def seen(self, session: Session, given: Updates) -> Loaded:
+        """The session's dense model, with the scores step 2 shows."""
+        by_method = given.get(self.inspect.scores) == OWN_SCORES
+        return self.workbench.dense(session) if by_method else self.workbench.opened(session)
+
+    def settled(self, session: Session, given: Updates) -> Updates:
+        """The same as `planned`, and the controls set to a recipe that did not come from them."""
+        settings = {**self.tune.settings(session.recipe), **self.prune.settings(session.recipe)}
+        return {**self.planned(session, given), **settings}
 
     def opened(self, session: Session, given: Updates) -> Updates:
         """Everything that follows from a newly loaded model."""

@@ -17,6 +17,7 @@ from numprune.errors import CancelEvent, InputError, Progress, check_cancelled
 from numprune.evaluation.methods import Cell
 from numprune.evaluation.uniform import cost_of_uniform
 from numprune.models import Model, embedded_models, load
+from numprune.presets import DEFAULT_PRESET, PRESETS
 from numprune.pruning import prune_as_planned
 from numprune.recipe import Recipe
 from numprune.scoring import ScoreTable, score
@@ -176,13 +177,17 @@ class Workbench:
                 " remove pruned models in step 4, close other tabs or choose a smaller model."
             )
 
-    def dense(self, session: Session) -> Loaded:
-        """The session's dense model, with the scores its recipe goes by."""
+    def opened(self, session: Session) -> Loaded:
+        """The session's dense model, with the scores it was loaded with."""
         with self._lock:
             loaded = None if session.dense is None else self._loaded.get(session.dense)
         if loaded is None:
             raise InputError("No model is loaded in this tab; load one in step 1.")
-        scorer = session.recipe.scorer
+        return loaded
+
+    def dense(self, session: Session) -> Loaded:
+        """The session's dense model, with the scores its recipe goes by."""
+        loaded, scorer = self.opened(session), session.recipe.scorer
         if scorer == loaded.request.scorer:
             return loaded
         with self._lock:
@@ -194,9 +199,19 @@ class Workbench:
             )
         return replace(loaded, scores=scores)
 
-    def scorer(self, session: Session) -> str:
-        """The scorer the session's model was loaded with."""
-        return session.recipe.scorer if session.dense is None else session.dense.scorer
+    def scored(self, session: Session, scorer: str) -> bool:
+        """Whether the session's model is scored by this method."""
+        request = self.opened(session).request
+        with self._lock:
+            return scorer == request.scorer or scorer in self._scores.get(request, {})
+
+    def by_default(self, session: Session, recipe: Recipe) -> Recipe:
+        """The recipe by the default method, once its scores are there; by those of the load where another scorer
+        than Newton's was chosen for it."""
+        scorer, default = self.opened(session).request.scorer, PRESETS[DEFAULT_PRESET].applied(recipe)
+        if scorer == Recipe().scorer and self.scored(session, default.scorer):
+            return default
+        return recipe.replace(scorer=scorer)
 
     def variants(self, owner: str) -> Mapping[str, Model]:
         """The tab's pruned models by name, oldest first."""
@@ -251,7 +266,7 @@ class Workbench:
         return [cell for cell in cells if cell.run == run]
 
     def open(self, loaded: Loaded, session: Session) -> Session:
-        """The session after loading: a fresh recipe for the model, with the ratio kept."""
+        """The session after loading: a fresh recipe by the scores of the load, with the ratio kept."""
         recipe = Recipe(
             model=loaded.model.name,
             fingerprint=loaded.scores.fingerprint,
@@ -278,12 +293,8 @@ class Workbench:
         cancel: CancelEvent | None = None,
     ) -> None:
         """Score the session's model by another method too; the scores are kept as long as the model is."""
-        with self._lock:
-            loaded = None if session.dense is None else self._loaded.get(session.dense)
-            known = self._scores.get(session.dense, {})
-        if loaded is None:
-            raise InputError("No model is loaded in this tab; load one in step 1.")
-        if scorer == loaded.request.scorer or scorer in known:
+        loaded = self.opened(session)
+        if self.scored(session, scorer):
             return
         with self._computing:
             scores = score(loaded.model, loaded.stats, method=scorer, progress=progress, cancel=cancel)

@@ -43,6 +43,7 @@ def visit(browser, url, tmp_path, request):
         page.on("pageerror", lambda error: page.problems.append(str(error)))
         page.goto(f"{url}/?__theme=dark" if dark else url)
         expect(page.locator(HEAT)).to_have_count(2, timeout=PATIENCE)
+        at_default(page)
         return page
 
     failed = request.session.testsfailed
@@ -70,6 +71,11 @@ def toast(page, text):
     """Wait for a toast and close it."""
     found = page.get_by_test_id("toast-body").filter(has_text=text)
     found.first.wait_for(timeout=PATIENCE)
+
+
+def at_default(page):
+    """Wait until the plan goes by the default method."""
+    expect(page.get_by_label("Method", exact=True)).to_have_value(re.compile("balanced:"), timeout=PATIENCE)
 
 
 def heads(page):
@@ -164,7 +170,7 @@ def test_a_unit_can_be_named_by_numbers(page):
 def test_pictures_can_be_kept(page, kind):
     with page.expect_download() as download:
         heads(page).locator(f"[data-save={kind}]").click()
-    assert download.value.suggested_filename == f"attention-layer-x-head.{kind}"
+    assert download.value.suggested_filename == f"attention-layer-x-head-newton.{kind}"
     start = download.value.path().read_bytes()[:8]
     assert start.startswith(b"\x89PNG" if kind == "png" else b"<svg ")
 
@@ -242,18 +248,32 @@ def test_a_method_sets_everything_it_consists_of_in_one_step(page):
         method.click()
         page.get_by_role("option", name=name).click()
 
-    choose("balanced:")
+    at_default(page)
     expect(page.get_by_label("all linears, against the dense network")).to_be_checked(timeout=PATIENCE)
+    choose("paper:")
+    expect(page.get_by_label("as in the paper")).to_be_checked(timeout=PATIENCE)
     expect(page.locator("[data-lock]:checked")).to_have_count(0, timeout=PATIENCE)
     choose("best:")
     expect(page.locator("[data-lock]:checked")).to_have_count(15, timeout=PATIENCE)
     expect(method).to_have_value(re.compile("best:"))
     page.get_by_role("button", name="Undo").click()
     expect(page.locator("[data-lock]:checked")).to_have_count(0, timeout=PATIENCE)
-    expect(method).to_have_value(re.compile("balanced:"))
-    page.get_by_role("button", name="Undo").click()
     expect(method).to_have_value(re.compile("paper:"))
-    expect(page.get_by_label("as in the paper")).to_be_checked()
+    page.get_by_role("button", name="Undo").click()
+    at_default(page)
+    page.get_by_role("button", name="Undo").click()
+    toast(page, "nothing to undo")
+
+
+def test_the_scores_of_the_load_or_of_the_method_are_shown_with_the_method_s_plan(page):
+    crosses = heads(page).locator(".np-over").first.get_attribute("d")
+    assert crosses
+    expect(heads(page)).to_contain_text("newton")
+    assert "the plan cuts at" not in heads(page).inner_text()
+    page.get_by_label("of the method").check()
+    expect(heads(page)).to_contain_text("fisher", timeout=PATIENCE)
+    expect(heads(page)).to_contain_text("the plan cuts at")
+    assert heads(page).locator(".np-over").first.get_attribute("d") == crosses
 
 
 def test_a_recipe_is_saved_and_opened_again(page, tmp_path):

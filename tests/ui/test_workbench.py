@@ -206,7 +206,9 @@ def test_a_recipe_of_another_scorer_plans_by_its_scores_once_they_are_there(requ
     assert bench.dense(other).model is bench.dense(session).model
     assert bench.dense(session).scores.method == "newton"
     assert bench.plan(other).keep != bench.plan(session).keep
-    assert bench.scorer(other) == "newton"
+    assert bench.opened(other) is bench.opened(session) is bench.dense(session)
+    assert bench.scored(session, "wanda_sp")
+    assert not bench.scored(session, "magnitude")
     bench.release("tab")
     again = opened(bench, request_)
     with pytest.raises(InputError, match="not scored by"):

@@ -15,10 +15,9 @@ from numprune.errors import InputError
 from numprune.evaluation import attention_patterns
 from numprune.models import Kind, Model, ModuleKey
 from numprune.models.adapter import KINDS
-from numprune.scoring import ScoreTable
 from numprune.ui import heatmap, html
 from numprune.ui.heatmap import Order, Rows, Scale, score_heatmap
-from numprune.ui.page import ACCELERATOR, LIVE, Updates, owner_of, toasts
+from numprune.ui.page import ACCELERATOR, LIVE, OWN_SCORES, Updates, owner_of, toasts
 from numprune.ui.score_figures import attention_pattern, layer_profile, layer_row, score_distribution
 from numprune.ui.session import Session, Unit
 from numprune.ui.steps import rivals
@@ -41,6 +40,7 @@ IMAGE_TOKENS = 64
 class InspectStep:
     """Components of step 2."""
 
+    scores: gr.Radio
     view: gr.Radio
     order: gr.Radio
     heads: gr.HTML
@@ -60,7 +60,7 @@ class InspectStep:
 
     @property
     def look(self) -> set[Any]:
-        return {self.view, self.order, self.charts_open}
+        return {self.scores, self.view, self.order, self.charts_open}
 
     @property
     def outputs(self) -> set[Any]:
@@ -71,33 +71,29 @@ class InspectStep:
         """The controls that make sense for a model."""
         return {self.sentence: gr.Textbox(visible=model.adapter.reads_text)}
 
-    def show(
-        self, loaded: Loaded, plan: PruningPlan, session: Session, given: Updates, rival: ScoreTable | None
-    ) -> Updates:
+    def show(self, loaded: Loaded, plan: PruningPlan, session: Session, given: Updates) -> Updates:
+        """The scores of `loaded`, which need not be those the plan goes by."""
         updates = {**self.pictures(loaded, plan, session, given), **self.details(loaded, plan, session)}
-        if given.get(self.charts_open):
-            updates |= self.draw_charts(loaded, plan)
-        if rival is not None:
-            updates |= self.rivals.show(loaded, plan, rival, session)
-        return updates
+        return updates | self.draw_charts(loaded, plan) if given.get(self.charts_open) else updates
 
     def pictures(self, loaded: Loaded, plan: PruningPlan, session: Session, given: Updates) -> Updates:
         heads, channels = rows_of(loaded, plan, "attention"), rows_of(loaded, plan, "mlp")
-        scale = Scale.of([heads, channels], given.get(self.view) or "raw", plan.threshold)
+        scale = Scale.of([heads, channels], given.get(self.view) or "raw", cut_of(loaded, plan))
         order = given.get(self.order) or "sorted"
+        scorer = loaded.scores.method
         return {
             self.heads: score_heatmap(
                 heads,
                 scale,
                 order="index",
-                title=f"Attention: layer x {heads.name}",
+                title=f"Attention: layer x {heads.name}, {scorer}",
                 selected=place_of(session.selected, "attention"),
             ),
             self.channels: score_heatmap(
                 channels,
                 scale,
                 order=order,
-                title="MLP: layer x channel",
+                title=f"MLP: layer x channel, {scorer}",
                 selected=place_of(session.selected, "mlp"),
             ),
         }
@@ -116,8 +112,9 @@ class InspectStep:
 
     def draw_charts(self, loaded: Loaded, plan: PruningPlan) -> Updates:
         heads, channels = (rows_of(loaded, plan, kind).scores for kind in KINDS)
+        cut = cut_of(loaded, plan)
         return {
-            self.distribution: score_distribution(*(together(rows) for rows in (heads, channels)), plan.threshold),
+            self.distribution: score_distribution(*(together(rows) for rows in (heads, channels)), cut),
             self.profile: layer_profile(heads, channels),
         }
 
@@ -125,6 +122,11 @@ class InspectStep:
 def together(rows: list[np.ndarray | None]) -> np.ndarray:
     present = [row for row in rows if row is not None]
     return np.concatenate(present) if present else np.empty(0)
+
+
+def cut_of(loaded: Loaded, plan: PruningPlan) -> float | None:
+    """The score the plan cuts at, where it goes by the scores of `loaded` at all."""
+    return plan.threshold if loaded.scores.method == plan.recipe.scorer else None
 
 
 def rows_of(loaded: Loaded, plan: PruningPlan, kind: Kind) -> Rows:
@@ -176,6 +178,7 @@ def unit_card(loaded: Loaded, plan: PruningPlan, unit: Unit) -> str:
     block = next(block for block in loaded.model.blocks if block.key == key)
     channels = block.channels([index])
     score = float(module.units[index])
+    scorer, other = loaded.scores.method, plan.recipe.scorer
     everything = [scores.units for scores in loaded.scores.modules.values()]
     total = sum(len(scores) for scores in everything)
     rank = sum(int((scores < score).sum()) for scores in everything) + 1
@@ -188,7 +191,7 @@ def unit_card(loaded: Loaded, plan: PruningPlan, unit: Unit) -> str:
     )
     items = [
         (f"Layer {key.layer}, {name} {index}", f"of {len(module.units)}; {how} {forced}"),
-        (f"{score:.4g}", f"score ({loaded.scores.method})"),
+        (f"{score:.4g}", f"score ({scorer}{'' if scorer == other else f'; the plan goes by {other}'})"),
         (f"{int((module.units < score).sum()) + 1} of {len(module.units)}", "rank in its layer, 1 is the lowest"),
         (f"{rank:,} of {total:,}", "rank in the whole model"),
         (f"{module.cost:,}", "parameters go with it"),
@@ -201,11 +204,18 @@ def unit_card(loaded: Loaded, plan: PruningPlan, unit: Unit) -> str:
 def build() -> InspectStep:
     with gr.Column(elem_classes="np-step"):
         gr.Markdown(
-            "## 2 · Inspect\nEach cell is the score of a head or channel, the Newton numerical score unless a method or"
-            " step 1 says otherwise: how much the output misses it. Bright stays, dark can go; crosses and the white"
-            " line show what the plan below removes."
+            "## 2 · Inspect\nEach cell is the score of a head or channel, the Newton numerical score unless step 1 says"
+            " otherwise: how much the output misses it. Bright stays, dark can go; crosses and the white line show what"
+            " the plan below removes, by these scores or by those of another method."
         )
         with gr.Row():
+            scores = gr.Radio(
+                [("of step 1", "loaded"), ("of the method", OWN_SCORES)],
+                value="loaded",
+                label="Scores",
+                min_width=320,
+                info="Step 1 scores by Newton unless told otherwise; crosses and line are the method's in both.",
+            )
             view = gr.Radio(
                 [("score", "raw"), ("rank in its layer", "rank"), ("log of the score", "log")],
                 value="raw",
@@ -258,6 +268,7 @@ def build() -> InspectStep:
             profile = gr.Plot(label="Scores by layer", min_width=320)
         rivals_part = rivals.build()
     return InspectStep(
+        scores=scores,
         view=view,
         order=order,
         heads=heads,
@@ -280,13 +291,18 @@ def build() -> InspectStep:
 def wire(page: Page) -> None:
     step = page.inspect
 
-    def both(session: Session) -> tuple[Loaded, PruningPlan]:
-        return page.workbench.dense(session), page.workbench.plan(session)
+    def both(given: Updates) -> tuple[Loaded, PruningPlan]:
+        """The model with the scores that are shown, and the plan."""
+        session = given[page.session]
+        return page.seen(session, given), page.workbench.plan(session)
 
     def redraw(given: Updates) -> Updates:
         with toasts():
-            session = given[page.session]
-            return step.pictures(*both(session), session, given)
+            return step.pictures(*both(given), given[page.session], given)
+
+    def switch(given: Updates) -> Updates:
+        with toasts():
+            return step.show(*both(given), given[page.session], given)
 
     def clicked(kind: Kind, order: Order | None = None) -> Any:
         """A handler of clicks in a heatmap; its channels stand in `order`, or else as the page says."""
@@ -294,7 +310,7 @@ def wire(page: Page) -> None:
         def select(given: Updates, event: gr.EventData) -> Updates:
             with toasts():
                 session = given[page.session]
-                loaded, plan = both(session)
+                loaded, plan = both(given)
                 rows = rows_of(loaded, plan, kind)
                 data = event._data if isinstance(event._data, dict) else {}
                 row, column = data.get("row"), data.get("column")
@@ -311,7 +327,7 @@ def wire(page: Page) -> None:
         return select
 
     def chosen_by_name(given: Updates, kind: Any, layer: Any, index: Any) -> Updates:
-        loaded, plan = both(given[page.session])
+        loaded, plan = both(given)
         session = replace(given[page.session], selected=checked_unit(loaded, kind, layer, index))
         return {
             page.session: session,
@@ -346,19 +362,22 @@ def wire(page: Page) -> None:
         if session.selected is None:
             return {step.pattern: gr.Plot(visible=False)}
         with page.job(request):
-            loaded, plan = both(session)
+            loaded, plan = both(given)
             figure, label, table = unit_picture(loaded, plan, session.selected, given[step.sentence])
             page.workbench.find(owner_of(request), SELECTED, table, f"<p>{escape(label)}</p>", figure)
             return {step.pattern: gr.Plot(figure, label=label, visible=True)}
 
-    def expand_charts(session: Session) -> Updates:
+    def expand_charts(given: Updates) -> Updates:
         with toasts():
-            return {step.charts_open: True, **step.draw_charts(*both(session))}
+            return {step.charts_open: True, **step.draw_charts(*both(given))}
 
-    gr.on([step.view.input, step.order.input], redraw, page.look, {step.heads, step.channels}, **LIVE)
+    shown = {step.heads, step.channels, step.distribution, step.profile}
     details = {page.session, step.unit, step.forced, step.kind, step.layer, step.index}
-    pictured = {page.session, step.sentence}
+    event = step.scores.input(switch, page.look, {*shown, *details} - {page.session}, **LIVE)
+    gr.on([step.view.input, step.order.input], redraw, page.look, {step.heads, step.channels}, **LIVE)
+    pictured = {*page.look, step.sentence}
     chosen = [
+        event,
         step.heads.select(clicked("attention", "index"), page.look, details, **LIVE),
         step.channels.select(clicked("mlp"), page.look, details, **LIVE),
         step.rivals.heads.select(clicked("attention", "index"), page.look, details, **LIVE),
@@ -376,7 +395,7 @@ def wire(page: Page) -> None:
         event.success(picture, pictured, {step.pattern}, **LIVE, **ACCELERATOR)
     step.sentence.submit(picture, pictured, {step.pattern}, **LIVE, **ACCELERATOR)
     step.forced.input(force, {*page.look, step.forced}, page.plan_outputs, **LIVE)
-    step.charts.expand(expand_charts, page.session, {step.charts_open, step.distribution, step.profile}, **LIVE)
+    step.charts.expand(expand_charts, page.look, {step.charts_open, step.distribution, step.profile}, **LIVE)
     step.charts.collapse(lambda: False, None, step.charts_open, **LIVE)
     rivals.wire(page)
 

@@ -236,3 +236,4 @@ def wire(page: Page) -> None:
         **ACCELERATOR,
     )
     page.stoppable.append(event)
+    page.openings.append(event)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from html import escape
 from typing import TYPE_CHECKING, Any
@@ -25,7 +25,7 @@ from numprune.ui.report import Section, environment, report_html
 from numprune.ui.score_figures import layer_profile, ratio_bars, score_distribution
 from numprune.ui.session import Session
 from numprune.ui.steps.compare import BY_RATIO, DISTRIBUTIONS, MEASURED, TEXTS
-from numprune.ui.steps.inspect import SELECTED, rows_of, together
+from numprune.ui.steps.inspect import SELECTED, cut_of, rows_of, together
 from numprune.ui.steps.load import facts
 from numprune.ui.steps.methods import BY_METHOD
 from numprune.ui.steps.prune import small_print, touched, variants_table
@@ -122,23 +122,18 @@ def session_report(
     variants: Mapping[str, Model],
     findings: Mapping[str, Finding],
     rival: ScoreTable | None = None,
+    also: ScoreTable | None = None,
 ) -> str:
-    """The report of one tab: what it has open, plans, pruned and found."""
-    heads, channels = rows_of(loaded, plan, "attention"), rows_of(loaded, plan, "mlp")
-    scale = Scale.of([heads, channels], "raw", plan.threshold)
+    """The report of one tab: what it has open, plans, pruned and found. `also` are scores the plan does not go by."""
     by_layer = [ratios_by_layer(plan, loaded.model.layers, kind) for kind in KINDS]
     recipe = plan.recipe
     body: list[Any]
     sections = [
         Section("Model", [facts(loaded)]),
-        Section(
-            "Scores",
-            [
-                score_heatmap(heads, scale, order="index", title=f"Attention: layer x {heads.name}"),
-                score_heatmap(channels, scale, order="sorted", title="MLP: layer x channel"),
-                score_distribution(together(heads.scores), together(channels.scores), plan.threshold),
-                layer_profile(heads.scores, channels.scores),
-            ],
+        *(
+            Section(f"Scores ({scores.method})", score_pictures(replace(loaded, scores=scores), plan))
+            for scores in (also, loaded.scores)
+            if scores is not None
         ),
         Section(
             "Plan",
@@ -177,6 +172,19 @@ def session_report(
     return report_html(sections, title=f"numprune: {loaded.model.name}", facts={**shown, **environment()})
 
 
+def score_pictures(loaded: Loaded, plan: PruningPlan) -> list[Any]:
+    """Heatmaps, distribution and profile of the scores of `loaded`."""
+    heads, channels = rows_of(loaded, plan, "attention"), rows_of(loaded, plan, "mlp")
+    cut = cut_of(loaded, plan)
+    scale = Scale.of([heads, channels], "raw", cut)
+    return [
+        score_heatmap(heads, scale, order="index", title=f"Attention: layer x {heads.name}, {loaded.scores.method}"),
+        score_heatmap(channels, scale, order="sorted", title=f"MLP: layer x channel, {loaded.scores.method}"),
+        score_distribution(together(heads.scores), together(channels.scores), cut),
+        layer_profile(heads.scores, channels.scores),
+    ]
+
+
 def wire(page: Page) -> None:
     step = page.report
 
@@ -201,12 +209,14 @@ def wire(page: Page) -> None:
         owner = owner_of(request)
         with page.job(request):
             bench = page.workbench
+            loaded, opened = bench.dense(session), bench.opened(session)
             text = session_report(
-                bench.dense(session),
+                loaded,
                 bench.plan(session),
                 bench.variants(owner),
                 bench.findings(owner),
                 bench.rival(session),
+                None if opened is loaded else opened.scores,
             )
             return page.offer(owner, f"numprune-{session.recipe.model}.html", text)
 

@@ -218,8 +218,9 @@ def build() -> TuneStep:
             [(f"{name}: {each.about}", name) for name, each in METHODS.items()],
             value="paper",
             label="Method",
-            info="Sets scorer, allocation, compensation and healing in one step; balanced is a good first choice. best"
-            " and healed also suggest ratios, which takes longer; slicegpt leaves the plan empty.",
+            info="Sets scorer, allocation, compensation and healing in one step. The page goes over to balanced as soon"
+            " as it is scored for it. best and healed also suggest ratios, which takes longer; slicegpt leaves the plan"
+            " empty.",
         )
         with gr.Row():
             ratio = gr.Slider(
@@ -342,14 +343,10 @@ def wire(page: Page) -> None:
             gr.Warning(str(error), title="That did not work")
             return page.planned(session, given)
 
-    def settled(session: Session, given: Updates) -> Updates:
-        settings = {**step.settings(session.recipe), **page.prune.settings(session.recipe)}
-        return {**page.planned(session, given), **settings}
-
     def travel(move: str) -> Any:
         def handler(given: Updates) -> Updates:
             with toasts():
-                return settled(getattr(given[page.session], move)(), given)
+                return page.settled(getattr(given[page.session], move)(), given)
 
         return handler
 
@@ -372,8 +369,11 @@ def wire(page: Page) -> None:
                 "round_heads",
                 "uniform",
             )
-            values = {name: getattr(fresh, name) for name in names}
-            return settled(session.changed("", **values, scorer=page.workbench.scorer(session)), given)
+            cleared = session.recipe.replace(**{name: getattr(fresh, name) for name in names})
+            first = page.workbench.by_default(session, cleared)
+            return page.settled(
+                session.changed("", **{name: getattr(first, name) for name in (*names, "scorer")}), given
+            )
 
     def opened(given: Updates) -> Session:
         session = given[page.session]
@@ -395,7 +395,7 @@ def wire(page: Page) -> None:
 
     def open_recipe(given: Updates) -> Updates:
         with toasts():
-            return settled(opened(given), given)
+            return page.settled(opened(given), given)
 
     def suggested(session: Session, request: gr.Request, bar: gr.Progress) -> Updates:
         """What the model's loss says of the modules; a second handler puts the ratios into the plan."""
@@ -436,7 +436,7 @@ def wire(page: Page) -> None:
     def adopt_method(given: Updates) -> Updates:
         with toasts():
             values = {**METHODS[given[step.method]].settings, "ratios": given[step.suggested]}
-            return settled(given[page.session].changed("", **values), given)
+            return page.settled(given[page.session].changed("", **values), given)
 
     def show_method(given: Updates) -> Updates:
         """After a method that could not be taken over: the one that holds."""
@@ -444,7 +444,7 @@ def wire(page: Page) -> None:
             session = given[page.session]
             return {step.method: method_of(session.recipe, page.workbench.dense(session).scores)}
 
-    settings = {*page.plan_outputs, *step.inputs, *page.prune.inputs}
+    settings = page.settled_outputs
     step.ratio.input(
         change("ratio", lambda given: {"ratio": float(given[step.ratio])}),
         {*page.look, step.ratio},

@@ -1,0 +1,60 @@
+"""The method the plan goes over to after a model was opened."""
+
+from dataclasses import replace
+
+import pytest
+
+from numprune.models import load
+from numprune.recipe import CalibrationRecipe
+from numprune.ui.session import LoadRequest, Session
+from numprune.ui.steps.default import adopted, waits
+from numprune.ui.steps.tune import method_of
+from numprune.ui.workbench import Workbench
+
+
+@pytest.fixture(scope="module")
+def workbench():
+    """Nothing but the Newton scores is there."""
+    return Workbench(load("tiny-stories", device="cpu"))
+
+
+def opened(bench, scorer="newton", seed=0):
+    request = LoadRequest("tiny-stories", "cpu", calibration=CalibrationRecipe("self", 4, 32, seed), scorer=scorer)
+    return bench.open(bench.load(request, "tab"), Session())
+
+
+def method(bench, session):
+    return method_of(session.recipe, bench.opened(session).scores)
+
+
+def test_the_default_method_waits_for_its_scores_and_keeps_what_was_set(workbench):
+    session = opened(workbench).changed("ratio", ratio=0.4)
+    assert waits(workbench, session)
+    assert method(workbench, adopted(workbench, session)) == "paper"
+    workbench.score_by(session, "fisher")
+    taken = adopted(workbench, session)
+    assert method(workbench, taken) == "balanced"
+    assert (taken.recipe.ratio, taken.past, taken.dense) == (0.4, session.past, session.dense)
+    assert not waits(workbench, taken)
+    assert adopted(workbench, taken) is taken
+
+
+def test_what_was_chosen_by_hand_stays(workbench):
+    by_magnitude = opened(workbench, "magnitude")
+    workbench.score_by(by_magnitude, "fisher")
+    fresh = opened(workbench)
+    workbench.score_by(fresh, "fisher")
+    locked = fresh.changed("", ratios=dict.fromkeys(list(workbench.opened(fresh).scores.modules)[:1], 0.5))
+    for session in (by_magnitude, locked, fresh.changed("", compensation="none"), fresh.changed("", healing=16)):
+        assert not waits(workbench, session)
+        assert adopted(workbench, session) is session
+
+
+def test_a_recipe_starts_again_from_the_default_method_or_from_the_scores_of_the_load(workbench):
+    unscored = opened(workbench, seed=1)
+    assert workbench.by_default(unscored, unscored.recipe) == unscored.recipe
+    workbench.score_by(unscored, "fisher")
+    assert workbench.by_default(unscored, unscored.recipe).compensation == "network"
+    other = opened(workbench, "magnitude")
+    changed = replace(other, recipe=other.recipe.replace(scorer="newton"))
+    assert workbench.by_default(changed, changed.recipe) == other.recipe
