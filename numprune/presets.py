@@ -39,7 +39,7 @@ PRESETS: dict[str, Preset] = {
     "healed": Preset("the same, and 16 steps of training", {**_PRICED, "healing": 16}, True),
 }
 DEFAULT_PRESET = "balanced"
-"""Of `numprune prune` without recipe or preset. `Recipe()` itself and the page as it opens are the paper's method."""
+"""Of `numprune prune` without recipe or preset, and of the page. `Recipe()` itself is the paper's method."""
 
 
 _PLAIN = {**_UNITS, "allocation": "uniform", "compensation": "none", "healing": 0}
