@@ -44,7 +44,8 @@ and slowed some cells down, so the lowest says more.
 
 `paper` is the paper's method: Newton scores, one threshold, theorem 3. `balanced` and `best` train nothing; `healed` is
 the only row that does (16 steps). LLM-Pruner (`taylor`) is without its fine-tuning; Wanda-sp, magnitude, Taylor, OSSCAR
-(with its swaps) and random take the same ratio in every module, as their code does.
+(with its swaps) and random take the same ratio in every module, as their code does. Magnitude and random do not look at
+calibration data, so seeds make no difference to them.
 """
 
 TAIL = """## What did not help

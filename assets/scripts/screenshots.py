@@ -8,10 +8,11 @@ Needs playwright and a Chromium (pip install playwright; apt-get install chromiu
 from __future__ import annotations
 
 import argparse
+import re
 import shutil
 from pathlib import Path
 
-from playwright.sync_api import Browser, sync_playwright
+from playwright.sync_api import Browser, expect, sync_playwright
 
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-sync", "--no-first-run"]
 
@@ -21,6 +22,7 @@ def shoot(browser: Browser, url: str, scheme: str, folder: Path) -> None:
     page = browser.new_page(viewport={"width": 1280, "height": 900}, color_scheme=scheme)
     page.goto(f"{url}/?__theme={scheme}")
     page.wait_for_selector(".np-heat", timeout=120_000)
+    expect(page.get_by_label("Method", exact=True)).to_have_value(re.compile("balanced:"), timeout=120_000)
     heads = page.locator(".np-heat-plot").first
     heads.click(position={"x": 100, "y": 60})
     page.wait_for_selector(".js-plotly-plot", timeout=60_000)
