@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
 from numprune.errors import InputError
+from numprune.models.adapter import ModuleKey
 from numprune.recipe import Recipe
 
 
@@ -81,3 +83,15 @@ def preset(name: str) -> Preset:
     if name not in METHODS:
         raise InputError(f"preset '{name}' is not known; use {', '.join(METHODS)}.")
     return METHODS[name]
+
+
+def method_of(recipe: Recipe, modules: Collection[ModuleKey]) -> str | None:
+    """The name of the method a recipe follows on a model with these modules, None when it goes its own way."""
+    # Suggestions leave one module free, which takes up what rounding leaves of the others.
+    suggested = len(recipe.ratios) == len(modules) - 1
+    if recipe.ratios and not suggested:
+        return None
+    fitting = (
+        name for name, method in METHODS.items() if method.suggests == suggested and method.applied(recipe) == recipe
+    )
+    return next(fitting, None)

@@ -17,7 +17,7 @@ from numprune.errors import CancelEvent, InputError, Progress, check_cancelled
 from numprune.evaluation.methods import Cell
 from numprune.evaluation.uniform import cost_of_uniform
 from numprune.models import Model, embedded_models, load
-from numprune.presets import DEFAULT_PRESET, PRESETS
+from numprune.presets import DEFAULT_PRESET, PRESETS, method_of
 from numprune.pruning import prune_as_planned
 from numprune.recipe import Recipe
 from numprune.scoring import ScoreTable, score
@@ -326,7 +326,7 @@ class Workbench:
         loaded = self.dense(session)
         recipe = session.recipe
         plan = allocate(loaded.scores, recipe)
-        what = recipe.allocation if recipe.method == "units" else recipe.method
+        what = method_of(recipe, loaded.scores.modules) or recipe.allocation
         wanted = name.strip()[:40] or f"{recipe.ratio:.0%} {what}"
         self._check_budget(loaded.model.bytes * plan.parameters_after // plan.parameters_before, f"'{wanted}'")
         with self._computing:

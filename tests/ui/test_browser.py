@@ -355,11 +355,11 @@ def test_a_pruned_model_is_exported_and_loads_from_the_snippet(page, tmp_path):
     part.get_by_label("transformers:").check()
     with page.expect_download(timeout=PATIENCE) as download:
         page.click("#np-save-export")
-    assert download.value.suggested_filename == "tiny-stories-30-global.zip"
+    assert download.value.suggested_filename == "tiny-stories-30-balanced.zip"
     expect(page.locator("#np-exported")).to_contain_text("on disk")
     with zipfile.ZipFile(download.value.path()) as archive:
         archive.extractall(tmp_path)
-    assert "tiny-stories-30-global/" in archive.namelist()[0]
+    assert "tiny-stories-30-balanced/" in archive.namelist()[0]
     code = part.locator(".cm-content").inner_text() + "\nprint(model.num_parameters())"
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
     says(page, f"{int(done.stdout.split()[-1]):,}")

@@ -5,10 +5,10 @@ from dataclasses import replace
 import pytest
 
 from numprune.models import load
+from numprune.presets import method_of
 from numprune.recipe import CalibrationRecipe
 from numprune.ui.session import LoadRequest, Session
 from numprune.ui.steps.default import adopted, waits
-from numprune.ui.steps.tune import method_of
 from numprune.ui.workbench import Workbench
 
 
@@ -24,7 +24,7 @@ def opened(bench, scorer="newton", seed=0):
 
 
 def method(bench, session):
-    return method_of(session.recipe, bench.opened(session).scores)
+    return method_of(session.recipe, bench.opened(session).scores.modules)
 
 
 def test_the_default_method_waits_for_its_scores_and_keeps_what_was_set(workbench):

@@ -15,7 +15,7 @@ from numprune.evaluation import sweep
 from numprune.evaluation.bench import Shape
 from numprune.generation import Sampling, generate
 from numprune.models import ModuleKey, load
-from numprune.presets import METHODS
+from numprune.presets import METHODS, method_of
 from numprune.recipe import CalibrationRecipe, Recipe
 from numprune.ui import html
 from numprune.ui.app import build
@@ -35,7 +35,7 @@ from numprune.ui.steps.load import PASTED, UPLOADED, facts, source_of, whole
 from numprune.ui.steps.methods import ratios_of
 from numprune.ui.steps.prune import small_print, variants_table
 from numprune.ui.steps.report import ERRORS, LAYERS, UNITS, numbers, session_report
-from numprune.ui.steps.tune import ALLOCATIONS, adopted, command_line, method_of, prediction, preset, preset_of
+from numprune.ui.steps.tune import ALLOCATIONS, adopted, command_line, prediction, preset, preset_of
 from numprune.ui.workbench import Workbench
 
 # load
@@ -161,14 +161,13 @@ def test_hand_set_ratios_are_no_preset(scored):
 
 def test_a_method_is_recognised_by_its_settings_and_its_ratios(scored):
     bench, session = scored
-    scores = bench.dense(session).scores
-    keys = list(scores.modules)
-    assert method_of(session.recipe, scores) == "paper"
+    keys = list(bench.dense(session).scores.modules)
+    assert method_of(session.recipe, keys) == "paper"
     for name, method in METHODS.items():
         ratios = dict.fromkeys(keys[1:], 0.2) if method.suggests else {}
-        assert method_of(session.recipe.replace(**method.settings, ratios=ratios), scores) == name
+        assert method_of(session.recipe.replace(**method.settings, ratios=ratios), keys) == name
     for changes in ({"ratios": {keys[0]: 0.5}}, {"compensation": "bias"}, {"healing": 7}, {"scorer": "newton_boxed"}):
-        assert method_of(session.recipe.replace(**changes), scores) is None
+        assert method_of(session.recipe.replace(**changes), keys) is None
 
 
 def test_slicegpt_leaves_the_plan_whole_and_says_so(scored):

@@ -67,13 +67,13 @@ def test_pruned_models_are_kept_by_name_until_removed(request_):
     bench = Workbench(load("tiny-stories"))
     session = opened(bench, request_)
     names = [bench.prune(session, "tab"), bench.prune(session, "tab"), bench.prune(session, "tab", name=" mine ")]
-    assert names == ["30% global", "30% global (2)", "mine"]
+    assert names == ["30% paper", "30% paper (2)", "mine"]
     assert list(bench.variants("tab")) == names
     assert bench.pruned("tab") is bench.pruned("tab", "mine")
-    bench.remove("tab", "30% global")
+    bench.remove("tab", "30% paper")
     assert list(bench.variants("tab")) == names[1:]
-    with pytest.raises(InputError, match="no pruned model '30% global'"):
-        bench.pruned("tab", "30% global")
+    with pytest.raises(InputError, match="no pruned model '30% paper'"):
+        bench.pruned("tab", "30% paper")
 
 
 def test_a_tab_sees_only_its_own_pruned_models_and_results(request_):
@@ -160,7 +160,7 @@ def test_a_stopped_prune_leaves_the_session_as_it_was(request_):
     stop.set()
     with pytest.raises(Cancelled):
         bench.prune(session, "tab", cancel=stop)
-    assert list(bench.variants("tab")) == ["30% global"]
+    assert list(bench.variants("tab")) == ["30% paper"]
 
 
 def test_a_bad_name_does_not_disturb_the_loaded_model(request_):

@@ -11,11 +11,10 @@ from typing import TYPE_CHECKING
 
 import gradio as gr
 
-from numprune.presets import DEFAULT_PRESET, PRESETS
+from numprune.presets import DEFAULT_PRESET, PRESETS, method_of
 from numprune.recipe import Recipe
 from numprune.ui.page import ACCELERATOR, LIVE, Updates, toasts
 from numprune.ui.session import Session
-from numprune.ui.steps.tune import method_of
 from numprune.ui.workbench import Workbench, reporter
 
 if TYPE_CHECKING:
@@ -28,7 +27,7 @@ def waits(workbench: Workbench, session: Session) -> bool:
     """Whether the session is still at the method every model opens with; a scorer or method chosen by hand stays."""
     loaded = workbench.opened(session)
     chosen = loaded.request.scorer != Recipe().scorer or session.recipe.scorer != Recipe().scorer
-    return not chosen and method_of(session.recipe, loaded.scores) == "paper"
+    return not chosen and method_of(session.recipe, loaded.scores.modules) == "paper"
 
 
 def adopted(workbench: Workbench, session: Session) -> Session:

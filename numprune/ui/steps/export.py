@@ -159,7 +159,7 @@ def build(workbench: Workbench) -> ExportStep:
             name = gr.Textbox(
                 "",
                 label="Export as",
-                placeholder="tiny-stories-30-global",
+                placeholder="tiny-stories-30-balanced",
                 info="What the download, or what is written on this machine, is called.",
                 min_width=220,
             )

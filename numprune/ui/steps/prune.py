@@ -142,7 +142,7 @@ def build() -> PruneStep:
                 info="Training after pruning, apart from the method: 16 is a good number, 0 trains nothing.",
             )
             name = gr.Textbox(
-                "", label="Name", placeholder="30% global", info="What to call the result; every result is kept."
+                "", label="Name", placeholder="30% balanced", info="What to call the result; every result is kept."
             )
             button = gr.Button("Prune", variant="primary", elem_id="np-prune", min_width=160)
         summary = gr.HTML(html.empty(WAITING))

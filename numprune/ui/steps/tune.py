@@ -12,7 +12,7 @@ import gradio as gr
 from numprune.allocation import PruningPlan
 from numprune.errors import InputError, NumpruneError
 from numprune.footprint import sizes
-from numprune.presets import METHODS
+from numprune.presets import METHODS, method_of
 from numprune.recipe import Recipe
 from numprune.scoring import ScoreTable
 from numprune.suggestion import sensitivity, suggest
@@ -86,7 +86,7 @@ class TuneStep:
             self.recipe: recipe.to_json(),
             self.repeat: command_line(recipe),
             self.preset: preset_of(recipe, loaded.scores),
-            self.method: method_of(recipe, loaded.scores),
+            self.method: method_of(recipe, loaded.scores.modules),
         }
 
     def settings(self, recipe: Recipe) -> Updates:
@@ -120,18 +120,6 @@ def preset_of(recipe: Recipe, scores: ScoreTable) -> str | None:
     """The preset a recipe follows, None when ratios were set by hand."""
     held = {"allocation": recipe.allocation, "ratios": recipe.ratios}
     return next((name for name in ALLOCATIONS if preset(name, scores) == held), None)
-
-
-def method_of(recipe: Recipe, scores: ScoreTable) -> str | None:
-    """The method of `METHODS` a recipe follows, None when it goes its own way."""
-    # Suggestions leave one module free, which takes up what rounding leaves of the others.
-    suggested = len(recipe.ratios) == len(scores.modules) - 1
-    if recipe.ratios and not suggested:
-        return None
-    fitting = (
-        name for name, method in METHODS.items() if method.suggests == suggested and method.applied(recipe) == recipe
-    )
-    return next(fitting, None)
 
 
 def prediction(loaded: Loaded, plan: PruningPlan) -> str:
@@ -442,7 +430,7 @@ def wire(page: Page) -> None:
         """After a method that could not be taken over: the one that holds."""
         with toasts():
             session = given[page.session]
-            return {step.method: method_of(session.recipe, page.workbench.dense(session).scores)}
+            return {step.method: method_of(session.recipe, page.workbench.dense(session).scores.modules)}
 
     settings = page.settled_outputs
     step.ratio.input(
