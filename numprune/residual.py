@@ -50,9 +50,9 @@ def fit_to_residual(
     channel of the norm behind the last layer is scaled by the s that minimises ||s H' - H||² + gamma (s - 1)², with H
     and H' what it puts out in the two models: what is left of a stream that was lost in part is too large on the whole.
 
-    Modules before the first one that lost units stay as they are. Memory is five times the residual
-    stream on `rows`: of both models, between a layer's modules and at the entry of its MLP. No attention runs more than
-    three times.
+    Modules before the first one that lost units stay as they are. Memory is six times the residual stream on `rows`:
+    of both models, between a layer's modules, at the entry of its MLP and before the last linear of its attention. No
+    attention of either model runs more than twice.
 
     Args:
         dense: the model before pruning; only read.
@@ -83,7 +83,7 @@ def fit_to_residual(
         for state in streams:
             check_cancelled(cancel)
             targets.append(_Targets.of(adapter, layer, full.get(keys[1]), state, calls, index))
-        runs = LayerRuns(calls, adapter, narrow, index)
+        runs = LayerRuns(calls, adapter, narrow, index, left[keys[0]].last if keys[0] in left else None)
         for place, key in enumerate(keys):
             if place == 1:
                 runs.settle()

@@ -111,44 +111,60 @@ def watched(modules: Sequence[nn.Module | None]) -> Iterator[list[Seen]]:
 class LayerRuns:
     """Runs one layer on numbered batches; once its attention is settled it runs no more than once for each of them.
 
-    The settled attention module is exchanged while a known batch runs, so the model must be the caller's own.
+    Where the inputs of `last`, the attention's last linear, were asked for before, and the first batch shows that
+    nothing follows it, that linear alone is applied to them. The settled attention module is exchanged while a known
+    batch runs, so the model must be the caller's own.
     """
 
-    def __init__(self, calls: LayerCalls, adapter: Adapter, layer: nn.Module, index: int) -> None:
-        self._calls, self._layer, self._index = calls, layer, index
+    def __init__(
+        self, calls: LayerCalls, adapter: Adapter, layer: nn.Module, index: int, last: nn.Linear | None
+    ) -> None:
+        self._calls, self._layer, self._index, self._last = calls, layer, index, last
         self._owner, self._name = adapter.attention_owner(layer)
         self._settled = False
+        self._ends_there: bool | None = None
+        self._reached: dict[int, torch.Tensor] = {}
         self._outputs: dict[int, Any] = {}
 
     def settle(self) -> None:
-        """The weights of the attention change no more."""
+        """The weights of the attention change no more, and before `last` they have not since its inputs were known."""
         self._settled = True
 
     def run(self, batch: int, state: torch.Tensor) -> torch.Tensor:
         """The layer's output, (batch, tokens, hidden)."""
-        with self._attention(batch):
+        with self._attention(batch, state):
             return self._calls.run(self._layer, state, self._index)
 
     def inputs_of(self, linear: nn.Linear, batch: int, state: torch.Tensor) -> torch.Tensor:
         """What reaches a linear, (tokens, in); the layer runs no further."""
-        with self._attention(batch):
-            return self._calls.inputs_of(linear, self._layer, state, self._index)
+        with self._attention(batch, state):
+            found = self._calls.inputs_of(linear, self._layer, state, self._index)
+        if linear is self._last and not self._settled:
+            self._reached[batch] = found
+        return found
 
     def attended(self, batch: int) -> torch.Tensor:
         """What the settled attention put out for a batch that has run, (batch, tokens, hidden)."""
         return _first(self._outputs[batch])
 
     @contextmanager
-    def _attention(self, batch: int) -> Iterator[None]:
+    def _attention(self, batch: int, state: torch.Tensor) -> Iterator[None]:
         if not self._settled:
             yield
             return
         module = getattr(self._owner, self._name)
+        reached = self._reached.pop(batch, None)
+        applied = None if reached is None else self._last(reached).reshape(state.shape)
 
         def record(_: nn.Module, args: Any, output: Any) -> None:
             # Attention probabilities, where they come along, would be far larger than the output.
             self._outputs[batch] = (output[0], *[None] * (len(output) - 1)) if isinstance(output, tuple) else output
+            if applied is not None:
+                self._ends_there = torch.equal(applied, _first(output))
 
+        if applied is not None and self._ends_there:
+            known = next(iter(self._outputs.values()))
+            self._outputs[batch] = (applied, *known[1:]) if isinstance(known, tuple) else applied
         if batch in self._outputs:
             setattr(self._owner, self._name, _Repeating(self._outputs[batch]))
             try:
