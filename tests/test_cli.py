@@ -619,7 +619,10 @@ def test_help_waits_for_no_heavy_import():
 
 
 STARTED = """
+import signal
 import sys
+# Shells start background jobs without it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 sys.modules["gradio"] = None  # importing it fails
 import numprune
 from numprune.cli import main

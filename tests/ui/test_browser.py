@@ -328,7 +328,7 @@ def test_methods_are_compared_and_their_cells_opened_again(page, tmp_path):
     page.get_by_label("Text to measure on").fill("Once upon a time there was a dog. " * 20)
     part = page.locator("#np-methods")
     part.get_by_text("Methods side by side").first.click()
-    for name in ("paper", "best", "flap"):
+    for name in ("paper", "balanced", "flap"):
         part.get_by_label(name, exact=True).uncheck()
     part.get_by_label("magnitude", exact=True).check()
     page.get_by_role("button", name="Compare methods").click()

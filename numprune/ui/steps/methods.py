@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 BY_METHOD = "Methods side by side"
 WAITING = "Press Compare methods; every method prunes and is measured at every ratio, and what is there already stays."
-FIRST = ("paper", "best", "flap")
+FIRST = ("paper", "balanced", "flap")
 MOST_SEEDS = 10
 FRECHET = "Fréchet distance in the judge's features"
 EXCESS = "excess loss, ln PPL pruned - ln PPL dense"
