@@ -9,6 +9,7 @@ from architectures import make_tokenizer, random_ids, tiny_model
 from transformers import JanusVQVAEConfig
 
 from numprune import calibrate
+from numprune.cli import main
 from numprune.evaluation.images import reference_from_images
 from numprune.evaluation.judge import Judge, Panel
 from numprune.models.llamagen.model import JUDGE_FOLDER, build
@@ -44,6 +45,18 @@ def stats(model):
 def dense_state(model):
     """A copy of every tensor of `model`, taken before the test."""
     return {name: tensor.clone() for name, tensor in model.module.state_dict().items()}
+
+
+@pytest.fixture
+def run(capsys):
+    """Run the command line in this process; returns exit code, stdout and stderr."""
+
+    def call(*argv):
+        capsys.readouterr()
+        code = main([str(argument) for argument in argv])
+        return code, *capsys.readouterr()
+
+    return call
 
 
 @pytest.fixture(autouse=True)

@@ -50,18 +50,6 @@ def pruned(tmp_path_factory, text):
 
 
 @pytest.fixture
-def run(capsys):
-    """Run the command line in this process; returns exit code, stdout and stderr."""
-
-    def call(*argv):
-        capsys.readouterr()
-        code = main([str(argument) for argument in argv])
-        return code, *capsys.readouterr()
-
-    return call
-
-
-@pytest.fixture
 def result(run):
     """Run a command with --json; returns what it printed."""
 

@@ -6,7 +6,6 @@ import pytest
 from PIL import Image
 
 import numprune
-from numprune.cli import main
 from numprune.evaluation.judge import panel_of
 from numprune.evaluation.quality import image_quality
 from numprune.generation.images import GAP
@@ -18,16 +17,6 @@ SIDE = 8
 @pytest.fixture(scope="module")
 def folder(images_folder):
     return images_folder
-
-
-@pytest.fixture
-def run(capsys):
-    def call(*argv):
-        capsys.readouterr()
-        code = main([str(argument) for argument in argv])
-        return code, *capsys.readouterr()
-
-    return call
 
 
 def pixels(path):

@@ -7,7 +7,6 @@ import pytest
 from safetensors.torch import load_file
 
 import numprune
-from numprune.cli import main
 
 MODEL = "tiny-stories"
 SMALL = ("--samples", "4", "--sequence-length", "64", "--device", "cpu")
@@ -20,18 +19,6 @@ def text(tmp_path_factory):
     stories = [f"Once upon a time there was a little {animal}. The {animal} ran to the park." for animal in animals]
     path.write_text("\n".join(json.dumps({"text": story}) for story in stories * 3))
     return path
-
-
-@pytest.fixture
-def run(capsys):
-    """Run the command line in this process; returns exit code, stdout and stderr."""
-
-    def call(*argv):
-        capsys.readouterr()
-        code = main([str(argument) for argument in argv])
-        return code, *capsys.readouterr()
-
-    return call
 
 
 @pytest.mark.parametrize("flags", [("--preset", "slicegpt"), ("--preset", "osscar"), ("--swaps", "3")])

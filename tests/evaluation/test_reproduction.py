@@ -6,9 +6,9 @@ from dataclasses import replace
 import pytest
 import torch
 from architectures import tiny_model
+from cells import DENSE
 
 from numprune.evaluation.images import INCEPTION, Features
-from numprune.evaluation.methods import Cell
 from numprune.evaluation.reproduction import (
     Resized,
     beside,
@@ -20,28 +20,7 @@ from numprune.evaluation.reproduction import (
 )
 from numprune.paper import LLAMA_7B, LLAMAGEN_3B, LLAMAS, PROTOCOLS
 
-CELL = Cell(
-    run="r",
-    model="m",
-    method="dense",
-    ratio=0.0,
-    seed=0,
-    reached=0.0,
-    parameters=100,
-    bytes=400,
-    seconds=None,
-    tokens=10,
-    nll=1.7,
-    perplexity=5.5,
-    kl=0.0,
-    images=None,
-    recognised=None,
-    fid=None,
-    decode=None,
-    device="cpu",
-    threads=1,
-    data="wikitext2",
-)
+CELL = replace(DENSE, tokens=10, nll=1.7, perplexity=5.5, data="wikitext2")
 PRUNED = replace(CELL, method="flap", ratio=0.2, reached=0.199, parameters=80, seconds=3.0, perplexity=7.0)
 DRAWN = {"perplexity": None, "data": None, "fid": 2.5, "sfid": 6.0, "inception_score": 250.0, "precision": 0.8}
 

@@ -5,38 +5,18 @@ from types import SimpleNamespace
 import gradio as gr
 import pytest
 import transformers
+from cells import DENSE
 
 from numprune.cli import main
 from numprune.errors import InputError
 from numprune.evaluation import methods
-from numprune.evaluation.methods import Bench, Cell, read_cells, run_of
+from numprune.evaluation.methods import Bench, read_cells, run_of
 from numprune.models import held_out_text
 from numprune.ui.app import compose
 from numprune.ui.session import Session
 from numprune.ui.steps.methods import BY_METHOD, cells_chart, cells_table, common_recipe, one_run, seeds_of
 from numprune.ui.workbench import Workbench
 
-DENSE = Cell(
-    run="r",
-    model="m",
-    method="dense",
-    ratio=0.0,
-    seed=0,
-    reached=0.0,
-    parameters=100,
-    bytes=400,
-    seconds=None,
-    tokens=50,
-    nll=1.0,
-    perplexity=2.718,
-    kl=0.0,
-    images=None,
-    recognised=None,
-    fid=None,
-    decode=None,
-    device="cpu",
-    threads=1,
-)
 PRUNED = replace(DENSE, method="paper", ratio=0.2, parameters=80, seconds=3.0, nll=1.25, perplexity=3.49, kl=0.5)
 
 
