@@ -35,17 +35,6 @@ def uneven(tmp_path_factory, text):
     return out
 
 
-@pytest.fixture
-def run(capsys):
-    """Run the command line in this process; returns exit code, stdout and stderr."""
-
-    def call(*argv):
-        capsys.readouterr()
-        return main([str(argument) for argument in argv]), *capsys.readouterr()
-
-    return call
-
-
 def test_writes_the_format_that_is_usual_and_prints_how_to_load_it(run, uneven, tmp_path):
     code, out, err = run("export", uneven, "--out", tmp_path / "out")
     assert code == 0, err

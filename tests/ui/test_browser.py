@@ -103,6 +103,7 @@ def load_small(page):
     page.get_by_label("Length", exact=True).fill("32")
     page.get_by_role("button", name="Load and score").click()
     says(page, "4 x 32")
+    at_default(page)
 
 
 def click_head(page, row, column, layers=8, heads_=8):
@@ -232,6 +233,7 @@ def test_undo_redo_reset_and_presets(page):
 
 
 def test_suggested_ratios_fill_the_table_and_can_be_undone(page):
+    load_small(page)
     page.get_by_role("button", name="Suggest ratios").click()
     expect(page.locator("[data-lock]:checked")).to_have_count(15, timeout=PATIENCE)
     expect(page.get_by_text("What each module costs alone")).to_be_visible()
@@ -248,7 +250,6 @@ def test_a_method_sets_everything_it_consists_of_in_one_step(page):
         method.click()
         page.get_by_role("option", name=name).click()
 
-    at_default(page)
     expect(page.get_by_label("all linears, against the dense network")).to_be_checked(timeout=PATIENCE)
     choose("paper:")
     expect(page.get_by_label("as in the paper")).to_be_checked(timeout=PATIENCE)
@@ -421,6 +422,7 @@ def test_a_running_job_can_be_stopped(page):
 
 def test_a_waiting_job_can_be_stopped_while_another_tab_goes_on(visit):
     busy, waiting = visit(), visit()
+    load_small(busy)
     busy.get_by_role("button", name="Speed and memory by ratio").click()
     says(busy, "Ratio 0")
     waiting.click("#np-prune")
