@@ -9,6 +9,8 @@ from numprune.presets import method_of
 from numprune.recipe import CalibrationRecipe
 from numprune.ui.session import LoadRequest, Session
 from numprune.ui.steps.default import adopted, waits
+from numprune.ui.steps.inspect import cut_of
+from numprune.ui.steps.report import session_report
 from numprune.ui.workbench import Workbench
 
 
@@ -37,6 +39,20 @@ def test_the_default_method_waits_for_its_scores_and_keeps_what_was_set(workbenc
     assert (taken.recipe.ratio, taken.past, taken.dense) == (0.4, session.past, session.dense)
     assert not waits(workbench, taken)
     assert adopted(workbench, taken) is taken
+
+
+def test_the_report_shows_the_scores_of_the_load_and_those_of_the_method(workbench):
+    session = opened(workbench)
+    workbench.score_by(session, "fisher")
+    taken = adopted(workbench, session)
+    loaded, plan = workbench.dense(taken), workbench.plan(taken)
+    both = session_report(loaded, plan, {}, {}, also=workbench.opened(taken).scores)
+    assert "Attention: layer x head, newton" in both
+    assert "Attention: layer x head, fisher" in both
+    assert "layer x head, newton" not in session_report(loaded, plan, {}, {})
+    # Only the scores the plan goes by have a place where it cuts.
+    assert cut_of(loaded, plan) == plan.threshold
+    assert cut_of(workbench.opened(taken), plan) is None
 
 
 def test_what_was_chosen_by_hand_stays(workbench):
