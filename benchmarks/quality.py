@@ -23,7 +23,7 @@ from numprune.files import write_text
 FOLDER = Path(__file__).parent
 RATIOS = (0.1, 0.2, 0.3, 0.5, 0.7)
 TEXT_SETTINGS = ("--samples", "128", "--sequence-length", "256", "--seeds", "0,1,2", "--repetitions", "0")
-IMAGE_SETTINGS = ("--seeds", "0", "--repetitions", "0", "--images", "1000", "--guidance", "1.5")
+IMAGE_SETTINGS = ("--seeds", "0,1,2", "--repetitions", "0", "--images", "1000", "--guidance", "1.5")
 
 TITLES = {
     "stories": "tiny-stories, calibrated on its own samples, 128 x 256 tokens; held out: the embedded stories",
@@ -147,7 +147,7 @@ def _cell(row: object, images: bool) -> str:
     if row is None:
         return ""
     if images:
-        return f"{row.measure:.1f} · {row.recognised:.1%}"
+        return f"{row.measure:.1f} ({row.lowest:.1f} to {row.highest:.1f}) · {row.recognised:.1%}"
     return f"{row.measure:.3f} ({row.lowest:.3f} to {row.highest:.3f})"
 
 
