@@ -58,7 +58,8 @@ class Recipe:
         compensation: "paper" (theorem 3), "residual" (against the dense residual stream), "network" (the same, and
             what feeds the units and the last norm as well), "bias" (FLAP's: the mean of what was removed becomes a
             bias) or "none".
-        damping: of the compensation, as a fraction of the mean diagonal of the Gram matrix.
+        damping: of the compensation, as a fraction of the mean diagonal of the Gram matrix; "residual" and "network"
+            raise it where calibration tokens are few (`numprune.residual`).
         healing: steps of training after pruning (`numprune.healing`); 0, the default, trains nothing.
         round_heads, round_channels: kept counts become multiples of these, except in modules kept whole.
         uniform: whether every layer keeps the same number of heads and the same number of channels; which ones is

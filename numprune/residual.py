@@ -19,9 +19,13 @@ from transformers import PreTrainedModel
 
 from numprune.calibration.statistics import GramAccumulator
 from numprune.errors import CancelEvent, InputError, NumericalError, Progress, check_cancelled
+from numprune.last_norm import fit_last_norm
 from numprune.linalg import damped_cholesky, to_float64
 from numprune.models.adapter import KINDS, Adapter, Block, ModuleKey
 from numprune.models.replay import LayerCalls, LayerRuns, watched
+
+SCARCITY = 100
+"""What the damping grows by, in multiples of itself, where there is one token for every input channel."""
 
 
 @torch.no_grad()
@@ -42,13 +46,13 @@ def fit_to_residual(
     With X the inputs of a module's last linear in the dense model and R the residual stream that enters the module,
     X' and R' those of the pruned model, and W_S the kept rows (X W convention), the new weight minimises
 
-        ||X' W' - (X W + R - R')||² + gamma ||W' - W_S||²,        gamma = damping * mean(diag X'ᵀX').
+        ||X' W' - (X W + R - R')||² + gamma ||W' - W_S||²,        gamma = damping (1 + 100 c/n) mean(diag X'ᵀX'),
 
+    with c the columns and n the rows of X': the fewer tokens there are for every weight, the less they may change it.
     Where a norm stands between the module and the residual stream (Gemma 2 and 3), R - R' is left out. With `keep`,
     the linears that feed the units are fitted before it: with N and N' the inputs of the module in the two models
-    and V_S the columns of the kept units, V' minimises ||N' V' - N V_S||² + gamma ||V' - V_S||². At the end every
-    channel of the norm behind the last layer is scaled by the s that minimises ||s H' - H||² + gamma (s - 1)², with H
-    and H' what it puts out in the two models: what is left of a stream that was lost in part is too large on the whole.
+    and V_S the columns of the kept units, V' minimises ||N' V' - N V_S||² + gamma ||V' - V_S||², and at the end the
+    gains of the last norm are fitted (`numprune.last_norm`).
 
     Modules before the first one that lost units stay as they are. Memory is six times the residual stream on `rows`:
     of both models, between a layer's modules, at the entry of its MLP and before the last linear of its attention. No
@@ -59,7 +63,7 @@ def fit_to_residual(
         pruned: from `slice_module`, on the same device.
         rows: token ids (sequences, tokens).
         keep: the units `pruned` has kept of each module; None fits last linears only.
-        damping: gamma as a fraction of the mean diagonal, not negative.
+        damping: gamma as a fraction of the mean diagonal where tokens are plenty; not negative.
 
     Returns:
         Seconds each fitted module took.
@@ -71,7 +75,8 @@ def fit_to_residual(
     """
     if not (math.isfinite(damping) and damping >= 0):
         raise InputError(f"damping is {damping}; give 0 or a positive fraction such as 0.01.")
-    calls = LayerCalls.of(dense, adapter, list(rows.to(dense.device).split(batch_size)))
+    batches = list(rows.to(dense.device).split(batch_size))
+    calls = LayerCalls.of(dense, adapter, batches)
     streams, theirs = calls.states, [state.clone() for state in calls.states]
     full = {block.key: block for block in adapter.blocks(dense)}
     left = {block.key: block for block in adapter.blocks(pruned)}
@@ -116,35 +121,9 @@ def fit_to_residual(
         streams = [target.end for target in targets]
         if progress is not None:
             progress(index + 1, len(layers), "fitting to the dense network")
-    norms = adapter.final_norm(dense), adapter.final_norm(pruned)
-    if keep is not None and touched and None not in norms:
-        _fit_gain(*norms, streams, theirs, adapter.norm_offset(dense.config), damping)
+    if keep is not None and touched:
+        fit_last_norm(dense, pruned, adapter, batches, streams, theirs, damping=damping, cancel=cancel)
     return seconds
-
-
-def _fit_gain(
-    dense: nn.Module,
-    pruned: nn.Module,
-    streams: list[torch.Tensor],
-    theirs: list[torch.Tensor],
-    offset: float,
-    damping: float,
-) -> None:
-    """Scale every channel of `pruned`, a norm, to the least squared error of its output."""
-    product = torch.zeros(len(pruned.weight), dtype=torch.float64, device=pruned.weight.device)
-    moment = torch.zeros_like(product)
-    bias = getattr(pruned, "bias", None)
-    for state, other in zip(streams, theirs, strict=True):
-        wanted, found = (to_float64(each if bias is None else each - bias) for each in (dense(state), pruned(other)))
-        product += (wanted * found).sum((0, 1))
-        moment += found.square().sum((0, 1))
-    gamma = damping * moment.mean()
-    scale = (product + gamma) / (moment + gamma)
-    if not bool(torch.isfinite(scale).all()):
-        raise NumericalError(
-            "Fitting the last norm: activations are not finite; load the model in float32 or bfloat16."
-        )
-    pruned.weight.copy_(scale * (to_float64(pruned.weight) + offset) - offset)
 
 
 @dataclass(frozen=True)
@@ -214,7 +193,8 @@ class _System:
 
     def solve(self, damping: float) -> None:
         """Give the linears their new weights."""
-        gram = self.moments.finish().gram
+        found = self.moments.finish()
+        gram, damping = found.gram, damping * (1 + SCARCITY * self.linears[0].in_features / found.tokens)
         start = torch.cat([to_float64(linear.weight) for linear in self.linears]).T
         gamma = damping * gram.diagonal().mean()
         try:
