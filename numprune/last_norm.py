@@ -35,7 +35,7 @@ def fit_last_norm(
     *,
     damping: float,
     cancel: CancelEvent | None = None,
-) -> None:
+) -> str | None:
     """Scale the channels of the norm behind the last layer of `pruned`, in place.
 
     Every channel is scaled by the s that minimises ||s H' - H||² + gamma (s - 1)², with H and H' what the norm puts out
@@ -45,13 +45,16 @@ def fit_last_norm(
 
         s_j = 1 - g_j / (h_j + 10 mean h),    g_j = E[H'_j (Wᵀ(q - p))_j],    h_j = E[H'_j² Var_q(W_j)].
 
-    Where the logits are not the output layer on the norm's output, or a soft cap of it, that step is left out; where
-    there is no such norm, both are. Memory is two float32 copies of the output layer.
+    Where there is no such norm, nothing is done. Memory is two float32 copies of the output layer.
 
     Args:
         rows: token ids, a batch each (sequences, tokens).
         streams, theirs: the residual streams behind the last layer of the two models on them, (sequences, tokens,
             hidden).
+
+    Returns:
+        A note when the Newton step was left out because the logits are not the output layer on the norm's output, or
+        a soft cap of it.
 
     Raises:
         NumericalError: activations are not finite.
@@ -59,11 +62,15 @@ def fit_last_norm(
     """
     norm, fitted = adapter.final_norm(dense), adapter.final_norm(pruned)
     if norm is None or fitted is None:
-        return
+        return None
     offset = adapter.norm_offset(dense.config)
     _scale(fitted, offset, _least_squares(norm, fitted, streams, theirs, damping))
-    if _ends_in_output_layer(dense, norm, rows[0][:1], streams[0][:1]):
-        _scale(fitted, offset, _newton(dense, pruned, norm, fitted, rows, streams, theirs, cancel))
+    if not _ends_in_output_layer(dense, norm, rows[0][:1], streams[0][:1]):
+        return (
+            "The last norm took no Newton step: more than the output layer stands before the logits."
+        )
+    _scale(fitted, offset, _newton(dense, pruned, norm, fitted, rows, streams, theirs, cancel))
+    return None
 
 
 def _scale(norm: nn.Module, offset: float, scale: torch.Tensor) -> None:

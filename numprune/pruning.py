@@ -116,7 +116,7 @@ def prune(
         if owner != fingerprint:
             raise InputError(f"The {what} belong to another model than {model.name}; make them for this one.")
 
-    weights, seconds = {}, {}
+    weights, seconds, notes = {}, {}, [*stats.notes, *plan.notes]
     if compensation == "paper":
         weights, seconds = _compensated(model, plan, stats, damping, progress, cancel)
     biases = _biases(model, plan, stats) if compensation == "bias" else {}
@@ -124,7 +124,7 @@ def prune(
     if compensation in SEQUENTIAL:
         if stats.rows is None:
             raise InputError("These statistics hold no token ids to fit to the dense network on; calibrate again.")
-        seconds = fit_to_residual(
+        fit = fit_to_residual(
             model.module,
             module,
             model.adapter,
@@ -134,6 +134,8 @@ def prune(
             progress=progress,
             cancel=cancel,
         )
+        seconds = fit.seconds
+        notes += fit.notes
     check_cancelled(cancel)
     pruned = model.around(module)
     pruned.recipe = plan.recipe.replace(
@@ -144,7 +146,6 @@ def prune(
         damping=damping,
         healing=healing,
     )
-    notes = [*stats.notes, *plan.notes]
     if healing:
         if stats.rows is None:
             raise InputError("These statistics hold no token ids to heal on; calibrate again.")

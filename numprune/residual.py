@@ -28,6 +28,19 @@ SCARCITY = 100
 """What the damping grows by, in multiples of itself, where there is one token for every input channel."""
 
 
+@dataclass(frozen=True)
+class Fit:
+    """What a fit took and left out.
+
+    Attributes:
+        seconds: each fitted module took.
+        notes: sentences for the report.
+    """
+
+    seconds: dict[ModuleKey, float]
+    notes: list[str]
+
+
 @torch.no_grad()
 def fit_to_residual(
     dense: PreTrainedModel,
@@ -40,7 +53,7 @@ def fit_to_residual(
     batch_size: int = 16,
     progress: Progress | None = None,
     cancel: CancelEvent | None = None,
-) -> dict[ModuleKey, float]:
+) -> Fit:
     """Refit the linears of every module of `pruned`, in place, in the order of the network.
 
     With X the inputs of a module's last linear in the dense model and R the residual stream that enters the module,
@@ -65,9 +78,6 @@ def fit_to_residual(
         keep: the units `pruned` has kept of each module; None fits last linears only.
         damping: gamma as a fraction of the mean diagonal where tokens are plenty; not negative.
 
-    Returns:
-        Seconds each fitted module took.
-
     Raises:
         InputError: `damping` is out of range.
         NumericalError: a system cannot be solved, or activations are not finite; the module is named.
@@ -80,7 +90,7 @@ def fit_to_residual(
     streams, theirs = calls.states, [state.clone() for state in calls.states]
     full = {block.key: block for block in adapter.blocks(dense)}
     left = {block.key: block for block in adapter.blocks(pruned)}
-    touched, seconds = False, {}
+    touched, seconds, notes = False, {}, []
     layers = list(zip(adapter.layers(dense), adapter.layers(pruned), strict=True))
     for index, (layer, narrow) in enumerate(layers):
         keys = [ModuleKey(index, kind) for kind in KINDS]
@@ -122,8 +132,9 @@ def fit_to_residual(
         if progress is not None:
             progress(index + 1, len(layers), "fitting to the dense network")
     if keep is not None and touched:
-        fit_last_norm(dense, pruned, adapter, batches, streams, theirs, damping=damping, cancel=cancel)
-    return seconds
+        note = fit_last_norm(dense, pruned, adapter, batches, streams, theirs, damping=damping, cancel=cancel)
+        notes += [note] if note else []
+    return Fit(seconds, notes)
 
 
 @dataclass(frozen=True)
