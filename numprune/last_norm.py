@@ -66,9 +66,7 @@ def fit_last_norm(
     offset = adapter.norm_offset(dense.config)
     _scale(fitted, offset, _least_squares(norm, fitted, streams, theirs, damping))
     if not _ends_in_output_layer(dense, norm, rows[0][:1], streams[0][:1]):
-        return (
-            "The last norm took no Newton step: more than the output layer stands before the logits."
-        )
+        return "The last norm took no Newton step: more than the output layer stands before the logits."
     _scale(fitted, offset, _newton(dense, pruned, norm, fitted, rows, streams, theirs, cancel))
     return None
 
