@@ -58,7 +58,10 @@ def rebalance(
             tried.append(amounts)
             check_cancelled(cancel)
             candidate = pinned(exact, plan, amounts)
-            found = trial.loss(allocate(scores, candidate).keep)
+            changed = allocate(scores, candidate)
+            if not spends(changed, plan):
+                continue
+            found = trial.loss(changed.keep)
             if found < loss:
                 better, loss = candidate, found
         if better is None:
@@ -73,6 +76,13 @@ def rebalance(
 def removed_parameters(plan: PruningPlan, keys: Iterable[ModuleKey]) -> dict[ModuleKey, float]:
     """Parameters that go from each of these modules."""
     return {key: float((plan.units[key] - len(plan.keep[key])) * plan.costs[key]) for key in keys}
+
+
+def spends(plan: PruningPlan, start: PruningPlan) -> bool:
+    """Whether a plan removes the budget of another but for its smallest unit; coarse units can be in the way, and a
+    plan must not look better for removing less."""
+    removed, due = (sum(removed_parameters(each, each.keep).values()) for each in (plan, start))
+    return removed >= due - min(plan.costs.values())
 
 
 def pinned(recipe: Recipe, plan: PruningPlan, amounts: dict[ModuleKey, float]) -> Recipe:

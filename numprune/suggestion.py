@@ -18,7 +18,7 @@ from numprune.errors import CancelEvent, InputError, Progress, check_cancelled
 from numprune.models.adapter import ModuleKey
 from numprune.models.model import Model
 from numprune.probe import Probe, Trial, judge
-from numprune.rebalancing import pinned, rebalance, removed_parameters
+from numprune.rebalancing import pinned, rebalance, removed_parameters, spends
 from numprune.recipe import Recipe
 from numprune.scoring.table import ScoreTable
 
@@ -151,7 +151,8 @@ def suggest(
         check_cancelled(cancel)
         amounts = {key: (1 - share) * by_score[key] + share * by_loss[key] for key in by_score}
         candidate = recipe if share == 0 else pinned(recipe, start, amounts)
-        loss = trial.loss(allocate(scores, candidate).keep)
+        plan = allocate(scores, candidate)
+        loss = trial.loss(plan.keep) if spends(plan, start) else np.inf
         if loss < best_loss:
             best, best_loss = candidate, loss
         if progress is not None:
