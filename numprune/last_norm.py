@@ -80,10 +80,10 @@ def _scale(norm: nn.Module, offset: float, scale: torch.Tensor) -> None:
     norm.weight.copy_(scale.to(weight.device) * weight - offset)
 
 
-def _scaled_part(norm: nn.Module, states: torch.Tensor) -> torch.Tensor:
-    """What the norm puts out without its bias."""
+def _scaled_part(norm: nn.Module, output: torch.Tensor) -> torch.Tensor:
+    """What the norm put out, without its bias."""
     bias = getattr(norm, "bias", None)
-    return norm(states) if bias is None else norm(states) - bias
+    return output if bias is None else output - bias
 
 
 def _least_squares(
@@ -96,7 +96,7 @@ def _least_squares(
     product = torch.zeros_like(to_float64(fitted.weight))
     moment = torch.zeros_like(product)
     for state, other in zip(streams, theirs, strict=True):
-        wanted, found = (to_float64(_scaled_part(*each)) for each in ((norm, state), (fitted, other)))
+        wanted, found = (to_float64(_scaled_part(by, by(at))) for by, at in ((norm, state), (fitted, other)))
         product += (wanted * found).sum((0, 1))
         moment += found.square().sum((0, 1))
     gamma = damping * moment.mean()
@@ -172,4 +172,5 @@ def _predicting(
         predicts = (batch[:, 1:] < vocabulary).to(state.device)
         pairs = (each[:, :-1][predicts] for each in (state, other))
         for chunk, narrow in zip(*(each.split(size) for each in pairs), strict=True):
-            yield norm(chunk), fitted(narrow), _scaled_part(fitted, narrow).float()
+            found = fitted(narrow)
+            yield norm(chunk), found, _scaled_part(fitted, found).float()

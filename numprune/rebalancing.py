@@ -63,11 +63,11 @@ def rebalance(
                 continue
             found = trial.loss(changed.keep)
             if found < loss:
-                better, loss = candidate, found
+                better, loss = (candidate, changed), found
         if better is None:
             share /= 2
         else:
-            recipe, plan = better, allocate(scores, better)
+            recipe, plan = better
         if progress is not None:
             progress(done, rounds, "exchanging budget between modules")
     return recipe
