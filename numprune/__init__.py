@@ -12,23 +12,56 @@ The method is Shen et al., *Numerical Pruning for Efficient Autoregressive Model
 from __future__ import annotations
 
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from numprune.public import *  # noqa: F403
+from typing import Any
 
 __version__ = "0.1.0"
 
+_NAMES = {
+    "numprune.allocation.search": "Sensitivity sensitivity suggest",
+    "numprune.allocation.threshold": "allocate",
+    "numprune.calibration": "CalibrationStats DATASETS calibrate",
+    "numprune.errors": "Cancelled InputError LoadError NumericalError NumpruneError UnsupportedArchitecture",
+    "numprune.evaluation.attention": "AttentionPatterns attention_patterns",
+    "numprune.evaluation.divergence": "Divergence divergence",
+    "numprune.evaluation.footprint": "Sizes sizes",
+    "numprune.evaluation.methods": "Bench Cell compare_methods",
+    "numprune.evaluation.perplexity": "Perplexity perplexity",
+    "numprune.evaluation.speed": "Speed measure_speed",
+    "numprune.evaluation.sweep": "SweepPoint sweep",
+    "numprune.evaluation.zero_shot": "PAPER_TASKS TaskScore ZeroShot zero_shot",
+    "numprune.export": "Exported FORMATS formats_for model_card push_to_hub",
+    "numprune.fitting.compensation": "compensate",
+    "numprune.fitting.healing": "Healing heal",
+    "numprune.generation": "Sampling generate stream_text",
+    "numprune.llamagen": "Captions LlamaGen encode_captions load_checkpoint",
+    "numprune.loading": "load",
+    "numprune.models": "Model embedded_models held_out_text",
+    "numprune.plan.keys": "ModuleKey",
+    "numprune.plan.plan": "PruningPlan",
+    "numprune.plan.presets": "DEFAULT_PRESET METHODS PRESETS Preset preset",
+    "numprune.plan.recipe": "CalibrationRecipe Recipe",
+    "numprune.plan.report": "PruningReport",
+    "numprune.pruning": "prune",
+    "numprune.scoring": "SCORERS ScoreTable check_scorer score scorer",
+    "numprune.scoring.comparison": "agreement",
+    "numprune.slicing.principal": "slicegpt",
+}
+"""The public names by the module they are defined in."""
+_HOME = {name: module for module, names in _NAMES.items() for name in names.split()}
+
+__all__ = sorted([*_HOME, "export"])
+
 
 def __getattr__(name: str) -> Any:
-    """Import the public names on first use: `numprune --help` must not wait for torch and transformers."""
-    if not name.startswith("__"):
-        public = import_module("numprune.public")
-        globals().update({known: getattr(public, known) for known in public.__all__})
-        if name in globals():
-            return globals()[name]
-    raise AttributeError(f"module 'numprune' has no attribute '{name}'")
+    """Import a public name on first use: `numprune --help` must not wait for torch and transformers."""
+    if name == "export":
+        return import_module("numprune.export")
+    if name not in _HOME:
+        raise AttributeError(f"module 'numprune' has no attribute '{name}'")
+    value = getattr(import_module(_HOME[name]), name)
+    globals()[name] = value
+    return value
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *import_module("numprune.public").__all__})
+    return sorted({*globals(), *__all__})

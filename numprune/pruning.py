@@ -1,77 +1,24 @@
-"""From a plan to a smaller model."""
+"""One public verb: a plan becomes a smaller model, by the recipe it was made from."""
 
 from __future__ import annotations
 
 import time
-from dataclasses import asdict, dataclass, field, fields
-from typing import Any
+from dataclasses import dataclass, field
 
-import pandas as pd
 import torch
 
-from numprune.allocation import PruningPlan
+from numprune.allocation.swaps import swap_units
 from numprune.calibration.statistics import CalibrationStats
-from numprune.compensation import compensate, lost_mean, relative_error
-from numprune.errors import CancelEvent, InputError, NumericalError, Progress, check_cancelled
-from numprune.files import to_json
-from numprune.healing import heal
-from numprune.models.adapter import ModuleKey
+from numprune.errors import CancelEvent, NumericalError, Progress, check_cancelled
+from numprune.fitting.compensation import compensate, lost_mean, relative_error
+from numprune.fitting.healing import heal
+from numprune.fitting.sequential import fit_to_dense
 from numprune.models.model import Model, slice_module
-from numprune.recipe import COMPENSATIONS, SEQUENTIAL
-from numprune.residual import fit_to_residual
-
-
-@dataclass(frozen=True)
-class ModuleReport:
-    """What pruning did to one module.
-
-    `error_before` and `error_after` are ||X W - X_S W'|| / ||X W|| of the module's output on the calibration
-    data and the dense model's activations, with the kept weights as they were and as they are now. Compensations
-    "residual" and "network" and healing fit to something else, on purpose, and may raise this error.
-    """
-
-    layer: int
-    module: str
-    units: int
-    kept: int
-    error_before: float
-    error_after: float
-    seconds: float
-
-
-@dataclass(frozen=True)
-class PruningReport:
-    """Sizes, errors and times of one pruning."""
-
-    modules: list[ModuleReport]
-    parameters_before: int
-    parameters_after: int
-    bytes_before: int
-    bytes_after: int
-    ratio_asked: float
-    ratio_reached: float
-    compensation: str
-    damping: float
-    device: str
-    dtype: str
-    seconds: float
-    notes: list[str] = field(default_factory=list)
-
-    def to_pandas(self) -> pd.DataFrame:
-        """One row per module."""
-        columns = [column.name for column in fields(ModuleReport)]
-        return pd.DataFrame([asdict(module) for module in self.modules], columns=columns)
-
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
-
-    @classmethod
-    def from_dict(cls, given: dict[str, Any]) -> PruningReport:
-        """The report that `to_dict` was called on."""
-        return cls(**{**given, "modules": [ModuleReport(**module) for module in given["modules"]]})
-
-    def to_json(self) -> str:
-        return to_json(self.to_dict())
+from numprune.plan.keys import ModuleKey
+from numprune.plan.plan import PruningPlan
+from numprune.plan.recipe import SEQUENTIAL
+from numprune.plan.report import ModuleReport, PruningReport
+from numprune.slicing.principal import slice_by_recipe
 
 
 def prune(
@@ -79,87 +26,58 @@ def prune(
     plan: PruningPlan,
     stats: CalibrationStats,
     *,
-    compensation: str = "paper",
-    damping: float = 0.01,
-    healing: int = 0,
     progress: Progress | None = None,
     cancel: CancelEvent | None = None,
 ) -> Model:
     """A copy of `model` whose projections are physically narrower; `model` itself is not touched.
 
+    Everything is done as the plan's recipe says. Its compensation "paper" refits the kept columns of o_proj and
+    down_proj (theorem 3); "residual" refits them one module after the other against the dense residual stream,
+    "network" the linears that feed the units and the gains of the last norm too (`numprune.fitting.sequential`);
+    "bias" leaves them and adds the mean output of what was removed as a bias (FLAP), also where the architecture has
+    none; "none" leaves them. Before it come the recipe's swaps (`numprune.allocation.swaps`), after it its healing
+    (`numprune.fitting.healing`). With removal "slicegpt" the residual stream is narrowed instead (`numprune.slicegpt`).
+
+    The recipe of the result says what was done: it names this model and the calibration of `stats`, so that it gives
+    the same weights again. Biases are counted in the report, not in the plan.
+
     Args:
         plan: from `allocate`, for this model.
-        stats: from `calibrate`, for this model; used for compensation and for the errors in the report.
-        compensation: "paper" refits the kept columns of o_proj and down_proj (theorem 3); "residual" refits them
-            one module after the other against the dense residual stream, "network" the linears that feed the units
-            and the gains of the last norm too (`numprune.residual`); "bias" leaves them and adds the mean output of
-            what was removed as a bias (FLAP), also where the architecture has none; "none" leaves them. Biases are
-            counted in the report, not in the plan.
-        damping: of the compensation, see `numprune.compensation.compensate`.
-        healing: steps of training after it, see `numprune.healing.heal`; 0 trains nothing.
+        stats: from `calibrate`, for this model; used for the fits and for the errors in the report.
 
     Returns:
         A model on the same device in the same dtype, with `.recipe` and `.report`.
 
     Raises:
-        InputError: plan or statistics are another model's, or an option is not known.
+        InputError: plan or statistics are another model's, or the statistics hold no token ids that the recipe needs.
         NumericalError: a compensation cannot be solved; the module is named.
         Cancelled: `cancel` was set.
     """
     began = time.monotonic()
-    if compensation not in COMPENSATIONS:
-        raise InputError(f"compensation '{compensation}' is not known; use {', '.join(COMPENSATIONS)}.")
-    if plan.recipe.method != "units":
-        raise InputError(f"The plan is for method {plan.recipe.method}; call prune_as_planned, which carries it out.")
-    fingerprint = model.fingerprint()
-    for what, owner in (("plan", plan.fingerprint), ("statistics", stats.fingerprint)):
-        if owner != fingerprint:
-            raise InputError(f"The {what} belong to another model than {model.name}; make them for this one.")
-
-    weights, seconds, notes = {}, {}, [*stats.notes, *plan.notes]
-    if compensation == "paper":
-        weights, seconds = _compensated(model, plan, stats, damping, progress, cancel)
-    biases = _biases(model, plan, stats) if compensation == "bias" else {}
-    module = slice_module(model.module, model.adapter, plan.keep, weights, biases)
-    if compensation in SEQUENTIAL:
-        if stats.rows is None:
-            raise InputError("These statistics hold no token ids to fit to the dense network on; calibrate again.")
-        fit = fit_to_residual(
-            model.module,
-            module,
-            model.adapter,
-            stats.rows,
-            keep=plan.keep if compensation == "network" else None,
-            damping=damping,
-            progress=progress,
-            cancel=cancel,
-        )
-        seconds = fit.seconds
-        notes += fit.notes
+    recipe = plan.recipe
+    fingerprint = model.check_own(plan=plan.fingerprint, statistics=stats.fingerprint)
+    done = recipe.replace(model=model.name, fingerprint=fingerprint, calibration=stats.source)
+    if recipe.removal == "slicegpt":
+        return slice_by_recipe(model, stats, done, progress=progress, cancel=cancel)
+    plan = swap_units(model, plan, stats, progress=progress, cancel=cancel)
+    fit = _fitted(model, plan, stats, progress, cancel)
     check_cancelled(cancel)
-    pruned = model.around(module)
-    pruned.recipe = plan.recipe.replace(
-        model=model.name,
-        fingerprint=fingerprint,
-        swaps=plan.recipe.swaps if plan.refined else 0,
-        compensation=compensation,
-        damping=damping,
-        healing=healing,
-    )
-    if healing:
-        if stats.rows is None:
-            raise InputError("These statistics hold no token ids to heal on; calibrate again.")
-        notes.append(str(heal(model, pruned, stats.rows, steps=healing, progress=progress, cancel=cancel)))
+    pruned = model.around(fit.module)
+    pruned.recipe = done
+    notes = [*stats.notes, *plan.notes, *fit.notes]
+    if recipe.healing:
+        rows = stats.token_rows("heal on")
+        notes.append(str(heal(model, pruned, rows, steps=recipe.healing, progress=progress, cancel=cancel)))
     pruned.report = PruningReport(
-        modules=_reports(model, pruned, plan, stats, seconds),
+        modules=_reports(model, pruned, plan, stats, fit.seconds),
         parameters_before=model.parameters,
         parameters_after=pruned.parameters,
         bytes_before=model.bytes,
         bytes_after=pruned.bytes,
         ratio_asked=plan.ratio_asked,
         ratio_reached=plan.ratio_reached,
-        compensation=compensation,
-        damping=damping,
+        compensation=recipe.compensation,
+        damping=recipe.damping,
         device=str(model.device),
         dtype=str(model.dtype).removeprefix("torch."),
         seconds=time.monotonic() - began,
@@ -168,41 +86,44 @@ def prune(
     return pruned
 
 
-def prune_as_planned(
-    model: Model,
-    plan: PruningPlan,
-    stats: CalibrationStats,
-    *,
-    progress: Progress | None = None,
-    cancel: CancelEvent | None = None,
-) -> Model:
-    """Carry the recipe out that the plan was made from: its method, swaps, compensation, damping and healing."""
-    # Both modules import this one.
-    from numprune.refinement import refine
-    from numprune.slicing import slice_by_recipe
+@dataclass(frozen=True)
+class _Fitted:
+    """The narrower module, what each fitted module took, and sentences for the report."""
 
-    if plan.recipe.method == "slicegpt":
-        return slice_by_recipe(model, stats, plan.recipe, progress=progress, cancel=cancel)
-    plan = refine(model, plan, stats, progress=progress, cancel=cancel)
-    return prune(
-        model,
-        plan,
-        stats,
-        compensation=plan.recipe.compensation,
-        damping=plan.recipe.damping,
-        healing=plan.recipe.healing,
+    module: torch.nn.Module
+    seconds: dict[ModuleKey, float] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+
+def _fitted(
+    model: Model, plan: PruningPlan, stats: CalibrationStats, progress: Progress | None, cancel: CancelEvent | None
+) -> _Fitted:
+    """What the plan leaves of the model, with the recipe's compensation."""
+    recipe = plan.recipe
+    if recipe.compensation == "paper":
+        weights, seconds = _compensated(model, plan, stats, progress, cancel)
+        return _Fitted(slice_module(model.module, model.adapter, plan.keep, weights), seconds)
+    if recipe.compensation == "bias":
+        return _Fitted(slice_module(model.module, model.adapter, plan.keep, {}, _biases(model, plan, stats)))
+    if recipe.compensation not in SEQUENTIAL:
+        return _Fitted(slice_module(model.module, model.adapter, plan.keep))
+    rows = stats.token_rows("fit to the dense network on")
+    module = slice_module(model.module, model.adapter, plan.keep)
+    fit = fit_to_dense(
+        model.module,
+        module,
+        model.adapter,
+        rows,
+        keep=plan.keep if recipe.compensation == "network" else None,
+        damping=recipe.damping,
         progress=progress,
         cancel=cancel,
     )
+    return _Fitted(module, fit.seconds, fit.notes)
 
 
 def _compensated(
-    model: Model,
-    plan: PruningPlan,
-    stats: CalibrationStats,
-    damping: float,
-    progress: Progress | None,
-    cancel: CancelEvent | None,
+    model: Model, plan: PruningPlan, stats: CalibrationStats, progress: Progress | None, cancel: CancelEvent | None
 ) -> tuple[dict[ModuleKey, torch.Tensor], dict[ModuleKey, float]]:
     """The compensated weight of every module that keeps some of its units, and how long each took."""
     weights, seconds = {}, {}
@@ -212,9 +133,9 @@ def _compensated(
         started = time.monotonic()
         kept = plan.keep[block.key]
         if 0 < len(kept) < block.units:
-            dense = block.last.weight.detach()
+            dense, gram = block.last.weight.detach(), stats.modules[block.key].gram
             try:
-                updated = compensate(dense, stats.modules[block.key].gram, block.channels(kept), damping=damping)
+                updated = compensate(dense, gram, block.channels(kept), damping=plan.recipe.damping)
             except NumericalError as error:
                 raise NumericalError(f"Compensating {block.key}: {error}") from error
             weights[block.key] = updated.to(dense.device, dense.dtype)

@@ -1,5 +1,7 @@
 """Tiny random models of every supported architecture, and a tiny tokenizer for them."""
 
+from dataclasses import replace
+
 import numpy as np
 import torch
 import transformers
@@ -7,8 +9,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from numprune import Model
+from numprune.llamagen import LlamaGen, LlamaGenConfig
 from numprune.models.adapter import adapter_for
-from numprune.models.llamagen import LlamaGen, LlamaGenConfig
 from numprune.scoring import ModuleScores, ScoreTable
 
 VOCABULARY = 112
@@ -144,12 +146,17 @@ def random_ids(rows, tokens, *, seed=0):
     return torch.randint(2, VOCABULARY, (rows, tokens), generator=torch.Generator().manual_seed(seed))
 
 
+def with_recipe(plan, **changes):
+    """The plan as if its recipe had been another in what does not choose units."""
+    return replace(plan, recipe=plan.recipe.replace(**changes))
+
+
 def random_scores(model, *, seed=0):
-    """Standard normal scores for every channel of every module of a model."""
+    """Standard normal scores for every channel of every module of a model, under the name of the default scorer."""
     rng = np.random.default_rng(seed)
     modules = {}
     for block in model.blocks:
         channels = rng.standard_normal(block.units * block.width)
         units = channels.reshape(block.units, block.width).mean(1)
         modules[block.key] = ModuleScores(units, channels, block.cost, block.remainder)
-    return ScoreTable(modules, "random", 0.5, model.name, model.fingerprint(), model.parameters)
+    return ScoreTable(modules, "newton", 0.5, model.name, model.fingerprint(), model.parameters)

@@ -12,7 +12,7 @@ from numprune import calibrate
 from numprune.cli import main
 from numprune.evaluation.images import reference_from_images
 from numprune.evaluation.judge import Judge, Panel
-from numprune.models.llamagen.model import JUDGE_FOLDER, build
+from numprune.llamagen.model import JUDGE_FOLDER, build
 
 
 def pytest_collection_modifyitems(items):

@@ -5,7 +5,7 @@ import threading
 
 import pytest
 import torch
-from architectures import random_ids, random_scores, tiny_model
+from architectures import random_ids, random_scores, tiny_model, with_recipe
 
 from numprune import (
     Cancelled,
@@ -63,7 +63,7 @@ class StopAfter:
 @pytest.mark.parametrize("compensation", ["paper", "none"])
 def test_the_dense_model_is_not_touched(model, stats, plan, dense_state, compensation):
     module = model.module
-    pruned = prune(model, plan, stats, compensation=compensation)
+    pruned = prune(model, with_recipe(plan, compensation=compensation), stats)
     assert pruned.parameters < model.parameters
     assert model.module is module
     assert_untouched(model, dense_state)
@@ -109,7 +109,7 @@ def test_tied_embeddings_stay_tied(model, stats, plan):
 
 
 def test_report_tells_what_happened(model, stats, plan):
-    pruned = prune(model, plan, stats, damping=0.02)
+    pruned = prune(model, with_recipe(plan, damping=0.02), stats)
     report = pruned.report
     assert report.parameters_before == model.parameters
     assert report.parameters_after == pruned.parameters == plan.parameters_after
@@ -157,7 +157,9 @@ def test_compensation_recovers_quality(model, stats):
     expected = model.module(ids).logits
 
     def distance(compensation):
-        return float((prune(model, plan, stats, compensation=compensation).module(ids).logits - expected).norm())
+        return float(
+            (prune(model, with_recipe(plan, compensation=compensation), stats).module(ids).logits - expected).norm()
+        )
 
     assert distance("paper") < distance("none")
 
@@ -172,17 +174,17 @@ def test_modules_kept_whole_have_their_old_weights(model, stats):
 
 
 def test_recipe_of_a_pruned_model_repeats_it_to_the_bit(model, stats, plan):
-    pruned = prune(model, plan, stats, compensation="paper", damping=0.03)
+    pruned = prune(model, with_recipe(plan, compensation="paper", damping=0.03), stats)
     recipe = Recipe.from_json(pruned.recipe.to_json())
     assert recipe.fingerprint == model.fingerprint()
     assert recipe.model == model.name
     assert recipe.damping == 0.03
     stats_again = calibrate(model, random_ids(8, 32, seed=1), samples=8, sequence_length=32)
-    plan_again = allocate(score(model, stats_again, method=recipe.scorer), recipe)
-    again = prune(model, plan_again, stats_again, compensation=recipe.compensation, damping=recipe.damping)
+    plan_again = allocate(score(model, stats_again, scorer=recipe.scorer), recipe)
+    again = prune(model, with_recipe(plan_again, compensation=recipe.compensation, damping=recipe.damping), stats_again)
     assert plan_again.keep == plan.keep
     assert same_bits(pruned, again)
-    assert not same_bits(pruned, prune(model, plan, stats, damping=0.3))
+    assert not same_bits(pruned, prune(model, with_recipe(plan, damping=0.3), stats))
 
 
 def test_saved_folder_holds_recipe_report_and_tokenizer(model, stats, plan, tmp_path):
@@ -337,14 +339,14 @@ def test_plans_and_statistics_of_another_model_are_refused(model, stats, plan):
 
 def test_unknown_compensation_is_refused(model, stats, plan):
     with pytest.raises(InputError, match="compensation 'full' is not known; use paper, residual, network, bias, none"):
-        prune(model, plan, stats, compensation="full")
+        prune(model, with_recipe(plan, compensation="full"), stats)
 
 
 def test_a_compensation_that_cannot_be_solved_names_the_module(model, stats, plan, dense_state):
     key = next(key for key in plan.keep if len(plan.keep[key]) < plan.units[key])
     stats.modules[key].gram.zero_()
     with pytest.raises(NumericalError, match=f"Compensating {key}: .*higher damping"):
-        prune(model, plan, stats, damping=0.0)
+        prune(model, with_recipe(plan, damping=0.0), stats)
     assert_untouched(model, dense_state)
 
 

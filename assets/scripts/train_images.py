@@ -23,8 +23,8 @@ from transformers import JanusVQVAE, JanusVQVAEConfig
 
 from numprune.evaluation.images import image_metrics, reference_from_images
 from numprune.evaluation.judge import Judge, Panel, load_panel
-from numprune.models.llamagen import LlamaGen
-from numprune.models.llamagen.model import JUDGE_FOLDER, build
+from numprune.llamagen import LlamaGen
+from numprune.llamagen.model import JUDGE_FOLDER, build
 
 NAMES = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
 SIZE, CODES, NULL_SHARE = 28, 256, 0.1

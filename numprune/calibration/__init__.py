@@ -1,7 +1,7 @@
 """Calibration: text in, one Gram matrix per module out."""
 
-from numprune.calibration.calibrate import calibrate
 from numprune.calibration.data import DATASETS
+from numprune.calibration.run import calibrate
 from numprune.calibration.statistics import CalibrationStats, ModuleStats
 
 __all__ = ["DATASETS", "CalibrationStats", "ModuleStats", "calibrate"]

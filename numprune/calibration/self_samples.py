@@ -12,13 +12,9 @@ from safetensors.torch import load_file, save_file
 
 from numprune.errors import CancelEvent, Progress
 from numprune.generation.text import Sampling, sample_tokens, start_token
+from numprune.models.batches import SAMPLED_SEQUENCES
 from numprune.models.embedded import embedded_model
-from numprune.models.llamagen import LlamaGen
 from numprune.models.model import Model
-
-BATCH = 32
-IMAGES = {"cfg_scale": 4.0, "temperature": 1.0, "top_k": 2000, "top_p": 1.0}
-"""How calibration images are drawn."""
 
 
 def cache_folder() -> Path:
@@ -40,14 +36,14 @@ def self_samples(
 ) -> torch.Tensor:
     """Sequences drawn from the model's own distribution (temperature 1, nothing cut off).
 
-    A row that ends a document begins the next one, as in packed training text. Image models draw as `IMAGES` says,
-    for classes drawn uniformly. Samples of an embedded model with default settings ship with it; all others are
-    written to `cache_folder()`.
+    A row that ends a document begins the next one, as in packed training text. Image models draw as their
+    `sampling_settings` say, for classes drawn uniformly. Samples of an embedded model with default settings ship with
+    it; all others are written to `cache_folder()`.
 
     Returns:
         (samples, length) token ids; of image models the class and its codes, as in `LlamaGen.rows`.
     """
-    settings = "".join(f"-{key}{value}" for key, value in IMAGES.items()) if isinstance(model, LlamaGen) else ""
+    settings = "".join(f"-{key}{value}" for key, value in model.sampling_settings.items())
     name = f"self-{model.fingerprint()}-{samples}x{length}-{seed}{settings}.safetensors"
     folders = [folder for folder in (embedded_model(model.name), cache_folder()) if folder is not None]
     for folder in folders:
@@ -72,14 +68,12 @@ def draw_samples(
     cancel: CancelEvent | None = None,
 ) -> torch.Tensor:
     """`self_samples` without the disk."""
-    if isinstance(model, LlamaGen):
-        classes = torch.randint(model.classes, (samples,), generator=torch.Generator().manual_seed(seed))
-        codes = model.generate(classes, **IMAGES, seed=seed, batch_size=BATCH, progress=progress, cancel=cancel)
-        return model.rows(classes, codes.cpu())[:, :length]
+    if not model.adapter.reads_text:
+        return model.draw_rows(samples, seed, progress=progress, cancel=cancel)[:, :length]
     parts = []
     total = samples * (length - 1)
-    for begin in range(0, samples, BATCH):
-        rows = min(BATCH, samples - begin)
+    for begin in range(0, samples, SAMPLED_SEQUENCES):
+        rows = min(SAMPLED_SEQUENCES, samples - begin)
         ids = torch.full((rows, 1), start_token(model), device=model.device)
         sampling = Sampling(max_new_tokens=length - 1, temperature=1.0, top_p=1.0, seed=seed + begin)
         columns = [ids[:, 0].cpu()]

@@ -6,8 +6,13 @@ from dataclasses import dataclass, field
 
 import torch
 
+from numprune.errors import InputError
 from numprune.linalg import lower_product, mirror_lower_
-from numprune.models.adapter import ModuleKey
+from numprune.plan.keys import ModuleKey
+from numprune.plan.recipe import CalibrationRecipe
+
+UNNAMED = ("texts", "tokens")
+"""What data is called that only the caller has."""
 
 
 @dataclass
@@ -55,6 +60,22 @@ class CalibrationStats:
     notes: list[str] = field(default_factory=list)
     seconds: float = 0.0
     rows: torch.Tensor | None = None
+
+    @property
+    def source(self) -> CalibrationRecipe:
+        """What a recipe says of this calibration; data that only the caller has is not named."""
+        data = None if self.data in UNNAMED else self.data
+        return CalibrationRecipe(data, self.samples, self.sequence_length, self.seed)
+
+    def token_rows(self, purpose: str) -> torch.Tensor:
+        """The token ids, for something that needs them.
+
+        Raises:
+            InputError: only the moments are known; `purpose` says what the ids are for.
+        """
+        if self.rows is None:
+            raise InputError(f"These statistics hold no token ids to {purpose}; calibrate again.")
+        return self.rows
 
 
 class GramAccumulator:

@@ -152,7 +152,7 @@ def _images(name: str, args: argparse.Namespace, console: Console) -> dict[str, 
     began = time.monotonic()
     wanted = None if args.metrics is None else [part.strip() for part in args.metrics.split(",")]
     model = load_model(name, args, console)
-    if not isinstance(model, numprune.LlamaGen):
+    if model.adapter.reads_text:
         raise numprune.InputError(f"{name} writes text; leave out --images.")
     panel = None if args.reference else panel_of(model)
     reference: Reference | None

@@ -55,7 +55,7 @@ def run(args: argparse.Namespace, console: Console) -> None:
     names = ("max_new_tokens", "temperature", "top_k", "top_p", "seed")
     sampling = numprune.Sampling(**given(**{name: getattr(args, name) for name in names}))
     model = load_model(args.model, args, console)
-    if isinstance(model, numprune.LlamaGen):
+    if not model.adapter.reads_text:
         raise numprune.InputError(f"{args.model} draws images; give --classes and --out instead of --prompt.")
     console.notes(model.notes)
     if len(args.prompt) == 1 and not console.json and console.out.isatty():
@@ -83,7 +83,7 @@ def _images(args: argparse.Namespace, console: Console, began: float) -> None:
     if count < 1:
         raise numprune.InputError(f"--count is {count}; give at least 1.")
     model = load_model(args.model, args, console)
-    if not isinstance(model, numprune.LlamaGen):
+    if model.adapter.reads_text:
         raise numprune.InputError(f"{args.model} writes text; give --prompt instead of --classes.")
     if model.vq is None:
         raise numprune.InputError(

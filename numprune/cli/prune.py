@@ -125,8 +125,11 @@ def run(args: argparse.Namespace, console: Console) -> None:
     began = time.monotonic()
     check_output(args.out)
     recipe = _recipe(args)
-    if args.suggest and recipe.method != "units":
-        raise numprune.InputError(f"--suggest chooses ratios of units, which {recipe.method} does not remove; drop it.")
+    numprune.check_scorer(recipe.scorer)
+    if args.suggest and recipe.removal != "units":
+        raise numprune.InputError(
+            f"--suggest chooses ratios of units, which {recipe.removal} does not remove; drop it."
+        )
     if _suggests(args) and recipe.uniform:
         raise numprune.InputError(
             "Suggested ratios (--suggest, presets best and healed) differ from layer to layer; leave --uniform out."
@@ -135,10 +138,9 @@ def run(args: argparse.Namespace, console: Console) -> None:
     if name is None:
         raise numprune.InputError("There is no model to prune; give MODEL or a --recipe that names one.")
     model = load_model(name, args, console)
-    units = {key: count for key, count in model.units().items() if count}
-    recipe.check_for(model.name, model.fingerprint(), units)
-    if recipe.method == "slicegpt":
-        from numprune.models.sliced import check_sliceable
+    recipe = model.adopt(recipe)
+    if recipe.removal == "slicegpt":
+        from numprune.slicing.stream import check_sliceable
 
         check_sliceable(model.adapter, model.config, model.name)
     stats = calibrate_model(model, recipe.calibration, console)
@@ -149,15 +151,15 @@ def run(args: argparse.Namespace, console: Console) -> None:
 
 def _pruned(model: Model, stats: CalibrationStats, recipe: Recipe, args: argparse.Namespace, console: Console) -> Model:
     with console.progress() as progress:
-        if recipe.method == "slicegpt":
-            from numprune.slicing import slice_by_recipe
+        if recipe.removal == "slicegpt":
+            from numprune.slicing.principal import slice_by_recipe
 
             return slice_by_recipe(model, stats, recipe, progress=progress)
-        scores = numprune.score(model, stats, method=recipe.scorer, progress=progress)
+        scores = numprune.score(model, stats, scorer=recipe.scorer, progress=progress)
         if _suggests(args):
             recipe = numprune.suggest(model, stats, scores, recipe, progress=progress)
         plan = numprune.allocate(scores, recipe)
-        pruned = numprune.prune_as_planned(model, plan, stats, progress=progress)
+        pruned = numprune.prune(model, plan, stats, progress=progress)
         if args.uniform:
             from numprune.evaluation.uniform import cost_of_uniform
 
@@ -175,11 +177,11 @@ def _recipe(args: argparse.Namespace) -> Recipe:
     preset = args.preset or (None if args.recipe else numprune.DEFAULT_PRESET)
     if preset:
         recipe = numprune.preset(preset).applied(recipe)
-    names = ("method", "ratio", "scorer", "allocation", "swaps", "compensation", "damping", "healing")
+    names = ("ratio", "scorer", "allocation", "swaps", "compensation", "damping", "healing")
     names += ("round_heads", "round_channels", "uniform", "allow_empty")
     calibration = {**recipe.to_dict()["calibration"], **calibration_changes(args)}
     return recipe.replace(
-        **given(**{name: getattr(args, name) for name in names}),
+        **given(removal=args.method, **{name: getattr(args, name) for name in names}),
         calibration=numprune.CalibrationRecipe(**calibration),
         ratios=_merged(recipe.ratios, args.ratios),
         keep=_merged(recipe.keep, args.keep),

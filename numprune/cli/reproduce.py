@@ -15,8 +15,8 @@ from numprune.cli.console import Console
 from numprune.cli.options import Commands, add_command, add_device, describe, load_model
 from numprune.cli.page import html_page
 from numprune.errors import InputError, LoadError
+from numprune.evaluation.paper import IMAGE_METRICS, PROTOCOLS, SOURCE, PaperModel, Protocol
 from numprune.files import write_text
-from numprune.paper import IMAGE_METRICS, PROTOCOLS, SOURCE, PaperModel, Protocol
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -129,7 +129,7 @@ def _open(name: str, args: argparse.Namespace, protocol: Protocol, console: Cons
             f"{protocol.title.capitalize()} needs the weights of {wanted.name}: get {name} from the hub, or give their"
             f" place as --model ({str(error).rstrip('.')})."
         ) from error
-    draws = isinstance(model, numprune.LlamaGen)
+    draws = not model.adapter.reads_text
     if draws != (protocol.images is not None):
         does, wanted = ("draws images", "language") if draws else ("writes text", "image")
         raise InputError(f"{name} {does}; {protocol.title} is of {wanted} models.")
@@ -194,7 +194,7 @@ def _benches(
     from numprune.evaluation.reproduction import Resized, deviations
 
     source = recipe.calibration
-    if not isinstance(model, numprune.LlamaGen):
+    if model.adapter.reads_text:
         length = min(source.sequence_length, model.maximum_length or source.sequence_length)
         texts = args.data.split(",") if args.data else list(protocol.texts)
         names = [Path(text).name for text in texts]

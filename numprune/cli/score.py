@@ -65,19 +65,19 @@ def run(args: argparse.Namespace, console: Console) -> None:
         ratio=0.5 if args.score_ratio is None else args.score_ratio,
         **given(scorer=args.method),
     )
-    if args.against:
-        recipe.replace(scorer=args.against)
+    for name in filter(None, (recipe.scorer, args.against)):
+        numprune.check_scorer(name)
     model = load_model(args.model, args, console)
     stats = calibrate_model(model, recipe.calibration, console)
     with console.progress() as progress:
-        scores = numprune.score(model, stats, method=recipe.scorer, ratio=recipe.ratio, progress=progress)
+        scores = numprune.score(model, stats, scorer=recipe.scorer, ratio=recipe.ratio, progress=progress)
     units = scores.to_pandas()
     if args.out:
         write_text(args.out, units.to_csv(index=False))
     table = _per_module(units)
     if args.against:
         with console.progress() as progress:
-            other = numprune.score(model, stats, method=args.against, ratio=recipe.ratio, progress=progress)
+            other = numprune.score(model, stats, scorer=args.against, ratio=recipe.ratio, progress=progress)
         compared = numprune.agreement(scores, other, ratio=recipe.ratio)
         names = ["spearman", "removed", "both", *(["only_first", "only_second"] if console.json else [])]
         table = table.join(compared[names])
@@ -85,7 +85,7 @@ def run(args: argparse.Namespace, console: Console) -> None:
     result = {
         **describe(model),
         "fingerprint": scores.fingerprint,
-        "method": scores.method,
+        "method": scores.scorer,
         "against": args.against,
         "ratio": scores.ratio,
         "calibration": {

@@ -13,8 +13,8 @@ from numprune.cli.console import Console
 from numprune.cli.options import calibrate_model, describe
 from numprune.cli.page import html_page
 from numprune.errors import InputError
+from numprune.evaluation.paper import Protocol
 from numprune.files import to_json, write_text
-from numprune.paper import Protocol
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -48,7 +48,7 @@ def measure(
     if missing:
         stats = calibrate_model(model, source, console)
         with console.progress() as progress:
-            scores = numprune.score(model, stats, method=recipe.scorer, progress=progress)
+            scores = numprune.score(model, stats, scorer=recipe.scorer, progress=progress)
             for point in numprune.sweep(
                 model,
                 stats,

@@ -84,6 +84,7 @@ def run(args: argparse.Namespace, console: Console) -> None:
     recipe = numprune.Recipe.read(args.recipe) if args.recipe else numprune.Recipe()
     calibration = {**recipe.to_dict()["calibration"], **calibration_changes(args)}
     recipe = recipe.replace(calibration=numprune.CalibrationRecipe(**calibration))
+    numprune.check_scorer(recipe.scorer)
     ratios = [recipe.replace(ratio=ratio).ratio for ratio in _numbers("ratios", args.ratios, float, "0,0.3,0.5")]
     if args.methods:
         _compare(args, recipe, ratios, console)
@@ -91,12 +92,11 @@ def run(args: argparse.Namespace, console: Console) -> None:
     if args.seeds or args.out:
         raise numprune.InputError("--seeds and --out belong to --methods; name the methods to compare.")
     model = load_model(args.model, args, console)
-    units = {key: count for key, count in model.units().items() if count}
-    recipe.check_for(model.name, model.fingerprint(), units)
+    recipe = model.adopt(recipe)
     data = None if args.no_perplexity else args.data or numprune.held_out_text()
     stats = calibrate_model(model, recipe.calibration, console)
     with console.progress() as progress:
-        scores = numprune.score(model, stats, method=recipe.scorer, progress=progress)
+        scores = numprune.score(model, stats, scorer=recipe.scorer, progress=progress)
         points = list(
             numprune.sweep(
                 model,
@@ -175,7 +175,7 @@ def _compare(args: argparse.Namespace, recipe: Recipe, ratios: list[float], cons
 
 
 def _measure(model: Model) -> str:
-    return "Fréchet distance" if isinstance(model, numprune.LlamaGen) else "excess loss"
+    return "Fréchet distance" if not model.adapter.reads_text else "excess loss"
 
 
 def _page(model: Model, table: DataFrame, data: str | None) -> str:

@@ -8,10 +8,9 @@ import torch
 from transformers import PreTrainedModel
 
 from numprune.errors import InputError, NumericalError
-from numprune.evaluation.pieces import pieces
-from numprune.models.adapter import ModuleKey
-from numprune.models.llamagen import LlamaGen
+from numprune.models.hooks import hooked
 from numprune.models.model import Model, twin
+from numprune.plan.keys import ModuleKey
 
 
 @dataclass(frozen=True)
@@ -77,29 +76,13 @@ def attention_patterns(model: Model, text: str | torch.Tensor, layer: int, *, li
     module = _eager_twin(model.module)
     owner, name = model.adapter.attention_owner(model.adapter.layers(module)[layer])
     outputs: list[torch.Tensor] = []
-    getattr(owner, name).register_forward_hook(lambda module, args, output: outputs.append(output[1]))
-    module.base_model(input_ids=torch.tensor([ids], device=model.device), use_cache=False)
+    with hooked(after={getattr(owner, name): lambda _, output: outputs.append(output[1])}):
+        module.base_model(input_ids=torch.tensor([ids], device=model.device), use_cache=False)
     weights = outputs[0][0].float().cpu()
     if not bool(torch.isfinite(weights).all()):
         raise NumericalError(f"The attention of layer {layer} is not finite on this text; load the model in float32.")
     # Half precision rounds the weights, and with them their sum.
-    return AttentionPatterns(layer, units, _names(model, ids), weights / weights.sum(-1, keepdim=True))
-
-
-def _names(model: Model, ids: list[int]) -> list[str]:
-    """What every token adds to a text; of an image the class, then row and column of each code."""
-    if isinstance(model, LlamaGen):
-        conditions, first = model.config.codes, model.condition_tokens
-        names = []
-        for place, token in enumerate(ids):
-            if token < conditions:
-                row, column = divmod(place - first, model.grid)
-                names.append(f"{row},{column}")
-            else:
-                number = (token - conditions) // first
-                names.append(model.class_names[number] if number < model.classes else "none")
-        return names
-    return pieces(model.tokenizer, ids) if model.tokenizer is not None else [str(token) for token in ids]
+    return AttentionPatterns(layer, units, model.token_names(ids), weights / weights.sum(-1, keepdim=True))
 
 
 def _eager_twin(module: PreTrainedModel) -> PreTrainedModel:

@@ -19,20 +19,21 @@ from typing import Any
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from numprune.allocation import PruningPlan, allocate
+from numprune.allocation.threshold import allocate
 from numprune.calibration import CalibrationStats, calibrate
 from numprune.errors import InputError, Progress
 from numprune.evaluation.memory import growth, measurable
 from numprune.evaluation.speed import measure_speed, now
 from numprune.generation.cache import reserved_cache
 from numprune.linalg import symmetric_product, to_float64
+from numprune.llamagen import LlamaGen
+from numprune.llamagen.model import build as build_llamagen
 from numprune.models.adapter import adapter_for
-from numprune.models.llamagen import LlamaGen
-from numprune.models.llamagen.model import build as build_llamagen
-from numprune.models.loading import resolve_device, resolve_dtype
 from numprune.models.model import Model
+from numprune.models.placement import resolve_device, resolve_dtype
+from numprune.plan.plan import PruningPlan
+from numprune.plan.recipe import Recipe
 from numprune.pruning import prune
-from numprune.recipe import Recipe
 from numprune.scoring import score
 from numprune.scoring.newton import numerical_score
 
@@ -165,7 +166,7 @@ def bench_score(
         _tell(progress, repetition + 1, repetitions + 1, f"scoring {channels} channels")
     looped: list[torch.Tensor] = []
     seconds = timed(
-        lambda: looped.append(numerical_score(weight, gram, ratio=0.5, method="newton", steps=loop_steps)), target
+        lambda: looped.append(numerical_score(weight, gram, ratio=0.5, solver="newton", steps=loop_steps)), target
     )
     _tell(progress, repetitions + 1, repetitions + 1, f"scoring {channels} channels")
 

@@ -11,12 +11,10 @@ import torch
 from numprune.calibration.data import Data, check_ids, token_rows
 from numprune.errors import CancelEvent, InputError, NumericalError, Progress, check_cancelled
 from numprune.evaluation.perplexity import cut_windows
-from numprune.evaluation.pieces import pieces
 from numprune.linalg import all_finite, to_float64
+from numprune.models.batches import EXACT_POSITIONS
 from numprune.models.model import Model
-
-CHUNK = 128
-"""Positions whose distributions are in memory in float64 at once."""
+from numprune.models.prediction import kl_divergence
 
 
 @dataclass(frozen=True)
@@ -100,14 +98,13 @@ def divergence(
     agree: list[np.ndarray] = []
     for done, window in enumerate(windows, 1):
         check_cancelled(cancel)
-        ours, theirs = _logits(dense, window), _logits(other, window).to(dense.device)
-        for begin in range(0, len(ours), CHUNK):
-            p, q = (torch.log_softmax(to_float64(x[begin : begin + CHUNK]), -1) for x in (ours, theirs))
+        logits = _logits(dense, window), _logits(other, window).to(dense.device)
+        for parts in zip(*(each.split(EXACT_POSITIONS) for each in logits), strict=True):
+            p, q = (to_float64(part) for part in parts)
             # Equal distributions may differ by a rounding error, which has no sign.
-            kl.append((p.exp() * (p - q)).sum(-1).clamp(min=0).cpu().numpy())
+            kl.append(kl_divergence(p, q).clamp(min=0).cpu().numpy())
             agree.append((p.argmax(-1) == q.argmax(-1)).cpu().numpy())
-        ids = window.tolist()
-        tokens += ([str(token) for token in ids] if dense.tokenizer is None else pieces(dense.tokenizer, ids))[1:]
+        tokens += dense.token_names(window.tolist())[1:]
         if progress is not None:
             progress(done, len(windows), "comparing predictions")
     return Divergence(tokens, np.concatenate(kl), np.concatenate(agree))

@@ -18,7 +18,7 @@ from torch import nn
 
 from numprune.errors import CancelEvent, InputError, LoadError, NumericalError, Progress, check_cancelled
 from numprune.linalg import all_finite, symmetric_product, to_float64
-from numprune.models.loading import resolve_device
+from numprune.models.placement import resolve_device
 
 METRICS = ("fid", "sfid", "is", "precision", "recall")
 """What can be measured: Fréchet distance of pooled and of spatial features, inception score, precision, recall."""

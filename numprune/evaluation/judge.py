@@ -14,7 +14,7 @@ from torch.nn import functional
 
 from numprune.errors import LoadError
 from numprune.evaluation.images import Features, Moments, Reference
-from numprune.models.llamagen import LlamaGen
+from numprune.llamagen import LlamaGen
 
 SPATIAL = 4
 """Channels of the last feature map that keep their places, as sFID wants a few."""

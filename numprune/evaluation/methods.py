@@ -16,7 +16,8 @@ from typing import Any
 import pandas as pd
 import torch
 
-from numprune.allocation import allocate
+from numprune.allocation.search import sensitivity, suggest
+from numprune.allocation.threshold import allocate
 from numprune.calibration import calibrate
 from numprune.calibration.data import Data, describe
 from numprune.calibration.statistics import CalibrationStats
@@ -28,15 +29,13 @@ from numprune.evaluation.perplexity import perplexity
 from numprune.evaluation.quality import image_quality
 from numprune.evaluation.speed import measure_speed
 from numprune.files import to_json, write_text
-from numprune.models.llamagen import LlamaGen
 from numprune.models.model import Model
-from numprune.models.sliced import check_sliceable
-from numprune.presets import METHODS, preset
-from numprune.pruning import prune_as_planned
-from numprune.recipe import CalibrationRecipe, Recipe
-from numprune.scoring.score import score
-from numprune.slicing import slice_by_recipe
-from numprune.suggestion import sensitivity, suggest
+from numprune.plan.presets import METHODS, preset
+from numprune.plan.recipe import CalibrationRecipe, Recipe
+from numprune.pruning import prune
+from numprune.scoring.run import score
+from numprune.slicing.principal import slice_by_recipe
+from numprune.slicing.stream import check_sliceable
 
 DENSE = "dense"
 _COLUMN = {"is": "inception_score"}
@@ -138,7 +137,7 @@ def compare_methods(
     pruned one.
 
     Args:
-        methods: names in `numprune.presets.METHODS`.
+        methods: names in `numprune.plan.presets.METHODS`.
         ratios: shares of the prunable parameters to remove, in (0, 1).
         bench: what to measure on; of several, every pruned model gives a cell for each.
         recipe: calibration, damping and rounding for all; its ratio and method are not used.
@@ -159,7 +158,7 @@ def compare_methods(
         raise InputError("Give at least one method, one ratio above 0 (the dense model is always there) and one seed.")
     benches = [bench] if isinstance(bench, Bench) else list(bench)
     for each in benches:
-        if isinstance(model, LlamaGen):
+        if not model.adapter.reads_text:
             if model.judge is None and each.extractor is None:
                 raise InputError(f"{model.name} comes without a judge of its images; measure it with `numprune eval`.")
         elif each.data is None:
@@ -219,7 +218,7 @@ def methods_for(model: Model) -> list[str]:
 
 
 def _check_method(model: Model, name: str) -> None:
-    if preset(name).settings.get("method") == "slicegpt":
+    if preset(name).settings.get("removal") == "slicegpt":
         check_sliceable(model.adapter, model.config, model.name)
 
 
@@ -260,10 +259,10 @@ def pruned_by(
     shared.saved = 0.0
     chosen = preset(method)
     recipe = chosen.applied(recipe)
-    if recipe.method == "slicegpt":
+    if recipe.removal == "slicegpt":
         sliced = slice_by_recipe(model, stats, recipe, cancel=cancel)
         return sliced, sliced.report.ratio_reached, time.monotonic() - began
-    scores = shared.get("scores", recipe.scorer, lambda: score(model, stats, method=recipe.scorer, cancel=cancel))
+    scores = shared.get("scores", recipe.scorer, lambda: score(model, stats, scorer=recipe.scorer, cancel=cancel))
     if chosen.suggests:
         # Neither depends on healing, nor the curves on the ratio.
         plain = recipe.replace(healing=0)
@@ -277,7 +276,7 @@ def pruned_by(
         )
         recipe = suggested.replace(healing=recipe.healing)
     plan = allocate(scores, recipe)
-    pruned = prune_as_planned(model, plan, stats, cancel=cancel)
+    pruned = prune(model, plan, stats, cancel=cancel)
     return pruned, plan.ratio_reached, time.monotonic() - began + shared.saved
 
 
@@ -305,7 +304,7 @@ def _measured(
     found: dict[str, Any] = dict.fromkeys(
         ("tokens", "nll", "perplexity", "kl", "images", "recognised", "fid", "decode")
     )
-    if isinstance(model, LlamaGen):
+    if not model.adapter.reads_text:
         extractor, reference = bench.extractor, bench.reference
         if extractor is None:
             extractor = panel_of(model)

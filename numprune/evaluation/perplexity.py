@@ -6,11 +6,12 @@ import math
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 
 from numprune.calibration.data import Data, check_ids, token_rows
 from numprune.errors import CancelEvent, InputError, NumericalError, Progress, check_cancelled
+from numprune.models.batches import sequences_per_forward
 from numprune.models.model import Model
+from numprune.models.prediction import window_losses
 
 
 class Perplexity(float):
@@ -107,14 +108,14 @@ def perplexity(
         raise InputError("The text has no token to predict; give at least two tokens.")
     check_ids(rows, model)
     if batch_size is None:
-        batch_size = max(1, (4096 if model.device.type == "cpu" else 16384) // sequence_length)
+        batch_size = sequences_per_forward(model.device, sequence_length)
     # Windows of like length share a batch, so that little is padded.
     order = sorted(range(len(windows)), key=lambda i: len(windows[i][0]))
     losses, counts = torch.zeros(len(windows), dtype=torch.float64), torch.zeros(len(windows), dtype=torch.float64)
     for begin in range(0, len(order), batch_size):
         check_cancelled(cancel)
         chosen = order[begin : begin + batch_size]
-        losses[chosen], counts[chosen] = _losses(model, [windows[i] for i in chosen])
+        losses[chosen], counts[chosen] = window_losses(model, [windows[i] for i in chosen])
         if progress is not None:
             progress(min(begin + batch_size, len(order)), len(order), "measuring perplexity")
     if not bool(torch.isfinite(losses).all()):
@@ -134,22 +135,3 @@ def cut_windows(row: torch.Tensor, sequence_length: int, stride: int) -> list[tu
         if predicted >= len(row):
             break
     return windows
-
-
-def _losses(model: Model, windows: list[tuple[torch.Tensor, int]]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Summed negative log-likelihood of every window, and the tokens it is of, both (windows,) float64.
-
-    What a model reads but never predicts (the caption of an image) is not counted.
-    """
-    length = max(len(window) for window, _ in windows)
-    # Attention is causal, so what stands to the right of a window's end changes nothing in it.
-    ids = torch.stack([F.pad(window, (0, length - len(window))) for window, _ in windows]).to(model.device)
-    logits = model.module(input_ids=ids, use_cache=False).logits
-    losses, counts = [], []
-    for row, (window, first) in enumerate(windows):
-        targets = ids[row, first : len(window)]
-        ours = logits[row, first - 1 : len(window) - 1].float()
-        predicted = targets < ours.shape[-1]
-        losses.append(F.cross_entropy(ours[predicted], targets[predicted], reduction="sum"))
-        counts.append(predicted.sum())
-    return torch.stack(losses).double().cpu(), torch.stack(counts).double().cpu()

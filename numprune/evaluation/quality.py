@@ -15,7 +15,7 @@ from numprune.errors import CancelEvent, InputError, Progress
 from numprune.evaluation.images import METRICS, Extractor, ImageMetrics, Reference, image_metrics
 from numprune.evaluation.judge import Panel
 from numprune.evaluation.speed import now
-from numprune.models.llamagen import LlamaGen
+from numprune.llamagen import LlamaGen
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,8 @@ import torch.nn.functional as F
 
 from numprune.evaluation.images import INCEPTION, Extractor, Features
 from numprune.evaluation.methods import Cell
+from numprune.evaluation.paper import IMAGE_METRICS, LABELS, LLAMAS, TEXTS, PaperModel, Protocol, Values, find
 from numprune.models.model import Model
-from numprune.paper import IMAGE_METRICS, LABELS, LLAMAS, TEXTS, PaperModel, Protocol, Values, find
 
 REFERENCE_SIZE = 256
 """Pixels along one side of the reference images of ImageNet."""

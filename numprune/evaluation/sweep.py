@@ -6,16 +6,16 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from numprune.allocation import allocate
+from numprune.allocation.threshold import allocate
 from numprune.calibration.data import Data
 from numprune.calibration.statistics import CalibrationStats
 from numprune.errors import CancelEvent, InputError, Progress
+from numprune.evaluation.footprint import Sizes, sizes
 from numprune.evaluation.perplexity import Perplexity, perplexity
 from numprune.evaluation.speed import Speed, measure_speed
-from numprune.footprint import Sizes, sizes
 from numprune.models.model import Model
-from numprune.pruning import prune_as_planned
-from numprune.recipe import Recipe
+from numprune.plan.recipe import Recipe
+from numprune.pruning import prune
 from numprune.scoring.table import ScoreTable
 
 
@@ -87,7 +87,7 @@ def sweep(
         tell = None if progress is None else _at(asked.ratio, progress)
         chosen, reached = model, 0.0
         if asked.ratio:
-            chosen = prune_as_planned(model, allocate(scores, asked), stats, progress=tell, cancel=cancel)
+            chosen = prune(model, allocate(scores, asked), stats, progress=tell, cancel=cancel)
             reached = chosen.report.ratio_reached
         return SweepPoint(
             ratio=asked.ratio,

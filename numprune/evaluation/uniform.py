@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from numprune.allocation import allocate
+from numprune.allocation.threshold import allocate
 from numprune.calibration.statistics import CalibrationStats
 from numprune.errors import CancelEvent, InputError, Progress
 from numprune.evaluation.perplexity import perplexity
 from numprune.models.model import Model
-from numprune.pruning import prune_as_planned
+from numprune.pruning import prune
 from numprune.scoring.table import ScoreTable
 
 
@@ -39,7 +39,7 @@ def cost_of_uniform(
     if pruned.recipe is None:
         raise InputError(f"{pruned.name} has no recipe to compare with; prune it with one.")
     plan = allocate(scores, pruned.recipe.replace(uniform=False))
-    other = prune_as_planned(model, plan, stats, progress=progress, cancel=cancel)
+    other = prune(model, plan, stats, progress=progress, cancel=cancel)
     rows = stats.rows[:samples].long()
     equal, free = (
         perplexity(each, rows, sequence_length=rows.shape[1], progress=progress, cancel=cancel)

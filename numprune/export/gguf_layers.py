@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from numprune.models.adapter import Block, ModuleKey
+from numprune.models.adapter import Block
 from numprune.models.model import Model
-from numprune.models.sliced import residual_width
+from numprune.plan.keys import ModuleKey
 
 # By model type: where all layers kept the same counts, and where they differ. Llama's graph takes biases anywhere.
 _ARCHITECTURES = {
@@ -64,7 +64,7 @@ class FileLayer:
 def layers_refusal(model: Model) -> str | None:
     """Why llama.cpp cannot compute a model's layers, as half a sentence after its name; None when it can."""
     config = model.config
-    if residual_width(model.module, model.adapter) is not None:
+    if model.adapter.residual_width(model.module) is not None:
         return "has a narrowed residual stream (SliceGPT), which llama.cpp has no layers for"
     if config.model_type not in _ARCHITECTURES:
         return f"is a {model.architecture}, for which llama.cpp has no architecture with counts per layer"

@@ -14,8 +14,8 @@ import torch
 
 from numprune.errors import CancelEvent, Progress, check_cancelled
 from numprune.export.formats import Format, register
-from numprune.models.llamagen import LlamaGen, LlamaGenConfig
-from numprune.models.llamagen.checkpoint import PIXELS_PER_CODE
+from numprune.llamagen import LlamaGen, LlamaGenConfig
+from numprune.llamagen.checkpoint import PIXELS_PER_CODE
 from numprune.models.model import Model
 
 # What LlamaGen's code and `load_checkpoint` take for granted.
@@ -24,7 +24,7 @@ NORM_EPS, ROPE_THETA = 1e-5, 10000.0
 
 def refusal(model: Model) -> str | None:
     """Why LlamaGen's code could not open the model; None when it can."""
-    if not isinstance(model, LlamaGen):
+    if model.adapter.reads_text:
         return f"is a {model.architecture}, not a LlamaGen decoder"
     if (model.config.rms_norm_eps, float(model.config.rope_parameters["rope_theta"])) != (NORM_EPS, ROPE_THETA):
         return f"has another norm epsilon or rotary base than LlamaGen's {NORM_EPS} and {ROPE_THETA:.0f}"

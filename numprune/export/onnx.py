@@ -24,7 +24,6 @@ from transformers import Cache, DynamicLayer, PreTrainedModel
 from numprune.errors import CancelEvent, InputError, NumpruneError, Progress, check_cancelled
 from numprune.export.formats import Format, register
 from numprune.export.transformers import pruned_config
-from numprune.models.llamagen import LlamaGen
 from numprune.models.model import Model, twin
 
 GRAPH = "model.onnx"
@@ -84,7 +83,7 @@ class DecoderGraph(nn.Module):
 
 def refusal(model: Model) -> str | None:
     """Why a graph of token ids is not this model; None when it is."""
-    if isinstance(model, LlamaGen):
+    if not model.adapter.reads_text:
         return "draws images, whose conditions and guidance a graph of token ids does not have"
     return None
 

@@ -20,17 +20,16 @@ from transformers import MistralConfig, PreTrainedModel
 from numprune.errors import CancelEvent, Progress, check_cancelled
 from numprune.export.formats import Format, register
 from numprune.export.transformers import explicit_config, is_stock, loading_code, shapes, write_companions
-from numprune.models.adapter import KINDS
 from numprune.models.layer_sizes import layer_values, text_config
 from numprune.models.model import Model
-from numprune.models.sliced import residual_width
+from numprune.plan.keys import KINDS
 
 
 def refusal(model: Model) -> str | None:
     """Why no stock class is this model; None when one is."""
     if not is_stock(model.module):
         return f"is a {model.architecture}, which transformers does not have"
-    if residual_width(model.module, model.adapter) is not None:
+    if model.adapter.residual_width(model.module) is not None:
         return "has a narrowed residual stream (SliceGPT), which transformers has no layers for"
     for kind, what in zip(KINDS, ("KV heads", "MLP channels"), strict=True):
         counts = sorted(_counts(model, kind))

@@ -22,17 +22,17 @@ from transformers import PreTrainedModel
 from numprune.errors import CancelEvent, Progress, check_cancelled
 from numprune.export import _modeling_template as template
 from numprune.export.formats import Format, register
-from numprune.models.adapter import Block, ModuleKey
+from numprune.models.adapter import Block
 from numprune.models.layer_sizes import channels_name, groups_name, text_config, write_sizes
 from numprune.models.model import Model
-from numprune.models.sliced import residual_width
+from numprune.plan.keys import ModuleKey
 
 
 def refusal(model: Model) -> str | None:
     """Why a narrowed stock class is not this model; None when it is."""
     if not is_stock(model.module):
         return f"is a {model.architecture}, which transformers does not have"
-    if residual_width(model.module, model.adapter) is not None:
+    if model.adapter.residual_width(model.module) is not None:
         return "has a narrowed residual stream (SliceGPT), which transformers has no layers for"
     narrowed = stock_module(model)
     described = layout(model, narrowed)

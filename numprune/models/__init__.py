@@ -1,20 +1,17 @@
-"""Loading models and describing what of them can be pruned."""
+"""What of a model can be pruned, and how it is narrowed and run."""
 
-from numprune.models.adapter import Adapter, Block, Kind, ModuleKey, Section, register
+from numprune.models import gpt_neox, llama, multimodal, opt, phi3  # noqa: F401  (each registers its adapter)
+from numprune.models.adapter import Adapter, Block, Section, register
 from numprune.models.embedded import DEFAULT_MODEL, embedded_models, held_out_text
-from numprune.models.loading import load
 from numprune.models.model import Model
 
 __all__ = [
     "DEFAULT_MODEL",
     "Adapter",
     "Block",
-    "Kind",
     "Model",
-    "ModuleKey",
     "Section",
     "embedded_models",
     "held_out_text",
-    "load",
     "register",
 ]

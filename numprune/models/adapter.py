@@ -11,33 +11,14 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Literal, NamedTuple, get_args
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
 from transformers import AutoModelForCausalLM
 
-from numprune.errors import InputError, UnsupportedArchitecture
-
-Kind = Literal["attention", "mlp"]
-KINDS: tuple[Kind, ...] = get_args(Kind)
-
-
-class ModuleKey(NamedTuple):
-    """Names one prunable module: layer index and kind; written `3.mlp` in recipes and reports."""
-
-    layer: int
-    kind: Kind
-
-    def __str__(self) -> str:
-        return f"{self.layer}.{self.kind}"
-
-    @classmethod
-    def parse(cls, text: str) -> ModuleKey:
-        layer, _, kind = text.partition(".")
-        if not layer.isdecimal() or kind not in KINDS:
-            raise InputError(f"'{text}' does not name a module; write LAYER.KIND such as 0.attention or 3.mlp.")
-        return cls(int(layer), kind)
+from numprune.errors import UnsupportedArchitecture
+from numprune.plan.keys import ModuleKey
 
 
 @dataclass(frozen=True)
@@ -138,8 +119,8 @@ class Adapter(ABC):
     auto_class: ClassVar[Any] = AutoModelForCausalLM
     """The class of transformers that opens checkpoints."""
     sliceable: ClassVar[tuple[str, ...]] = ()
-    """Model types whose residual stream can be narrowed (`numprune.models.sliced`): RMS norms before the modules alone,
-    the layers' parts under Llama's names."""
+    """Model types whose residual stream can be narrowed (`numprune.slicing.stream`): RMS norms before the modules
+    alone, the layers' parts under Llama's names."""
 
     @abstractmethod
     def layers(self, model: nn.Module) -> nn.ModuleList:
@@ -159,7 +140,7 @@ class Adapter(ABC):
 
     @abstractmethod
     def attention_owner(self, layer: nn.Module) -> tuple[nn.Module, str]:
-        """The module and attribute name that hold the layer's attention."""
+        """The module and attribute name that hold the layer's attention, which ends in its block's last linear."""
 
     def final_norm(self, model: nn.Module) -> nn.Module | None:
         """The norm behind the last layer; None where there is none, or one without weights."""
@@ -175,7 +156,16 @@ class Adapter(ABC):
     def check(self, config: Any) -> None:
         """Raise UnsupportedArchitecture for variants of the architecture that cannot be pruned this way."""
 
-    def settle_attention(self, layer: nn.Module, units: int, config: Any) -> None:
+    def adds_outputs(self, config: Any) -> bool:
+        """Whether what a module puts out is added to the residual stream as it is; not where a norm stands between."""
+        return True
+
+    def residual_width(self, model: nn.Module) -> int | None:
+        """Width of a residual stream that was narrowed (`numprune.slicing.stream`); None for one of its own."""
+        shortcut = getattr(self.layers(model)[0], "attention_shortcut", None)
+        return None if shortcut is None else shortcut.in_features
+
+    def resize_attention(self, layer: nn.Module, units: int, config: Any) -> None:
         """Adjust what an attention module remembers about its number of heads, after slicing."""
 
     def maximum_length(self, config: Any) -> int | None:

@@ -6,7 +6,8 @@ from typing import Any
 
 from torch import nn
 
-from numprune.models.adapter import Adapter, Block, ModuleKey, Section, register
+from numprune.models.adapter import Adapter, Block, Section, register
+from numprune.plan.keys import ModuleKey
 
 
 @register

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Set
 from typing import Any
 
 from numprune.errors import LoadError
-from numprune.models.adapter import KINDS, ModuleKey
+from numprune.plan.keys import KINDS, ModuleKey
 
 
 def text_config(config: Any) -> Any:

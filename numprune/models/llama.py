@@ -10,7 +10,8 @@ from typing import Any
 
 from torch import nn
 
-from numprune.models.adapter import Adapter, Block, ModuleKey, Section, register
+from numprune.models.adapter import Adapter, Block, Section, register
+from numprune.plan.keys import ModuleKey
 
 
 @register
@@ -35,6 +36,9 @@ class LlamaAdapter(Adapter):
 
     def norm_offset(self, config: Any) -> float:
         return 1.0 if config.model_type.startswith("gemma") else 0.0
+
+    def adds_outputs(self, config: Any) -> bool:
+        return config.model_type not in ("gemma2", "gemma3_text")
 
     def attention_owner(self, layer: nn.Module) -> tuple[nn.Module, str]:
         return layer, "self_attn"

@@ -10,28 +10,19 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
 import torch
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from numprune.errors import NumpruneError
+from numprune.errors import InputError, NumpruneError
 from numprune.files import MARKER, atomic_folder, to_json
-from numprune.models.adapter import (
-    Adapter,
-    Block,
-    EmptyAttention,
-    ModuleKey,
-    blocks_parameters,
-    make_linear,
-    narrow_linear,
-)
-from numprune.models.sliced import residual_width
-
-if TYPE_CHECKING:
-    from numprune.pruning import PruningReport
-    from numprune.recipe import Recipe
+from numprune.models.adapter import Adapter, Block, EmptyAttention, blocks_parameters, make_linear, narrow_linear
+from numprune.models.pieces import pieces
+from numprune.plan.keys import KINDS, ModuleKey
+from numprune.plan.recipe import Recipe
+from numprune.plan.report import PruningReport
 
 FORMAT = 1
 
@@ -102,6 +93,15 @@ class Model:
         """Longest sequence in tokens the model supports; None when its config does not say."""
         return self.adapter.maximum_length(self.config)
 
+    @property
+    def sampling_settings(self) -> dict[str, float]:
+        """How the model draws its own calibration samples, where that is not plain sampling at temperature 1."""
+        return {}
+
+    def token_names(self, ids: Sequence[int]) -> list[str]:
+        """What every token adds to a text; its id in digits for models without a tokenizer."""
+        return [str(token) for token in ids] if self.tokenizer is None else pieces(self.tokenizer, ids)
+
     def around(self, module: PreTrainedModel) -> Self:
         """The same model around another module of the architecture, with no history."""
         return dataclasses.replace(self, module=module, recipe=None, report=None, notes=[])
@@ -109,7 +109,7 @@ class Model:
     def units(self) -> dict[ModuleKey, int]:
         """Units left in each prunable module, emptied modules included as 0."""
         present = {block.key: block.units for block in self.blocks}
-        keys = [ModuleKey(layer, kind) for layer in range(self.layers) for kind in ("attention", "mlp")]
+        keys = [ModuleKey(layer, kind) for layer in range(self.layers) for kind in KINDS]
         return {key: present.get(key, 0) for key in keys}
 
     def fingerprint(self) -> str:
@@ -127,6 +127,29 @@ class Model:
             digest.update(f"{name}{tuple(parameter.shape)}".encode())
             digest.update(sample.numpy().tobytes())
         return digest.hexdigest()[:16]
+
+    def check_own(self, **fingerprints: str) -> str:
+        """The model's fingerprint.
+
+        Raises:
+            InputError: one of those given by what they belong to (plan, statistics) is another one.
+        """
+        own = self.fingerprint()
+        for what, fingerprint in fingerprints.items():
+            if fingerprint != own:
+                raise InputError(f"The {what} belong to another model than {self.name}; make them for this one.")
+        return own
+
+    def adopt(self, recipe: Recipe) -> Recipe:
+        """A recipe with the name and fingerprint of this model.
+
+        Raises:
+            InputError: it was made for another model, or names modules or units that this one does not have.
+        """
+        own = self.fingerprint()
+        units = {block.key: block.units for block in self.blocks}
+        recipe.check_for(self.name, [own], units)
+        return recipe.replace(model=self.name, fingerprint=own)
 
     def save(self, folder: str | os.PathLike[str]) -> None:
         """Write weights (safetensors), config, tokenizer, per-layer shapes, recipe and report to `folder`.
@@ -147,7 +170,7 @@ class Model:
                 raise NumpruneError(f"Writing {folder} failed: {error}; nothing was left there.") from error
             units = {str(key): count for key, count in self.units().items()}
             marker = {"format": FORMAT, "base": self.name, "units": units}
-            width = residual_width(self.module, self.adapter)
+            width = self.adapter.residual_width(self.module)
             if width is not None:
                 marker["residual_width"] = width
             (partial / MARKER).write_text(to_json(marker))
@@ -218,5 +241,5 @@ def slice_module(
     sliced = copy.deepcopy(module, memo)
     for key in changed:
         if key.kind == "attention" and keep[key]:
-            adapter.settle_attention(adapter.layers(sliced)[key.layer], len(keep[key]), sliced.config)
+            adapter.resize_attention(adapter.layers(sliced)[key.layer], len(keep[key]), sliced.config)
     return sliced

@@ -6,7 +6,8 @@ from typing import Any
 
 from torch import nn
 
-from numprune.models.adapter import Adapter, Block, ModuleKey, Section, register
+from numprune.models.adapter import Adapter, Block, Section, register
+from numprune.plan.keys import ModuleKey
 
 
 @register
@@ -41,5 +42,9 @@ class OPTAdapter(Adapter):
             last=layer.fc2,
         )
 
-    def settle_attention(self, layer: nn.Module, units: int, config: Any) -> None:
+    def adds_outputs(self, config: Any) -> bool:
+        # OPT-350M alone has its norms behind the sums.
+        return config.do_layer_norm_before
+
+    def resize_attention(self, layer: nn.Module, units: int, config: Any) -> None:
         layer.self_attn.num_heads = units

@@ -6,7 +6,8 @@ from typing import Any
 
 from torch import nn
 
-from numprune.models.adapter import Adapter, Block, ModuleKey, Section, register
+from numprune.models.adapter import Adapter, Block, Section, register
+from numprune.plan.keys import ModuleKey
 
 
 class LayerConfig:
@@ -58,7 +59,7 @@ class Phi3Adapter(Adapter):
             last=layer.mlp.down_proj,
         )
 
-    def settle_attention(self, layer: nn.Module, units: int, config: Any) -> None:
+    def resize_attention(self, layer: nn.Module, units: int, config: Any) -> None:
         # Phi3Attention.forward splits qkv by the config's number of heads.
         attn = layer.self_attn
         attn.num_key_value_heads = units

@@ -1,9 +1,13 @@
-"""Runs a model layer by layer, on inputs of one's own."""
+"""Runs a model layer by layer, on inputs of one's own.
+
+Hooks are used, so the models given here must be the caller's own (`numprune.models.model.twin`).
+"""
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -12,18 +16,20 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from numprune.models.adapter import Adapter
+from numprune.models.hooks import Enough, first, hooked
 
 
 @dataclass(frozen=True)
 class LayerCalls:
     """What the model hands its decoder layers besides the hidden states, and the states of the first layer."""
 
+    config: Any
     states: list[torch.Tensor]
     arguments: dict[tuple[int, int], tuple[tuple[Any, ...], dict[str, Any]]]
 
     @classmethod
     def of(cls, model: PreTrainedModel, adapter: Adapter, batches: list[torch.Tensor]) -> LayerCalls:
-        found = cls([], {})
+        calls = cls(model.config, [], {})
         layers = adapter.layers(model)
 
         def note(index: int, args: tuple[Any, ...], kwargs: dict[str, Any], enough: bool) -> None:
@@ -32,54 +38,51 @@ class LayerCalls:
             if hidden is None:
                 hidden = args.pop(0)
             if index == 0:
-                found.states.append(hidden.clone())
-            found.arguments[len(hidden), index] = (tuple(args), kwargs)
+                calls.states.append(hidden.clone())
+            calls.arguments[len(hidden), index] = (tuple(args), kwargs)
             if enough:
-                raise _Enough
+                raise Enough
 
         for batch in batches:
             # Batches of one size get the same masks and positions; only their first layer's input differs.
-            known = (len(batch), 0) in found.arguments
+            known = (len(batch), 0) in calls.arguments
             watched = layers[:1] if known else layers
-            hooks = [
-                layer.register_forward_pre_hook(
-                    lambda _, args, kwargs, index=index, known=known: note(index, args, kwargs, known),
-                    with_kwargs=True,
-                )
+            notes = {
+                layer: lambda args, kwargs, index=index, known=known: note(index, args, kwargs, known)
                 for index, layer in enumerate(watched)
-            ]
-            try:
-                with suppress(_Enough):
-                    model.base_model(input_ids=batch, use_cache=False)
-            finally:
-                for hook in hooks:
-                    hook.remove()
-        return found
+            }
+            with hooked(before=notes):
+                model.base_model(input_ids=batch, use_cache=False)
+        return calls
 
     def run(self, layer: nn.Module, state: torch.Tensor, index: int) -> torch.Tensor:
         """A decoder layer's output, (batch, tokens, hidden)."""
         args, kwargs = self.arguments[len(state), index]
-        return _first(layer(state, *args, **kwargs))
+        return first(layer(state, *args, **kwargs))
 
     def inputs_of(self, linear: nn.Linear, layer: nn.Module, state: torch.Tensor, index: int) -> torch.Tensor:
         """What reaches a linear of a decoder layer, (tokens, in); the layer runs no further."""
-        found = []
+        reached = []
 
-        def stop(module: nn.Module, args: tuple[torch.Tensor, ...]) -> None:
-            found.append(args[0])
-            raise _Enough
+        def stop(args: tuple[torch.Tensor, ...], _: dict[str, Any]) -> None:
+            reached.append(args[0])
+            raise Enough
 
-        hook = linear.register_forward_pre_hook(stop)
-        try:
-            with suppress(_Enough):
-                self.run(layer, state, index)
-        finally:
-            hook.remove()
-        return found[0].reshape(-1, found[0].shape[-1])
+        with hooked(before={linear: stop}):
+            self.run(layer, state, index)
+        return reached[0].reshape(-1, reached[0].shape[-1])
 
+    def output_of(self, module: nn.Module, layer: nn.Module, state: torch.Tensor, index: int) -> torch.Tensor:
+        """What a module of a decoder layer puts out, (batch, tokens, out); the layer runs no further."""
+        outputs = []
 
-class _Enough(Exception):
-    """Ends a forward pass that has come as far as it is needed."""
+        def stop(_: tuple[Any, ...], output: Any) -> None:
+            outputs.append(first(output))
+            raise Enough
+
+        with hooked(after={module: stop}):
+            self.run(layer, state, index)
+        return outputs[0]
 
 
 class Seen(NamedTuple):
@@ -91,102 +94,36 @@ class Seen(NamedTuple):
 
 @contextmanager
 def watched(modules: Sequence[nn.Module | None]) -> Iterator[list[Seen]]:
-    """A list that fills while the modules run, in their order; the place of a None stays empty."""
+    """A list that fills while the modules run, in their order; the entry of a None stays empty."""
     seen = [Seen()] * len(modules)
 
-    def note(place: int) -> Any:
-        def hook(module: nn.Module, args: tuple[torch.Tensor, ...], output: Any) -> None:
-            seen[place] = Seen(args[0] if args else None, _first(output))
+    def note(index: int) -> Any:
+        def record(args: tuple[torch.Tensor, ...], output: Any) -> None:
+            seen[index] = Seen(args[0] if args else None, first(output))
 
-        return hook
+        return record
 
-    hooks = [module.register_forward_hook(note(place)) for place, module in enumerate(modules) if module is not None]
-    try:
+    with hooked(after={module: note(index) for index, module in enumerate(modules) if module is not None}):
         yield seen
-    finally:
-        for hook in hooks:
-            hook.remove()
 
 
-class LayerRuns:
-    """Runs one layer on numbered batches; once its attention is settled it runs no more than once for each of them.
+class KnownAttention(nn.Module):
+    """Stands for an attention whose output is known."""
 
-    Where the inputs of `last`, the attention's last linear, were asked for before, and the first batch shows that
-    nothing follows it, that linear alone is applied to them. The settled attention module is exchanged while a known
-    batch runs, so the model must be the caller's own.
-    """
-
-    def __init__(
-        self, calls: LayerCalls, adapter: Adapter, layer: nn.Module, index: int, last: nn.Linear | None
-    ) -> None:
-        self._calls, self._layer, self._index, self._last = calls, layer, index, last
-        self._owner, self._name = adapter.attention_owner(layer)
-        self._settled = False
-        self._ends_there: bool | None = None
-        self._reached: dict[int, torch.Tensor] = {}
-        self._outputs: dict[int, Any] = {}
-
-    def settle(self) -> None:
-        """The weights of the attention change no more, and before `last` they have not since its inputs were known."""
-        self._settled = True
-
-    def run(self, batch: int, state: torch.Tensor) -> torch.Tensor:
-        """The layer's output, (batch, tokens, hidden)."""
-        with self._attention(batch, state):
-            return self._calls.run(self._layer, state, self._index)
-
-    def inputs_of(self, linear: nn.Linear, batch: int, state: torch.Tensor) -> torch.Tensor:
-        """What reaches a linear, (tokens, in); the layer runs no further."""
-        with self._attention(batch, state):
-            found = self._calls.inputs_of(linear, self._layer, state, self._index)
-        if linear is self._last and not self._settled:
-            self._reached[batch] = found
-        return found
-
-    def attended(self, batch: int) -> torch.Tensor:
-        """What the settled attention put out for a batch that has run, (batch, tokens, hidden)."""
-        return _first(self._outputs[batch])
-
-    @contextmanager
-    def _attention(self, batch: int, state: torch.Tensor) -> Iterator[None]:
-        if not self._settled:
-            yield
-            return
-        module = getattr(self._owner, self._name)
-        reached = self._reached.pop(batch, None)
-        applied = None if reached is None else self._last(reached).reshape(state.shape)
-
-        def record(_: nn.Module, args: Any, output: Any) -> None:
-            # Attention probabilities, where they come along, would be far larger than the output.
-            self._outputs[batch] = (output[0], *[None] * (len(output) - 1)) if isinstance(output, tuple) else output
-            if applied is not None:
-                self._ends_there = torch.equal(applied, _first(output))
-
-        if applied is not None and self._ends_there:
-            known = next(iter(self._outputs.values()))
-            self._outputs[batch] = (applied, *known[1:]) if isinstance(known, tuple) else applied
-        if batch in self._outputs:
-            setattr(self._owner, self._name, _Repeating(self._outputs[batch]))
-            try:
-                yield
-            finally:
-                setattr(self._owner, self._name, module)
-            return
-        hook = module.register_forward_hook(record)
-        try:
-            yield
-        finally:
-            hook.remove()
-
-
-def _first(output: Any) -> torch.Tensor:
-    return output[0] if isinstance(output, tuple) else output
-
-
-class _Repeating(nn.Module):
-    def __init__(self, output: Any) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self.output = output
+        self.output: torch.Tensor | None = None
 
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        return self.output
+    def forward(self, *args: Any, **kwargs: Any) -> tuple[torch.Tensor | None, None]:
+        return self.output, None
+
+
+def behind_attention(adapter: Adapter, layer: nn.Module) -> tuple[nn.Module, KnownAttention]:
+    """A copy of a decoder layer that puts out a known attention, and the module that holds what it is.
+
+    All other parts are those of the layer itself, whose weights may go on changing.
+    """
+    owner, name = adapter.attention_owner(layer)
+    known = KnownAttention()
+    parts = {id(part): part for part in layer.children()} | {id(getattr(owner, name)): known}
+    return copy.deepcopy(layer, parts), known

@@ -1,8 +1,8 @@
 """Scores: how much every head and every channel matters."""
 
-from numprune.scoring import baselines, fisher, greedy, taylor  # noqa: F401  (each registers its scorers)
-from numprune.scoring.agreement import agreement
-from numprune.scoring.score import SCORERS, Scorer, score, scorer
+from numprune.scoring import baselines, elimination, fisher, newton, taylor  # noqa: F401  (each registers its scorers)
+from numprune.scoring.registry import SCORERS, Scorer, check_scorer, scorer
+from numprune.scoring.run import score
 from numprune.scoring.table import ModuleScores, ScoreTable
 
-__all__ = ["SCORERS", "ModuleScores", "ScoreTable", "Scorer", "agreement", "score", "scorer"]
+__all__ = ["SCORERS", "ModuleScores", "ScoreTable", "Scorer", "check_scorer", "score", "scorer"]

@@ -10,8 +10,8 @@ import torch
 
 from numprune.calibration.statistics import ModuleStats
 from numprune.linalg import to_float64
-from numprune.models.adapter import ModuleKey
-from numprune.scoring.score import scorer
+from numprune.plan.keys import ModuleKey
+from numprune.scoring.registry import scorer
 
 
 @scorer("magnitude")

@@ -12,18 +12,17 @@ import torch
 from torch.nn import functional
 
 from numprune.calibration.statistics import CalibrationStats
-from numprune.errors import CancelEvent, InputError, NumericalError, Progress, check_cancelled
+from numprune.errors import CancelEvent, NumericalError, Progress, check_cancelled
 from numprune.linalg import damped_cholesky, to_float64
-from numprune.models.adapter import ModuleKey
+from numprune.models.batches import BACKWARD_SEQUENCES, BACKWARD_TOKENS
 from numprune.models.model import Model
-from numprune.scoring.gradients import activation_gradients
-from numprune.scoring.greedy import eliminate
-from numprune.scoring.score import model_scorer
+from numprune.plan.keys import ModuleKey
+from numprune.scoring.elimination import eliminate
+from numprune.scoring.gradients import Differentiator
+from numprune.scoring.registry import model_scorer
 
 ROWS = 32
 """Calibration sequences the Fisher information is taken from."""
-BATCH, BATCH_TOKENS = 4, 1024
-"""Sequences and tokens that are differentiated at a time: the activations of all layers are held for them."""
 MILLION = 1e6
 
 
@@ -39,8 +38,8 @@ def fisher(
     """What the removal of a unit adds to the loss, in nats a token for a million parameters, when it goes in turn.
 
     Units of a module go one after the other, each time the one that costs least, and the others make up for it
-    (`numprune.scoring.greedy.eliminate` with F^1/2 W in the place of W); a unit is never priced below one that went
-    before it.
+    (`numprune.scoring.elimination.eliminate` with F^1/2 W in the place of W); a unit is never priced below one that
+    went before it.
     """
     information = fisher_information(model, stats, progress=progress, cancel=cancel)
     scores = {}
@@ -79,9 +78,9 @@ def fisher_information(
         NumericalError: a gradient is not finite.
         Cancelled: `cancel` was set.
     """
-    if stats.rows is None:
-        raise InputError("These statistics hold no token ids to differentiate predictions on; calibrate again.")
-    blocks = model.blocks
+    rows = stats.token_rows("differentiate predictions on")[:ROWS].long()
+    differentiator = Differentiator(model)
+    last = [block.last for block in differentiator.blocks]
     generator = torch.Generator().manual_seed(stats.seed)
     sums: dict[torch.nn.Linear, torch.Tensor] = {}
     tokens = 0
@@ -92,18 +91,17 @@ def fisher_information(
         drawn = torch.multinomial(logits.detach().softmax(-1).cpu(), 1, generator=generator)[:, 0]
         return functional.cross_entropy(logits, drawn.to(logits.device), reduction="sum")
 
-    batches = stats.rows[:ROWS].long().split(max(1, min(BATCH, BATCH_TOKENS // stats.rows.shape[1])))
-    for done, rows in enumerate(batches, 1):
+    batches = rows.split(max(1, min(BACKWARD_SEQUENCES, BACKWARD_TOKENS // rows.shape[1])))
+    for done, batch in enumerate(batches, 1):
         check_cancelled(cancel)
-        last = [block.last for block in blocks]
-        for linear, _, gradient in activation_gradients(model, rows.to(model.device), surprise, outputs_of=last):
+        for linear, _, gradient in differentiator.gradients(batch, surprise, outputs_of=last):
             flat = gradient.reshape(-1, gradient.shape[-1]).float()
             product = to_float64(flat.T @ flat)
             sums[linear] = sums[linear] + product if linear in sums else product
         if progress is not None:
             progress(done, len(batches), "differentiating predictions")
-    found = {block.key: sums[block.last] / tokens for block in blocks}
-    for key, matrix in found.items():
+    information = {block.key: sums[block.last] / tokens for block in differentiator.blocks}
+    for key, matrix in information.items():
         if not bool(torch.isfinite(matrix).all()):
             raise NumericalError(f"The gradient at {key} is not finite; load the model in float32 or bfloat16.")
-    return found
+    return information

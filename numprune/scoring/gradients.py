@@ -2,52 +2,62 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import nn
 
-from numprune.models.model import Model
+from numprune.models.adapter import Block
+from numprune.models.hooks import hooked
+from numprune.models.model import Model, twin
+from numprune.models.prediction import predicted
 
 Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 """Of the logits (predicted tokens, vocabulary) and the tokens that follow (predicted tokens,), a scalar."""
 
 
-def activation_gradients(
-    model: Model,
-    rows: torch.Tensor,
-    loss: Loss,
-    *,
-    inputs_of: Iterable[nn.Linear] = (),
-    outputs_of: Iterable[nn.Linear] = (),
-) -> list[tuple[nn.Linear, torch.Tensor, torch.Tensor]]:
-    """One forward and one backward pass: for every linear its values (batch, tokens, channels) and their gradients.
+class Differentiator:
+    """Gradients of a loss at the linears of a model, batch by batch.
 
-    Args:
-        rows: token ids (sequences, tokens), on the model's device.
-        loss: differentiated; see `Loss`.
-        inputs_of, outputs_of: where the values are taken.
+    Attributes:
+        blocks: of a twin of the model, whose runs nobody else sees.
     """
-    seen: dict[nn.Linear, torch.Tensor] = {}
 
-    def begin(_: nn.Module, args: Any, output: torch.Tensor) -> torch.Tensor:
-        # Weights may be frozen; the graph then begins at the embeddings.
-        return output if output.requires_grad else output.detach().requires_grad_(True)
+    def __init__(self, model: Model) -> None:
+        self._module, self._device = twin(model.module), model.device
+        self.blocks: list[Block] = model.adapter.blocks(self._module)
 
-    hooks = [model.module.get_input_embeddings().register_forward_hook(begin)]
-    hooks += [each.register_forward_hook(lambda m, args, output: seen.update({m: args[0]})) for each in inputs_of]
-    hooks += [each.register_forward_hook(lambda m, args, output: seen.update({m: output})) for each in outputs_of]
-    try:
-        with torch.enable_grad():
-            logits = model.module(input_ids=rows, use_cache=False).logits[:, :-1].float()
-            # What a model reads but never predicts (the caption of an image) does not count.
-            predicted = rows[:, 1:] < logits.shape[-1]
-            value = loss(logits[predicted], rows[:, 1:][predicted])
-            gradients = torch.autograd.grad(value, list(seen.values()))
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return [
-        (linear, values.detach(), gradient) for (linear, values), gradient in zip(seen.items(), gradients, strict=True)
-    ]
+    def gradients(
+        self,
+        rows: torch.Tensor,
+        loss: Loss,
+        *,
+        inputs_of: Sequence[nn.Linear] = (),
+        outputs_of: Sequence[nn.Linear] = (),
+    ) -> list[tuple[nn.Linear, torch.Tensor, torch.Tensor]]:
+        """One forward and one backward pass: for every linear its values (batch, tokens, channels) and their gradients.
+
+        Args:
+            rows: token ids (sequences, tokens).
+            loss: differentiated; see `Loss`.
+            inputs_of, outputs_of: linears of `blocks`, where the values are taken.
+        """
+        rows = rows.to(self._device)
+        values: dict[nn.Linear, torch.Tensor] = {}
+
+        def begin(_: tuple[Any, ...], output: torch.Tensor) -> torch.Tensor:
+            # Weights may be frozen; the graph then begins at the embeddings.
+            return output if output.requires_grad else output.detach().requires_grad_(True)
+
+        after = {linear: lambda args, _, linear=linear: values.update({linear: args[0]}) for linear in inputs_of}
+        after |= {linear: lambda _, output, linear=linear: values.update({linear: output}) for linear in outputs_of}
+        with hooked(after={self._module.get_input_embeddings(): begin, **after}), torch.enable_grad():
+            logits = self._module(input_ids=rows, use_cache=False).logits[:, :-1].float()
+            counted = predicted(rows, logits.shape[-1])
+            value = loss(logits[counted], rows[:, 1:][counted])
+            gradients = torch.autograd.grad(value, list(values.values()))
+        return [
+            (linear, each.detach(), gradient)
+            for (linear, each), gradient in zip(values.items(), gradients, strict=True)
+        ]

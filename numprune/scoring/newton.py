@@ -18,10 +18,14 @@ from typing import Literal
 
 import torch
 
+from numprune.calibration.statistics import ModuleStats
 from numprune.errors import InputError, NumericalError
 from numprune.linalg import all_finite, damped_cholesky, lower_product, mirror_lower_, to_float64
+from numprune.plan.keys import ModuleKey
+from numprune.plan.recipe import check_ratio
+from numprune.scoring.registry import scorer
 
-Method = Literal["closed_form", "newton", "boxed"]
+Solver = Literal["closed_form", "newton", "boxed"]
 
 _EXACT = 2048
 """Most channels for which W Wᵀ of a float32 weight is formed in float64. Above, where that product would cost more
@@ -36,7 +40,7 @@ def numerical_score(
     *,
     ratio: float,
     penalty: float = 1.0,
-    method: Method = "closed_form",
+    solver: Solver = "closed_form",
     steps: int = 50,
     damping: float = 1e-8,
 ) -> torch.Tensor:
@@ -48,7 +52,7 @@ def numerical_score(
             dividing by the trace does that, and makes `penalty` mean the same in every module.
         ratio: the share of channels to remove, in [0, 1).
         penalty: the weight of the sparsity constraint, positive. As it grows the mean score tends to 1 - ratio.
-        method: "closed_form", one Cholesky factorisation; "newton", Algorithm 1 of the paper from z = 1 with
+        solver: "closed_form", one Cholesky factorisation; "newton", Algorithm 1 of the paper from z = 1 with
             `steps` steps, each factorising the Hessian; "boxed", the minimum under 0 <= z <= 1, where the KKT
             conditions hold, in at most `steps` steps.
         steps: T of Algorithm 1, or the most steps of "boxed".
@@ -59,10 +63,10 @@ def numerical_score(
         or of 0.
 
     Raises:
-        InputError: shapes, ratio, penalty, method, steps or damping are wrong.
+        InputError: shapes, ratio, penalty, solver, steps or damping are wrong.
         NumericalError: inputs are not finite, A cannot be factorised, or "boxed" did not reach its tolerance.
     """
-    _validate(weight, gram, ratio, penalty, method, steps, damping)
+    _validate(weight, gram, ratio, penalty, solver, steps, damping)
     exact = to_float64(weight) if weight.shape[1] <= _EXACT else weight
     a = to_float64(lower_product(exact)).mul_(to_float64(gram))
     alive = a.diagonal() > 0
@@ -71,9 +75,9 @@ def numerical_score(
     if not bool(alive.all()):
         a = a[alive][:, alive]
     excess = ratio * a.shape[0]
-    z = 1 - _SOLVERS[method](a, excess, penalty, steps, damping)
+    z = 1 - _SOLVERS[solver](a, excess, penalty, steps, damping)
     if not bool(torch.isfinite(z).all()):
-        raise NumericalError(f"The {method} score is not finite; use more calibration samples or a higher damping.")
+        raise NumericalError(f"The {solver} score is not finite; use more calibration samples or a higher damping.")
     if bool(alive.all()):
         return z
     scores = torch.full(alive.shape, float(z.min().clamp(max=0)) - 1, dtype=torch.float64, device=z.device)
@@ -82,7 +86,7 @@ def numerical_score(
 
 
 def _validate(
-    weight: torch.Tensor, gram: torch.Tensor, ratio: float, penalty: float, method: str, steps: int, damping: float
+    weight: torch.Tensor, gram: torch.Tensor, ratio: float, penalty: float, solver: str, steps: int, damping: float
 ) -> None:
     if weight.ndim != 2 or gram.shape != (weight.shape[1], weight.shape[1]):
         raise InputError(
@@ -91,8 +95,8 @@ def _validate(
     check_ratio(ratio)
     if not (math.isfinite(penalty) and penalty > 0):
         raise InputError(f"penalty is {penalty}; give a positive number.")
-    if method not in _SOLVERS:
-        raise InputError(f"method '{method}' is not known; use {', '.join(_SOLVERS)}.")
+    if solver not in _SOLVERS:
+        raise InputError(f"solver '{solver}' is not known; use {', '.join(_SOLVERS)}.")
     if steps < 1:
         raise InputError(f"steps is {steps}; give at least 1.")
     if not 0 <= damping < math.inf:
@@ -100,12 +104,6 @@ def _validate(
     for name, tensor in (("weight", weight), ("gram", gram)):
         if not all_finite(tensor):
             raise NumericalError(f"{name} has non-finite values; check the checkpoint and the calibration data.")
-
-
-def check_ratio(ratio: float) -> None:
-    """Raise InputError unless 0 <= ratio < 1."""
-    if not (isinstance(ratio, (int, float)) and math.isfinite(ratio) and 0 <= ratio < 1):
-        raise InputError(f"ratio is {ratio}; give a number from 0 up to but not including 1.")
 
 
 # The solvers work on u = 1 - z, with gradient A u - penalty (excess - 1ᵀu) 1 and excess = D - r. Of A they get
@@ -182,3 +180,26 @@ _SOLVERS: dict[str, Callable[[torch.Tensor, float, float, int, float], torch.Ten
     "newton": _newton,
     "boxed": _boxed,
 }
+
+
+def unit_gram(stats: ModuleStats) -> torch.Tensor:
+    """XᵀX of X scaled to Frobenius norm 1, as the paper bounds its norm; zeros stay zeros."""
+    return stats.gram / stats.gram.trace().clamp(min=torch.finfo(torch.float64).tiny)
+
+
+@scorer("newton")
+def newton(weight: torch.Tensor, stats: ModuleStats, *, ratio: float, key: ModuleKey) -> torch.Tensor:
+    """The numerical score in closed form."""
+    return numerical_score(weight, unit_gram(stats), ratio=ratio)
+
+
+@scorer("newton_loop")
+def newton_loop(weight: torch.Tensor, stats: ModuleStats, *, ratio: float, key: ModuleKey) -> torch.Tensor:
+    """The numerical score by Algorithm 1 of the paper, 50 steps."""
+    return numerical_score(weight, unit_gram(stats), ratio=ratio, solver="newton")
+
+
+@scorer("newton_boxed")
+def newton_boxed(weight: torch.Tensor, stats: ModuleStats, *, ratio: float, key: ModuleKey) -> torch.Tensor:
+    """The numerical score under 0 <= z <= 1."""
+    return numerical_score(weight, unit_gram(stats), ratio=ratio, solver="boxed", steps=200)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from numprune.models.adapter import ModuleKey
+from numprune.plan.keys import ModuleKey
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class ScoreTable:
 
     Attributes:
         modules: scores by module, attention before MLP in each layer.
-        method: name of the scorer.
+        scorer: name of the scorer.
         ratio: the sparsity ratio the scores were computed for.
         model: name of the model.
         fingerprint: of the model.
@@ -46,7 +46,7 @@ class ScoreTable:
     """
 
     modules: dict[ModuleKey, ModuleScores]
-    method: str
+    scorer: str
     ratio: float
     model: str
     fingerprint: str

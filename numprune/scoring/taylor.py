@@ -9,13 +9,12 @@ from torch import nn
 from torch.nn import functional
 
 from numprune.calibration.statistics import CalibrationStats
-from numprune.errors import CancelEvent, InputError, NumericalError, Progress, check_cancelled
-from numprune.models.adapter import ModuleKey
+from numprune.errors import CancelEvent, NumericalError, Progress, check_cancelled
+from numprune.models.batches import BACKWARD_SEQUENCES
 from numprune.models.model import Model
-from numprune.scoring.gradients import activation_gradients
-from numprune.scoring.score import model_scorer
-
-BATCH = 4
+from numprune.plan.keys import ModuleKey
+from numprune.scoring.gradients import Differentiator
+from numprune.scoring.registry import model_scorer
 
 
 @model_scorer("taylor")
@@ -32,18 +31,16 @@ def taylor(
     The sum over a row of a linear is Σ y ∂L/∂y of its output and that over a column Σ x ∂L/∂x of its input, so no
     gradient of a weight is formed. Needs a backward pass through the whole model, four sequences at a time.
     """
-    if stats.rows is None:
-        raise InputError("These statistics hold no token ids to differentiate the loss on; calibrate again.")
-    blocks = model.blocks
+    differentiator = Differentiator(model)
     sums: dict[nn.Linear, torch.Tensor] = {}
-    batches = stats.rows.long().split(BATCH)
+    batches = stats.token_rows("differentiate the loss on").long().split(BACKWARD_SEQUENCES)
     for done, rows in enumerate(batches, 1):
         check_cancelled(cancel)
-        _add_batch(model, rows.to(model.device), sums)
+        _add_batch(differentiator, rows, sums)
         if progress is not None:
             progress(done, len(batches), "differentiating the loss")
     scores = {}
-    for block in blocks:
+    for block in differentiator.blocks:
         total = sums[block.last].reshape(block.units, block.width).sum(1)
         for linear, sections in block.inputs:
             for section in sections:
@@ -55,16 +52,15 @@ def taylor(
     return scores
 
 
-def _add_batch(model: Model, rows: torch.Tensor, sums: dict[nn.Linear, torch.Tensor]) -> None:
+def _add_batch(differentiator: Differentiator, rows: torch.Tensor, sums: dict[nn.Linear, torch.Tensor]) -> None:
     """Add Σ x ∂L/∂x of the inputs of last linears and Σ y ∂L/∂y of the outputs of the others, per channel."""
-    found = activation_gradients(
-        model,
+    gradients = differentiator.gradients(
         rows,
         partial(functional.cross_entropy, reduction="sum"),
-        inputs_of=[block.last for block in model.blocks],
-        outputs_of=[linear for block in model.blocks for linear, _ in block.inputs],
+        inputs_of=[block.last for block in differentiator.blocks],
+        outputs_of=[linear for block in differentiator.blocks for linear, _ in block.inputs],
     )
-    for linear, values, gradient in found:
+    for linear, values, gradient in gradients:
         products = (values.float() * gradient.float()).reshape(-1, values.shape[-1])
         added = products.sum(0, dtype=torch.float64 if values.device.type != "mps" else None).cpu().double()
         sums[linear] = sums.get(linear, torch.zeros_like(added)) + added

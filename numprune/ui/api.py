@@ -11,10 +11,10 @@ from typing import Any
 
 import gradio as gr
 
-from numprune.allocation import allocate
+from numprune.allocation.threshold import allocate
 from numprune.errors import InputError
 from numprune.generation import Sampling, generate
-from numprune.recipe import CalibrationRecipe, Recipe
+from numprune.plan.recipe import CalibrationRecipe, Recipe
 from numprune.ui.downloads import Downloads
 from numprune.ui.page import ACCELERATOR, owner_of, toasts
 from numprune.ui.pictures import data_uri, shown

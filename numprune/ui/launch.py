@@ -6,7 +6,8 @@ import logging
 import threading
 
 from numprune.errors import Cancelled
-from numprune.models import DEFAULT_MODEL, load
+from numprune.loading import load
+from numprune.models import DEFAULT_MODEL
 from numprune.ui.serving import Policy, Serving
 from numprune.ui.workbench import Workbench
 

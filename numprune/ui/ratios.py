@@ -8,10 +8,9 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from numprune.allocation import PruningPlan
 from numprune.errors import InputError
-from numprune.models import Kind, ModuleKey
-from numprune.models.adapter import KINDS
+from numprune.plan.keys import KINDS, Kind, ModuleKey
+from numprune.plan.plan import PruningPlan
 from numprune.ui.session import Session
 
 JS = (Path(__file__).parent / "ratios.js").read_text(encoding="utf8")

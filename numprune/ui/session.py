@@ -6,8 +6,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 from numprune.errors import InputError
-from numprune.models import ModuleKey
-from numprune.recipe import CalibrationRecipe, Recipe
+from numprune.plan.keys import ModuleKey
+from numprune.plan.recipe import CalibrationRecipe, Recipe
 
 HISTORY = 100
 """Steps that can be undone."""

@@ -11,15 +11,17 @@ import pandas as pd
 import psutil
 import torch
 
-from numprune.allocation import PruningPlan, allocate
+from numprune.allocation.threshold import allocate
 from numprune.calibration import CalibrationStats, calibrate
 from numprune.errors import CancelEvent, InputError, Progress, check_cancelled
 from numprune.evaluation.methods import Cell
 from numprune.evaluation.uniform import cost_of_uniform
-from numprune.models import Model, embedded_models, load
-from numprune.presets import DEFAULT_PRESET, PRESETS, method_of
-from numprune.pruning import prune_as_planned
-from numprune.recipe import Recipe
+from numprune.loading import load
+from numprune.models import Model, embedded_models
+from numprune.plan.plan import PruningPlan
+from numprune.plan.presets import DEFAULT_PRESET, PRESETS, method_of
+from numprune.plan.recipe import Recipe
+from numprune.pruning import prune
 from numprune.scoring import ScoreTable, score
 from numprune.ui.pictures import Exhibition
 from numprune.ui.serving import Policy
@@ -153,7 +155,7 @@ class Workbench:
             progress=progress,
             cancel=cancel,
         )
-        scores = score(model, stats, method=request.scorer, progress=progress, cancel=cancel)
+        scores = score(model, stats, scorer=request.scorer, progress=progress, cancel=cancel)
         return Loaded(request, model, stats, scores)
 
     def _model(self, request: LoadRequest, progress: Progress | None) -> Model:
@@ -297,7 +299,7 @@ class Workbench:
         if self.scored(session, scorer):
             return
         with self._computing:
-            scores = score(loaded.model, loaded.stats, method=scorer, progress=progress, cancel=cancel)
+            scores = score(loaded.model, loaded.stats, scorer=scorer, progress=progress, cancel=cancel)
         check_cancelled(cancel)
         with self._lock:
             if loaded.request in self._loaded:
@@ -330,7 +332,7 @@ class Workbench:
         wanted = name.strip()[:40] or f"{recipe.ratio:.0%} {what}"
         self._check_budget(loaded.model.bytes * plan.parameters_after // plan.parameters_before, f"'{wanted}'")
         with self._computing:
-            model = prune_as_planned(loaded.model, plan, loaded.stats, progress=progress, cancel=cancel)
+            model = prune(loaded.model, plan, loaded.stats, progress=progress, cancel=cancel)
             if recipe.uniform:
                 cost = cost_of_uniform(
                     loaded.model, model, loaded.stats, loaded.scores, progress=progress, cancel=cancel

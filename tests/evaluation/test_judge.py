@@ -8,7 +8,7 @@ from numprune import InputError, LoadError
 from numprune.evaluation.images import METRICS, image_metrics, reference_from_images
 from numprune.evaluation.judge import SPATIAL, Judge, Panel, Verdicts, load_panel, panel_of
 from numprune.evaluation.quality import evenly, image_quality
-from numprune.models import load
+from numprune.loading import load
 
 
 def real_images(n=40, seed=0):

@@ -6,7 +6,7 @@ from itertools import islice
 
 import pytest
 import torch
-from architectures import random_ids, tiny_model
+from architectures import random_ids, tiny_model, with_recipe
 
 import numprune
 from numprune import METHODS, CalibrationRecipe, Cancelled, InputError, Recipe, compare_methods
@@ -35,9 +35,9 @@ def test_cells_are_those_of_the_single_steps(model, recipe):
         (wanda, {"scorer": "wanda_sp", "allocation": "uniform", "compensation": "none"}),
     ):
         chosen = Recipe(ratio=0.3, **settings)
-        scores = numprune.score(model, stats, method=chosen.scorer)
+        scores = numprune.score(model, stats, scorer=chosen.scorer)
         plan = numprune.allocate(scores, chosen)
-        pruned = numprune.prune(model, plan, stats, compensation=chosen.compensation)
+        pruned = numprune.prune(model, with_recipe(plan, compensation=chosen.compensation), stats)
         loss = numprune.perplexity(pruned, BENCH.data, sequence_length=12)
         assert cell.place == (cell.method, 0.3, 1)
         assert (cell.nll, cell.tokens) == (loss.nll, loss.tokens)

@@ -9,6 +9,7 @@ from architectures import tiny_model
 from cells import DENSE
 
 from numprune.evaluation.images import INCEPTION, Features
+from numprune.evaluation.paper import LLAMA_7B, LLAMAGEN_3B, LLAMAS, PROTOCOLS
 from numprune.evaluation.reproduction import (
     Resized,
     beside,
@@ -18,7 +19,6 @@ from numprune.evaluation.reproduction import (
     paper_curves,
     paper_model,
 )
-from numprune.paper import LLAMA_7B, LLAMAGEN_3B, LLAMAS, PROTOCOLS
 
 CELL = replace(DENSE, tokens=10, nll=1.7, perplexity=5.5, data="wikitext2")
 PRUNED = replace(CELL, method="flap", ratio=0.2, reached=0.199, parameters=80, seconds=3.0, perplexity=7.0)

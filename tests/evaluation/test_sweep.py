@@ -4,7 +4,7 @@ import sys
 import weakref
 
 import pytest
-from architectures import random_ids
+from architectures import random_ids, with_recipe
 
 from numprune import (
     Cancelled,
@@ -39,7 +39,7 @@ def pruned_models(monkeypatch):
         calls.append((weakref.ref(pruned.module), plan, options))
         return pruned
 
-    # `prune_as_planned` hands on what the recipe says, so that the options can be looked at here.
+    # `prune` hands on what the recipe says, so that the options can be looked at here.
     monkeypatch.setattr("numprune.pruning.prune", recording)
     return calls
 
@@ -51,7 +51,7 @@ def test_points_are_those_of_models_pruned_by_hand(model, stats, scores):
     assert [point.ratio for point in points] == [0.2, 0, 0.5]
     for point in (points[0], points[2]):
         plan = allocate(scores, recipe.replace(ratio=point.ratio))
-        pruned = prune(model, plan, stats, damping=0.1)
+        pruned = prune(model, with_recipe(plan, damping=0.1), stats)
         assert point.reached == plan.ratio_reached == pytest.approx(point.ratio, abs=0.05)
         assert point.sizes == sizes(pruned) == sizes(model, plan)
         assert point.perplexity == perplexity(pruned, data)

@@ -1,15 +1,13 @@
 import pytest
 
-from numprune import InputError, Recipe, allocate, perplexity, prune_as_planned, score, suggest
+from numprune import InputError, Recipe, allocate, perplexity, prune, score, suggest
 from numprune.evaluation.uniform import cost_of_uniform
 
 
 def test_says_the_perplexity_of_equal_and_of_free_counts(model, stats):
     scores = score(model, stats)
     recipe = Recipe(ratio=0.5, uniform=True)
-    pruned, free = (
-        prune_as_planned(model, allocate(scores, recipe.replace(uniform=each)), stats) for each in (True, False)
-    )
+    pruned, free = (prune(model, allocate(scores, recipe.replace(uniform=each)), stats) for each in (True, False))
     rows = stats.rows[:4].long()
     equal, other = (float(perplexity(each, rows, sequence_length=32)) for each in (pruned, free))
     sentence = cost_of_uniform(model, pruned, stats, scores, samples=4)

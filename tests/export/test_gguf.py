@@ -9,7 +9,7 @@ import gguf
 import numpy as np
 import pytest
 import torch
-from architectures import ARCHITECTURES, make_tokenizer, random_ids, random_scores, tiny_model
+from architectures import ARCHITECTURES, make_tokenizer, random_ids, random_scores, tiny_model, with_recipe
 from gguf import GGMLQuantizationType as Type
 from transformers import AutoModelForCausalLM
 
@@ -180,7 +180,7 @@ def test_an_emptied_mlp_is_a_channel_of_zeros(tmp_path):
 def test_biases_of_compensation_are_written(tmp_path):
     model = with_tokenizer()
     stats = calibrate(model, random_ids(8, 32, seed=1), samples=8, sequence_length=32)
-    pruned = prune(model, allocate(random_scores(model), Recipe(ratio=0.4)), stats, compensation="bias")
+    pruned = prune(model, with_recipe(allocate(random_scores(model), Recipe(ratio=0.4)), compensation="bias"), stats)
     fields, tensors, _ = write(pruned, tmp_path)
     for layer, part in enumerate(pruned.module.model.layers):
         np.testing.assert_array_equal(values(tensors[f"blk.{layer}.ffn_down.bias"]), part.mlp.down_proj.bias.numpy())

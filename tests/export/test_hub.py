@@ -8,7 +8,7 @@ from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 from numprune import InputError, NumpruneError, Recipe, allocate, calibrate, load, perplexity, prune
 from numprune.cli import main
 from numprune.export import hub, model_card, push_to_hub
-from numprune.recipe import CalibrationRecipe
+from numprune.plan.recipe import CalibrationRecipe
 
 TOKEN = "hf_abcSECRETdef"
 

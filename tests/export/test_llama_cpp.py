@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from architectures import make_tokenizer, random_ids, random_scores, tiny_model
+from architectures import make_tokenizer, random_ids, random_scores, tiny_model, with_recipe
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 from transformers.models.qwen2.tokenization_qwen2 import PRETOKENIZE_REGEX as QWEN2
@@ -122,7 +122,7 @@ def test_a_pruned_and_compensated_model(compensation, tmp_path):
     model = tiny_model("llama-gqa-tied", tokenizer=make_tokenizer())
     stats = calibrate(model, random_ids(8, 32, seed=1), samples=8, sequence_length=32)
     recipe = Recipe(ratio=0.5, allow_empty=True, prune={ModuleKey(1, "attention"): tuple(range(4))})
-    pruned = prune(model, allocate(random_scores(model), recipe), stats, compensation=compensation)
+    pruned = prune(model, with_recipe(allocate(random_scores(model), recipe), compensation=compensation), stats)
     compare(pruned, saved(pruned, tmp_path, dtype="f32"), random_ids(1, 48)[0].tolist(), 1e-4)
 
 

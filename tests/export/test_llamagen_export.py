@@ -11,8 +11,8 @@ from numprune import InputError, ModuleKey, load, load_checkpoint
 from numprune.errors import NumpruneError
 from numprune.export import export, formats_for
 from numprune.export.llamagen import model_args
-from numprune.models.llamagen import build
-from numprune.models.llamagen.captions import Captions
+from numprune.llamagen import build
+from numprune.llamagen.captions import Captions
 from numprune.models.model import slice_module
 
 HEADS, CHANNELS, GRID, CODES, CLASSES = 4, 24, 2, 40, 5

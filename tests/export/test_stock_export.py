@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from architectures import make_tokenizer, random_ids, random_scores, tiny_model
+from architectures import make_tokenizer, random_ids, random_scores, tiny_model, with_recipe
 
 from numprune import InputError, Recipe, allocate, calibrate, export, load, prune
 from numprune.export import formats_for
@@ -41,7 +41,7 @@ def pruned(name, cut, compensation="none"):
     prunes = {f"{layer}.{kind}": range(layer, layer + count) for kind, count in units.items() for layer in range(2)}
     stats = calibrate(model, random_ids(4, 16, seed=3), samples=4, sequence_length=16)
     plan = allocate(random_scores(model), Recipe(ratio=0.0, prune=prunes))
-    return prune(model, plan, stats, compensation=compensation)
+    return prune(model, with_recipe(plan, compensation=compensation), stats)
 
 
 @torch.no_grad()

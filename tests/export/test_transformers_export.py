@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from architectures import ARCHITECTURES, make_tokenizer, random_ids, random_scores, tiny_model
+from architectures import ARCHITECTURES, make_tokenizer, random_ids, random_scores, tiny_model, with_recipe
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer, LlamaForCausalLM, PreTrainedModel
@@ -49,7 +49,11 @@ def pruned(name, plan):
     settings, compensation = PLANS[plan]
     model = tiny_model(name, tokenizer=make_tokenizer())
     stats = calibrate(model, random_ids(4, 16, seed=3), samples=4, sequence_length=16)
-    return prune(model, allocate(random_scores(model), Recipe(ratio=0.0, **settings)), stats, compensation=compensation)
+    return prune(
+        model,
+        with_recipe(allocate(random_scores(model), Recipe(ratio=0.0, **settings)), compensation=compensation),
+        stats,
+    )
 
 
 def logits(model):

@@ -6,7 +6,7 @@ from functools import cache
 
 import pytest
 import torch
-from architectures import ARCHITECTURES, make_tokenizer, random_ids, random_scores, tiny_model
+from architectures import ARCHITECTURES, make_tokenizer, random_ids, random_scores, tiny_model, with_recipe
 from transformers import DynamicCache
 
 from numprune import ModuleKey, Recipe, Sampling, allocate, calibrate, load, prune
@@ -43,7 +43,7 @@ def halved(name, attention=None, compensation="none"):
         for block in model.blocks
     }
     plan = allocate(random_scores(model), Recipe(ratio=0.0, prune=halves))
-    return prune(model, plan, calibrated(model), compensation=compensation), plan
+    return prune(model, with_recipe(plan, compensation=compensation), calibrated(model)), plan
 
 
 @cache
@@ -51,7 +51,7 @@ def emptied(name, kind, attention=None):
     """The first layer's attention or MLP gone; with the plan."""
     model = dense(name, attention)
     plan = allocate(random_scores(model), Recipe(ratio=0.0, ratios={ModuleKey(0, kind): 0.99}, allow_empty=True))
-    return prune(model, plan, calibrated(model), compensation="none"), plan
+    return prune(model, with_recipe(plan, compensation="none"), calibrated(model)), plan
 
 
 @contextmanager
@@ -271,7 +271,7 @@ def test_a_pruned_model_can_be_pruned_again(name):
     once, first = halved(name)
     channels = {key: kept for key, kept in first.keep.items() if key.kind == "mlp"}
     plan = allocate(random_scores(once), Recipe(ratio=0.0, prune=dict.fromkeys(channels, (0, 2))))
-    twice = prune(once, plan, calibrated(once), compensation="none")
+    twice = prune(once, with_recipe(plan, compensation="none"), calibrated(once))
     both = {
         key: tuple(unit for i, unit in enumerate(kept) if key not in channels or i not in (0, 2))
         for key, kept in first.keep.items()
@@ -287,7 +287,7 @@ def test_unequal_cuts_in_each_layer(name):
     model = dense(name)
     prunes = {"0.mlp": (1, 3, 23), "1.mlp": tuple(range(20)), "1.attention": (0,)}
     plan = allocate(random_scores(model), Recipe(ratio=0.0, prune=prunes))
-    pruned = prune(model, plan, calibrated(model), compensation="none")
+    pruned = prune(model, with_recipe(plan, compensation="none"), calibrated(model))
     heads = ARCHITECTURES[name][1]
     assert list(pruned.units().values()) == [heads, 21, heads - 1, 4]
     with masked(model, plan.keep):
@@ -322,7 +322,7 @@ def test_an_emptied_module_may_leave_a_bias(name, kind, tmp_path):
     key = ModuleKey(0, kind)
     recipe = Recipe(ratio=0.0, ratios={key: 0.99}, allow_empty=True)
     stats = calibrated(model)
-    pruned = prune(model, allocate(random_scores(model), recipe), stats, compensation="bias")
+    pruned = prune(model, with_recipe(allocate(random_scores(model), recipe), compensation="bias"), stats)
     block = next(block for block in model.blocks if block.key == key)
     constant = stats.modules[key].mean.float()
     with ExitStack() as stack:

@@ -4,48 +4,47 @@ import pytest
 import torch
 from architectures import ARCHITECTURES, random_ids, tiny_model
 
-from numprune.models.replay import LayerCalls, LayerRuns
+from numprune.models.hooks import hooked
+from numprune.models.replay import LayerCalls, behind_attention, watched
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
 @torch.no_grad()
-def test_attention_that_is_settled_is_finished_by_its_last_linear(name):
+def test_a_layer_behind_its_attention_is_finished_by_the_attention_s_last_linear(name):
     """Against the layer as it is, with another last linear than the one its inputs were asked before."""
     model = tiny_model(name)
     adapter, layer = model.adapter, model.adapter.layers(model.module)[0]
     last = next(block.last for block in model.blocks if block.key.kind == "attention")
-    linears = [block.last for block in model.blocks if block.key.layer == 0]
+    down = next(block.last for block in model.blocks if block.key == (0, "mlp"))
     calls = LayerCalls.of(model.module, adapter, list(random_ids(12, 16, seed=1).split(5)))
-    runs = LayerRuns(calls, adapter, layer, 0, last)
-    for batch, state in enumerate(calls.states):
-        runs.inputs_of(last, batch, state)
+    reached = [calls.inputs_of(last, layer, state, 0) for state in calls.states]
     last.weight.mul_(-1.5)
-    begun = []
     attention = getattr(*adapter.attention_owner(layer))
-    hook = attention.register_forward_pre_hook(lambda *_: begun.append(1))
-    runs.settle()
-    found = [
-        (runs.inputs_of(linears[1], batch, state), runs.run(batch, state)) for batch, state in enumerate(calls.states)
-    ]
-    hook.remove()
-    assert len(begun) == 1
-    for (inputs, output), state in zip(found, calls.states, strict=True):
-        assert torch.equal(inputs, calls.inputs_of(linears[1], layer, state, 0))
+    rest, known = behind_attention(adapter, layer)
+    runs = []
+    for inputs, state in zip(reached, calls.states, strict=True):
+        known.output = last(inputs).reshape(state.shape)
+        with hooked(before={attention: lambda *_: runs.append(1)}):
+            entering, output = calls.inputs_of(down, rest, state, 0), calls.run(rest, state, 0)
+        assert torch.equal(known.output, calls.output_of(attention, layer, state, 0))
+        assert torch.equal(entering, calls.inputs_of(down, layer, state, 0))
         assert torch.equal(output, calls.run(layer, state, 0))
+    assert not runs
 
 
+@pytest.mark.parametrize("name", ARCHITECTURES)
 @torch.no_grad()
-def test_attention_that_does_more_than_its_last_linear_runs_whole():
-    model = tiny_model("llama")
+def test_outputs_are_added_to_the_stream_where_the_adapter_says_so(name):
+    """Also where single activations are thousands of times as large as the rest, which no tolerance would survive."""
+    model = tiny_model(name)
+    model.module.get_input_embeddings().weight[:, 3] *= 1e4
     adapter, layer = model.adapter, model.adapter.layers(model.module)[0]
-    last = next(block.last for block in model.blocks if block.key.kind == "attention")
-    calls = LayerCalls.of(model.module, adapter, list(random_ids(8, 16, seed=1).split(4)))
-    attention = getattr(*adapter.attention_owner(layer))
-    hook = attention.register_forward_hook(lambda _, __, output: (2 * output[0], *output[1:]))
-    runs = LayerRuns(calls, adapter, layer, 0, last)
-    for batch, state in enumerate(calls.states):
-        runs.inputs_of(last, batch, state)
-    runs.settle()
-    for batch, state in enumerate(calls.states):
-        assert torch.equal(runs.run(batch, state), calls.run(layer, state, 0))
-    hook.remove()
+    down = next(block.last for block in model.blocks if block.key == (0, "mlp"))
+    calls = LayerCalls.of(model.module, adapter, [random_ids(4, 16, seed=1)])
+    state = calls.states[0]
+    with watched([getattr(*adapter.attention_owner(layer)), down]) as seen:
+        end = calls.run(layer, state, 0)
+    added = state + seen[0].output + seen[1].output.reshape(state.shape)
+    others = [channel for channel in range(state.shape[-1]) if channel != 3]
+    gap = (added - end)[..., others].abs().max() / (end - state)[..., others].abs().max()
+    assert (float(gap) < 1e-2) == adapter.adds_outputs(model.config)

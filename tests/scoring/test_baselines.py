@@ -6,7 +6,7 @@ import torch
 from architectures import random_ids
 
 from numprune import Recipe, allocate, score
-from numprune.models import ModuleKey
+from numprune.plan.keys import ModuleKey
 from numprune.scoring.baselines import flap, random
 
 TOKENS = random_ids(8, 32, seed=1)
@@ -41,7 +41,7 @@ def formulas(weight, x, kind):
 
 @pytest.mark.parametrize("method", ["magnitude", "wanda_sp", "flap"])
 def test_scores_are_those_of_the_formula(model, stats, inputs, method):
-    table = score(model, stats, method=method)
+    table = score(model, stats, scorer=method)
     for block in model.blocks:
         expected = formulas(block.last.weight, inputs[block.key], block.key.kind)[method]
         np.testing.assert_allclose(table.modules[block.key].channels, expected, rtol=2e-4, atol=1e-4)
@@ -65,7 +65,7 @@ def test_flap_of_equal_channels_is_finite(model, stats):
 
 
 def test_random_is_the_same_on_every_run_and_another_in_every_module(model, stats):
-    first, second = (score(model, stats, method="random") for _ in range(2))
+    first, second = (score(model, stats, scorer="random") for _ in range(2))
     for key in first.modules:
         np.testing.assert_array_equal(first.modules[key].channels, second.modules[key].channels)
     weight, module = torch.ones(4, 24), stats.modules[ModuleKey(0, "mlp")]
@@ -76,5 +76,5 @@ def test_random_is_the_same_on_every_run_and_another_in_every_module(model, stat
 @pytest.mark.parametrize("method", ["magnitude", "wanda_sp", "flap", "random"])
 def test_every_baseline_makes_a_plan(model, stats, method):
     recipe = Recipe(ratio=0.4, scorer=method, allocation="uniform")
-    plan = allocate(score(model, stats, method=method), recipe)
+    plan = allocate(score(model, stats, scorer=method), recipe)
     assert abs(plan.ratio_reached - 0.4) * plan.prunable_parameters <= max(plan.costs.values())

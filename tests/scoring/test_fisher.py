@@ -41,7 +41,7 @@ def test_is_the_expected_outer_product_of_gradients():
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_every_architecture_is_scored_and_left_without_gradients(name):
     model, stats = calibrated(name, 16)
-    table = score(model, stats, method="fisher")
+    table = score(model, stats, scorer="fisher")
     for module in table.modules.values():
         assert np.isfinite(module.units).all()
         assert (module.units >= 0).all()
@@ -51,7 +51,7 @@ def test_every_architecture_is_scored_and_left_without_gradients(name):
 
 def test_the_same_seed_gives_the_same_scores():
     model, stats = calibrated("llama-gqa-tied", 16)
-    first, second = (score(model, stats, method="fisher") for _ in range(2))
+    first, second = (score(model, stats, scorer="fisher") for _ in range(2))
     for key in first.modules:
         np.testing.assert_array_equal(first.modules[key].units, second.modules[key].units)
 
@@ -59,4 +59,4 @@ def test_the_same_seed_gives_the_same_scores():
 def test_statistics_without_tokens_are_refused(model, stats):
     stats.rows = None
     with pytest.raises(InputError, match="calibrate again"):
-        score(model, stats, method="fisher")
+        score(model, stats, scorer="fisher")

@@ -50,14 +50,14 @@ def test_correlated_channels_by_hand():
 def test_closed_form_equals_fifty_newton_steps(ratio, penalty):
     weight, _, gram = problem(24)
     closed = numerical_score(weight, gram, ratio=ratio, penalty=penalty)
-    loop = numerical_score(weight, gram, ratio=ratio, penalty=penalty, method="newton", steps=50)
+    loop = numerical_score(weight, gram, ratio=ratio, penalty=penalty, solver="newton", steps=50)
     assert float(((closed - loop) / loop).abs().max()) <= 1e-6
 
 
 def test_one_newton_step_is_already_the_optimum():
     weight, _, gram = problem()
-    one = numerical_score(weight, gram, ratio=0.4, method="newton", steps=1)
-    many = numerical_score(weight, gram, ratio=0.4, method="newton", steps=50)
+    one = numerical_score(weight, gram, ratio=0.4, solver="newton", steps=1)
+    many = numerical_score(weight, gram, ratio=0.4, solver="newton", steps=50)
     torch.testing.assert_close(one, many, rtol=1e-8, atol=1e-10)
 
 
@@ -65,7 +65,7 @@ def test_one_newton_step_is_already_the_optimum():
 @pytest.mark.parametrize("penalty", [0.1, 1.0, 10.0])
 def test_score_minimises_the_papers_objective(method, penalty):
     weight, x, gram = problem()
-    z = numerical_score(weight, gram, ratio=0.3, penalty=penalty, method=method, damping=1e-14).numpy()
+    z = numerical_score(weight, gram, ratio=0.3, penalty=penalty, solver=method, damping=1e-14).numpy()
     value, gradient = objective(z, weight, x, 0.3, penalty)
     assert np.abs(gradient).max() < 1e-9
     found = minimize(objective, np.ones(8), (weight, x, 0.3, penalty), jac=True, method="BFGS", options={"gtol": 1e-10})
@@ -79,7 +79,7 @@ def test_score_minimises_the_papers_objective(method, penalty):
 def test_boxed_score_is_the_minimum_inside_the_box(seed, penalty, channels):
     weight, x, gram = problem(channels, tokens=5 * channels, seed=seed)
     ratio = 0.1 + 0.07 * seed
-    z = numerical_score(weight, gram, ratio=ratio, penalty=penalty, method="boxed", steps=200, damping=1e-13).numpy()
+    z = numerical_score(weight, gram, ratio=ratio, penalty=penalty, solver="boxed", steps=200, damping=1e-13).numpy()
     value, gradient = objective(z, weight, x, ratio, penalty)
     scale = np.abs(objective(np.ones(channels), weight, x, ratio, penalty)[1]).max()
     assert z.min() >= 0
@@ -109,7 +109,7 @@ def test_the_box_binds_in_the_cases_above(seed):
 
 def test_boxed_score_equals_closed_form_where_the_box_does_not_bind():
     weight, gram = torch.eye(6), torch.eye(6) + 0.01
-    boxed = numerical_score(weight, gram, ratio=0.5, method="boxed")
+    boxed = numerical_score(weight, gram, ratio=0.5, solver="boxed")
     torch.testing.assert_close(boxed, numerical_score(weight, gram, ratio=0.5), rtol=1e-8, atol=1e-10)
 
 
@@ -138,13 +138,13 @@ def test_order_depends_on_neither_ratio_nor_penalty():
 def test_ratio_zero_scores_every_channel_one():
     weight, _, gram = problem()
     for method in METHODS:
-        assert torch.equal(numerical_score(weight, gram, ratio=0, method=method), torch.ones(8, dtype=torch.float64))
+        assert torch.equal(numerical_score(weight, gram, ratio=0, solver=method), torch.ones(8, dtype=torch.float64))
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_a_channel_that_contributes_less_scores_lower(method):
     weight, gram = torch.ones(3, 4), torch.diag(torch.tensor([4.0, 1.0, 3.0, 2.0]))
-    scores = numerical_score(weight, gram, ratio=0.3, method=method)
+    scores = numerical_score(weight, gram, ratio=0.3, solver=method)
     assert scores.argsort().tolist() == [1, 3, 2, 0]
 
 
@@ -155,13 +155,13 @@ def test_rank_deficient_gram_gives_finite_scores(method):
     weight = torch.randn(1, 16, generator=generator, dtype=torch.float64)
     gram = x.T @ x
     assert int(torch.linalg.matrix_rank(gram)) == 3
-    scores = numerical_score(weight, gram / gram.trace(), ratio=0.5, method=method, steps=200)
+    scores = numerical_score(weight, gram / gram.trace(), ratio=0.5, solver=method, steps=200)
     assert bool(torch.isfinite(scores).all())
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_identical_channels_get_equal_finite_scores(method):
-    scores = numerical_score(torch.ones(2, 5), torch.full((5, 5), 0.2), ratio=0.4, method=method, steps=200)
+    scores = numerical_score(torch.ones(2, 5), torch.full((5, 5), 0.2), ratio=0.4, solver=method, steps=200)
     torch.testing.assert_close(scores, scores[:1].expand(5), rtol=1e-4, atol=1e-5)
 
 
@@ -175,18 +175,18 @@ def test_dead_channels_score_lowest(method, why):
     else:
         gram[dead] = gram[:, dead] = 0
     alive = [i for i in range(8) if i not in dead]
-    scores = numerical_score(weight, gram, ratio=0.5, method=method)
+    scores = numerical_score(weight, gram, ratio=0.5, solver=method)
     assert float(scores[dead].max()) < min(0.0, float(scores[alive].min()))
     assert sorted(scores.argsort()[:2].tolist()) == dead
-    without = numerical_score(weight[:, alive], gram[alive][:, alive], ratio=0.5, method=method)
+    without = numerical_score(weight[:, alive], gram[alive][:, alive], ratio=0.5, solver=method)
     torch.testing.assert_close(scores[alive], without, rtol=1e-9, atol=1e-12)
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_a_module_without_any_signal_scores_zero_everywhere(method):
     zeros = torch.zeros(4, dtype=torch.float64)
-    assert torch.equal(numerical_score(torch.zeros(3, 4), torch.eye(4), ratio=0.5, method=method), zeros)
-    assert torch.equal(numerical_score(torch.ones(3, 4), torch.zeros(4, 4), ratio=0.5, method=method), zeros)
+    assert torch.equal(numerical_score(torch.zeros(3, 4), torch.eye(4), ratio=0.5, solver=method), zeros)
+    assert torch.equal(numerical_score(torch.ones(3, 4), torch.zeros(4, 4), ratio=0.5, solver=method), zeros)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
@@ -202,7 +202,7 @@ def test_inputs_are_left_alone():
     weight, _, gram = problem()
     before = weight.clone(), gram.clone()
     for method in METHODS:
-        numerical_score(weight, gram, ratio=0.5, method=method)
+        numerical_score(weight, gram, ratio=0.5, solver=method)
     assert torch.equal(weight, before[0])
     assert torch.equal(gram, before[1])
 

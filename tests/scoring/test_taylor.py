@@ -32,17 +32,17 @@ def test_scores_sum_weight_times_gradient_over_everything_that_goes(name):
                         total += (linear.bias * linear.bias.grad)[members].double().sum()
             sums.append(abs(float(total.detach())))
         expected[block.key] = np.array(sums)
-    table = score(model, stats, method="taylor")
+    table = score(model, stats, scorer="taylor")
     for key, sums in expected.items():
         np.testing.assert_allclose(table.modules[key].units, sums, rtol=2e-3, atol=2e-3 * sums.max())
 
 
 def test_weights_are_left_without_gradients(model, stats):
-    score(model, stats, method="taylor")
+    score(model, stats, scorer="taylor")
     assert all(parameter.grad is None for parameter in model.module.parameters())
 
 
 def test_statistics_without_tokens_are_refused(model, stats):
     stats.rows = None
     with pytest.raises(InputError, match="calibrate again"):
-        score(model, stats, method="taylor")
+        score(model, stats, scorer="taylor")

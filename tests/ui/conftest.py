@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from numprune.models import load
-from numprune.recipe import CalibrationRecipe
+from numprune.loading import load
+from numprune.plan.recipe import CalibrationRecipe
 from numprune.ui.session import LoadRequest, Session
 from numprune.ui.workbench import Workbench
 

@@ -4,9 +4,9 @@ from dataclasses import replace
 
 import pytest
 
-from numprune.models import load
-from numprune.presets import method_of
-from numprune.recipe import CalibrationRecipe
+from numprune.loading import load
+from numprune.plan.presets import method_of
+from numprune.plan.recipe import CalibrationRecipe
 from numprune.ui.session import LoadRequest, Session
 from numprune.ui.steps.default import adopted, waits
 from numprune.ui.steps.inspect import cut_of

@@ -9,7 +9,7 @@ import pytest
 from numprune.errors import Cancelled, InputError, check_cancelled
 from numprune.export import formats
 from numprune.export.formats import Format
-from numprune.models import load
+from numprune.loading import load
 from numprune.ui.app import compose
 from numprune.ui.downloads import Downloads
 from numprune.ui.page import file_name

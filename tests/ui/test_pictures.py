@@ -9,11 +9,12 @@ from PIL import Image
 
 from numprune.calibration import calibrate
 from numprune.errors import Cancelled, InputError
-from numprune.evaluation import attention_patterns
+from numprune.evaluation.attention import attention_patterns
 from numprune.evaluation.judge import Verdicts, panel_of
 from numprune.evaluation.quality import image_quality
-from numprune.models import ModuleKey, load
-from numprune.recipe import CalibrationRecipe
+from numprune.loading import load
+from numprune.plan.keys import ModuleKey
+from numprune.plan.recipe import CalibrationRecipe
 from numprune.ui.pictures import SLIDER, Drawn, Exhibition
 from numprune.ui.session import LoadRequest, Session, Unit
 from numprune.ui.steps.images import exhibition, quality_table

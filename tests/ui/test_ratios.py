@@ -3,7 +3,7 @@ import re
 import pytest
 
 from numprune.errors import InputError
-from numprune.models import ModuleKey
+from numprune.plan.keys import ModuleKey
 from numprune.ui.ratios import Edit, edited, parse_ratio, ratio_table, ratios_by_layer
 from numprune.ui.session import Session
 

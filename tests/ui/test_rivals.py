@@ -2,7 +2,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from numprune.models import ModuleKey
+from numprune.plan.keys import ModuleKey
 from numprune.scoring import score
 from numprune.ui.session import Session
 from numprune.ui.steps.report import numbers, session_report
@@ -29,13 +29,13 @@ def test_both_methods_remove_as_many_units_of_every_module_the_lowest_by_their_o
             free = np.setdiff1d(np.arange(units), forced_in + forced_out)
             lowest = free[np.argsort(table.modules[key].units[free], kind="stable")]
             count = units - len(found.plan.keep[key]) - len(forced_out)
-            assert set(np.flatnonzero(plan.gone(key))) == {*lowest[:count].tolist(), *forced_out}
+            assert set(np.flatnonzero(plan.removed(key))) == {*lowest[:count].tolist(), *forced_out}
 
 
 def test_the_rival_s_scores_are_its_own_and_shared_by_sessions(compared):
     bench, session, found = compared
     loaded = bench.dense(session)
-    again = score(loaded.model, loaded.stats, method="magnitude")
+    again = score(loaded.model, loaded.stats, scorer="magnitude")
     for key, module in again.modules.items():
         np.testing.assert_array_equal(found.rival.modules[key].units, module.units)
     assert bench.rival(Session(dense=session.dense, recipe=session.recipe, against="magnitude")) is found.rival
@@ -54,14 +54,14 @@ def test_the_disputed_units_are_the_ones_a_set_difference_finds(compared):
     _, _, found = compared
     wanted = set()
     for key in found.plan.units:
-        ours, theirs = (set(np.flatnonzero(plan.gone(key)).tolist()) for plan in (found.plan, found.rival_plan))
+        ours, theirs = (set(np.flatnonzero(plan.removed(key)).tolist()) for plan in (found.plan, found.rival_plan))
         wanted |= {(key.layer, key.kind, unit, "newton") for unit in ours - theirs}
         wanted |= {(key.layer, key.kind, unit, "magnitude") for unit in theirs - ours}
     table = found.disputed()
     assert {tuple(row) for row in table[["layer", "module", "unit", "removed by"]].itertuples(index=False)} == wanted
     apart = (table["rank newton"] - table["rank magnitude"]).abs()
     assert apart.is_monotonic_decreasing
-    removed = sum(int(found.plan.gone(key).sum()) for key in found.plan.units)
+    removed = sum(int(found.plan.removed(key).sum()) for key in found.plan.units)
     assert f"Of the {removed:,} units the plan removes {removed - len(wanted) // 2:,} would also go" in found.figures()
 
 
@@ -95,4 +95,4 @@ def test_the_pictures_hold_each_method_s_own_scores_and_choices(compared):
     ):
         assert rows.name == "head"
         np.testing.assert_array_equal(rows.scores[3], table.modules[key].units)
-        np.testing.assert_array_equal(rows.pruned[3], plan.gone(key))
+        np.testing.assert_array_equal(rows.pruned[3], plan.removed(key))

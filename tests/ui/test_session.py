@@ -1,7 +1,7 @@
 import pytest
 
 from numprune.errors import InputError
-from numprune.models import ModuleKey
+from numprune.plan.keys import ModuleKey
 from numprune.ui.session import HISTORY, Session, Unit
 
 HEAD = Unit(ModuleKey(1, "attention"), 3)

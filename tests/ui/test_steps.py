@@ -11,12 +11,13 @@ import torch
 from numprune.calibration.data import documents
 from numprune.cli import main
 from numprune.errors import Cancelled, InputError
-from numprune.evaluation import sweep
 from numprune.evaluation.bench import Shape
+from numprune.evaluation.sweep import sweep
 from numprune.generation import Sampling, generate
-from numprune.models import ModuleKey, load
-from numprune.presets import METHODS, method_of
-from numprune.recipe import CalibrationRecipe, Recipe
+from numprune.loading import load
+from numprune.plan.keys import ModuleKey
+from numprune.plan.presets import METHODS, method_of
+from numprune.plan.recipe import CalibrationRecipe, Recipe
 from numprune.ui import html
 from numprune.ui.app import build
 from numprune.ui.bench import bench_dashboard

@@ -4,8 +4,9 @@ import pandas as pd
 import pytest
 
 from numprune.errors import Cancelled, InputError, LoadError
-from numprune.models import ModuleKey, load
-from numprune.recipe import CalibrationRecipe, Recipe
+from numprune.loading import load
+from numprune.plan.keys import ModuleKey
+from numprune.plan.recipe import CalibrationRecipe, Recipe
 from numprune.ui.serving import Policy
 from numprune.ui.session import LoadRequest, Session
 from numprune.ui.workbench import Jobs, Workbench, default_budget

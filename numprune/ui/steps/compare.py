@@ -10,8 +10,11 @@ import gradio as gr
 import pandas as pd
 
 from numprune.errors import CancelEvent, InputError, Progress
-from numprune.evaluation import Perplexity, Speed, SweepPoint, divergence, measure_speed, perplexity, sweep
-from numprune.footprint import sizes
+from numprune.evaluation.divergence import divergence
+from numprune.evaluation.footprint import sizes
+from numprune.evaluation.perplexity import Perplexity, perplexity
+from numprune.evaluation.speed import Speed, measure_speed
+from numprune.evaluation.sweep import SweepPoint, sweep
 from numprune.generation import Sampling, stream_text
 from numprune.models import Model, held_out_text
 from numprune.ui import html

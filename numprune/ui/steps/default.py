@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 
 import gradio as gr
 
-from numprune.presets import DEFAULT_PRESET, PRESETS, method_of
-from numprune.recipe import Recipe
+from numprune.plan.presets import DEFAULT_PRESET, PRESETS, method_of
+from numprune.plan.recipe import Recipe
 from numprune.ui.page import ACCELERATOR, LIVE, Updates, toasts
 from numprune.ui.session import Session
 from numprune.ui.workbench import Workbench, reporter

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import gradio as gr
 
 from numprune.errors import InputError
-from numprune.evaluation import perplexity
+from numprune.evaluation.perplexity import perplexity
 from numprune.export import check_export, push_to_hub
 from numprune.export.hub import check_repo_id
 from numprune.ui.page import ACCELERATOR, Updates, owner_of

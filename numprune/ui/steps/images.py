@@ -14,8 +14,8 @@ from numprune.evaluation.images import METRICS
 from numprune.evaluation.judge import panel_of
 from numprune.evaluation.quality import ImageQuality, image_quality
 from numprune.evaluation.speed import now
+from numprune.llamagen import LlamaGen
 from numprune.models import Model
-from numprune.models.llamagen import LlamaGen
 from numprune.ui import html
 from numprune.ui.page import LIVE, Updates, owner_of, toasts
 from numprune.ui.pictures import Drawn, Exhibition
@@ -68,7 +68,7 @@ class ImagesPart:
     def clear(self, model: Model) -> Updates:
         """Empty, and shown for image models only."""
         updates: Updates = {
-            self.part: gr.Column(visible=isinstance(model, LlamaGen)),
+            self.part: gr.Column(visible=not model.adapter.reads_text),
             self.pictures: html.empty(DRAWING),
             self.which: gr.Dropdown([], value=None),
             self.model: gr.Dropdown([], value=None),
@@ -76,7 +76,7 @@ class ImagesPart:
             self.quality: html.empty(MEASURING),
             self.classes: gr.Dropdown([], value=[]),
         }
-        if isinstance(model, LlamaGen):
+        if not model.adapter.reads_text:
             choices = [(name, index) for index, name in enumerate(model.class_names)]
             chosen = [index for _, index in choices[:FIRST_CLASSES]]
             updates[self.classes] = gr.Dropdown(choices, value=chosen)

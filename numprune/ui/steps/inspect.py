@@ -10,11 +10,11 @@ import gradio as gr
 import numpy as np
 import pandas as pd
 
-from numprune.allocation import PruningPlan
 from numprune.errors import InputError
-from numprune.evaluation import attention_patterns
-from numprune.models import Kind, Model, ModuleKey
-from numprune.models.adapter import KINDS
+from numprune.evaluation.attention import attention_patterns
+from numprune.models import Model
+from numprune.plan.keys import KINDS, Kind, ModuleKey
+from numprune.plan.plan import PruningPlan
 from numprune.ui import heatmap, html
 from numprune.ui.heatmap import Order, Rows, Scale, score_heatmap
 from numprune.ui.page import ACCELERATOR, LIVE, OWN_SCORES, Updates, owner_of, toasts
@@ -80,7 +80,7 @@ class InspectStep:
         heads, channels = rows_of(loaded, plan, "attention"), rows_of(loaded, plan, "mlp")
         scale = Scale.of([heads, channels], given.get(self.view) or "raw", cut_of(loaded, plan))
         order = given.get(self.order) or "sorted"
-        scorer = loaded.scores.method
+        scorer = loaded.scores.scorer
         return {
             self.heads: score_heatmap(
                 heads,
@@ -126,7 +126,7 @@ def together(rows: list[np.ndarray | None]) -> np.ndarray:
 
 def cut_of(loaded: Loaded, plan: PruningPlan) -> float | None:
     """The score the plan cuts at, where it goes by the scores of `loaded` at all."""
-    return plan.threshold if loaded.scores.method == plan.recipe.scorer else None
+    return plan.threshold if loaded.scores.scorer == plan.recipe.scorer else None
 
 
 def rows_of(loaded: Loaded, plan: PruningPlan, kind: Kind) -> Rows:
@@ -136,7 +136,7 @@ def rows_of(loaded: Loaded, plan: PruningPlan, kind: Kind) -> Rows:
     for layer in range(loaded.model.layers):
         module = loaded.scores.modules.get(ModuleKey(layer, kind))
         scores.append(None if module is None else module.units)
-        pruned.append(None if module is None else plan.gone(ModuleKey(layer, kind)))
+        pruned.append(None if module is None else plan.removed(ModuleKey(layer, kind)))
     return Rows(scores, pruned, unit_name(loaded) if kind == "attention" else "channel")
 
 
@@ -178,14 +178,14 @@ def unit_card(loaded: Loaded, plan: PruningPlan, unit: Unit) -> str:
     block = next(block for block in loaded.model.blocks if block.key == key)
     channels = block.channels([index])
     score = float(module.units[index])
-    scorer, other = loaded.scores.method, plan.recipe.scorer
+    scorer, other = loaded.scores.scorer, plan.recipe.scorer
     everything = [scores.units for scores in loaded.scores.modules.values()]
     total = sum(len(scores) for scores in everything)
     rank = sum(int((scores < score).sum()) for scores in everything) + 1
     weight = float(block.last.weight.detach()[:, channels.to(block.last.weight.device)].float().norm())
     activation = float(stats.rms[channels.to(stats.rms.device)].square().mean().sqrt())
     name = unit_name(loaded) if key.kind == "attention" else "channel"
-    how = "pruned" if plan.gone(key)[index] else "kept"
+    how = "pruned" if plan.removed(key)[index] else "kept"
     forced = {"keep": "forced to stay", "prune": "forced to go"}.get(
         next((way for way in ("keep", "prune") if index in getattr(plan.recipe, way).get(key, ())), ""), "by the plan"
     )
@@ -405,7 +405,7 @@ def unit_picture(loaded: Loaded, plan: PruningPlan, unit: Unit, sentence: str) -
     model, on the first image it was calibrated on), or a channel among all of its layer."""
     key, index = unit
     if key.kind == "mlp":
-        scores, pruned = loaded.scores.modules[key].units, plan.gone(key)
+        scores, pruned = loaded.scores.modules[key].units, plan.removed(key)
         table = pd.DataFrame({"channel": np.arange(len(scores)), "score": scores, "kept": ~pruned})
         return layer_row(scores, pruned, index, "channel"), f"All channels of layer {key.layer}", table
     reads_text = loaded.model.adapter.reads_text

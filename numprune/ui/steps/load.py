@@ -13,8 +13,8 @@ from numprune.calibration import DATASETS
 from numprune.calibration.self_samples import cache_folder
 from numprune.errors import InputError
 from numprune.files import write_text
-from numprune.models.loading import DTYPES
-from numprune.recipe import CalibrationRecipe
+from numprune.models.placement import DTYPES
+from numprune.plan.recipe import CalibrationRecipe
 from numprune.scoring import SCORERS
 from numprune.ui import html
 from numprune.ui.page import ACCELERATOR, LIVE, Updates, owner_of

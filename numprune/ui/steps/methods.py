@@ -24,8 +24,8 @@ from numprune.evaluation.methods import (
 )
 from numprune.evaluation.reproduction import curves_for
 from numprune.models import Model, held_out_text
-from numprune.presets import METHODS
-from numprune.recipe import Recipe
+from numprune.plan.presets import METHODS
+from numprune.plan.recipe import Recipe
 from numprune.ui import html
 from numprune.ui.figures import methods_chart
 from numprune.ui.page import ACCELERATOR, LIVE, Updates, file_name, owner_of, toasts

@@ -10,8 +10,8 @@ import gradio as gr
 
 from numprune.errors import InputError
 from numprune.models import Model
-from numprune.pruning import ModuleReport
-from numprune.recipe import Recipe
+from numprune.plan.recipe import Recipe
+from numprune.plan.report import ModuleReport
 from numprune.ui import html
 from numprune.ui.figures import error_bars
 from numprune.ui.page import ACCELERATOR, LIVE, Updates, owner_of, toasts

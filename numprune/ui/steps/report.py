@@ -12,10 +12,10 @@ import gradio as gr
 import numpy as np
 import pandas as pd
 
-from numprune.allocation import PruningPlan
 from numprune.errors import InputError
 from numprune.models import Model
-from numprune.models.adapter import KINDS
+from numprune.plan.keys import KINDS
+from numprune.plan.plan import PruningPlan
 from numprune.scoring import ScoreTable
 from numprune.ui.figures import error_bars
 from numprune.ui.heatmap import Scale, score_heatmap
@@ -76,7 +76,7 @@ def numbers(
     """
     if which in (LAYERS, UNITS):
         units = loaded.scores.to_pandas()
-        units["kept"] = ~np.concatenate([plan.gone(key) for key in loaded.scores.modules])
+        units["kept"] = ~np.concatenate([plan.removed(key) for key in loaded.scores.modules])
         if which == UNITS:
             return units
         scores = units.groupby(["layer", "module"], sort=False)["score"].describe(percentiles=[0.05, 0.5, 0.95])
@@ -131,7 +131,7 @@ def session_report(
     sections = [
         Section("Model", [facts(loaded)]),
         *(
-            Section(f"Scores ({scores.method})", score_pictures(replace(loaded, scores=scores), plan))
+            Section(f"Scores ({scores.scorer})", score_pictures(replace(loaded, scores=scores), plan))
             for scores in (also, loaded.scores)
             if scores is not None
         ),
@@ -178,8 +178,8 @@ def score_pictures(loaded: Loaded, plan: PruningPlan) -> list[Any]:
     cut = cut_of(loaded, plan)
     scale = Scale.of([heads, channels], "raw", cut)
     return [
-        score_heatmap(heads, scale, order="index", title=f"Attention: layer x {heads.name}, {loaded.scores.method}"),
-        score_heatmap(channels, scale, order="sorted", title=f"MLP: layer x channel, {loaded.scores.method}"),
+        score_heatmap(heads, scale, order="index", title=f"Attention: layer x {heads.name}, {loaded.scores.scorer}"),
+        score_heatmap(channels, scale, order="sorted", title=f"MLP: layer x channel, {loaded.scores.scorer}"),
         score_distribution(together(heads.scores), together(channels.scores), cut),
         layer_profile(heads.scores, channels.scores),
     ]

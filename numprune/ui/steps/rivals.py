@@ -9,9 +9,10 @@ import gradio as gr
 import numpy as np
 import pandas as pd
 
-from numprune.allocation import PruningPlan, allocate
+from numprune.allocation.threshold import allocate
 from numprune.errors import InputError
-from numprune.models.adapter import KINDS, Kind, ModuleKey
+from numprune.plan.keys import KINDS, Kind, ModuleKey
+from numprune.plan.plan import PruningPlan
 from numprune.scoring import SCORERS, ScoreTable, agreement
 from numprune.ui import heatmap, html
 from numprune.ui.heatmap import Rows, difference_heatmap, most_apart
@@ -45,7 +46,7 @@ class Rivalry:
 
     @property
     def names(self) -> tuple[str, str]:
-        return self.loaded.scores.method, self.rival.method
+        return self.loaded.scores.scorer, self.rival.scorer
 
     def rows(self, kind: Kind) -> tuple[Rows, Rows]:
         """What each of them says of the units of one kind of module."""
@@ -54,7 +55,7 @@ class Rivalry:
         return tuple(
             Rows(
                 [table.modules[key].units if key in table.modules else None for key in keys],
-                [plan.gone(key) if key in table.modules else None for key in keys],
+                [plan.removed(key) if key in table.modules else None for key in keys],
                 name,
             )
             for table, plan in ((self.loaded.scores, self.plan), (self.rival, self.rival_plan))
@@ -77,8 +78,8 @@ class Rivalry:
                         f"score_{second}": others,
                         f"rank_{first}": ranks,
                         f"rank_{second}": other_ranks,
-                        f"removed_by_{first}": self.plan.gone(key),
-                        f"removed_by_{second}": self.rival_plan.gone(key),
+                        f"removed_by_{first}": self.plan.removed(key),
+                        f"removed_by_{second}": self.rival_plan.removed(key),
                     }
                 )
             )
@@ -126,7 +127,7 @@ class Rivalry:
                 if key not in self.plan.keep:
                     cells += ["none", ""]
                     continue
-                ours, theirs = self.plan.gone(key), self.rival_plan.gone(key)
+                ours, theirs = self.plan.removed(key), self.rival_plan.removed(key)
                 gone, common = gone + int(ours.sum()), common + int((ours & theirs).sum())
                 value = spearman[layer, kind]
                 cells += ["" if np.isnan(value) else f"{value:.2f}", f"{(ours & theirs).sum()} of {ours.sum()}"]
@@ -222,7 +223,7 @@ def wire(page: Page) -> None:
         """Score by the other method; a second, quick handler shows it."""
         with page.job(request) as cancel:
             session = replace(given[page.session], against=given[part.against] or "")
-            if session.against == page.workbench.dense(session).scores.method:
+            if session.against == page.workbench.dense(session).scores.scorer:
                 raise InputError(f"The page shows {session.against} itself; choose another scorer to compare it with.")
             page.workbench.score_by(session, session.against, progress=reporter(bar), cancel=cancel)
             return {part.against: session.against}

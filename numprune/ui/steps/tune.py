@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 
-from numprune.allocation import PruningPlan
+from numprune.allocation.search import sensitivity, suggest
 from numprune.errors import InputError, NumpruneError
-from numprune.footprint import sizes
-from numprune.presets import METHODS, method_of
-from numprune.recipe import Recipe
+from numprune.evaluation.footprint import sizes
+from numprune.plan.plan import PruningPlan
+from numprune.plan.presets import METHODS, method_of
+from numprune.plan.recipe import Recipe
 from numprune.scoring import ScoreTable
-from numprune.suggestion import sensitivity, suggest
 from numprune.ui import html, ratios
 from numprune.ui.figures import sensitivity_curves
 from numprune.ui.page import ACCELERATOR, LIVE, Updates, owner_of, toasts
@@ -141,7 +141,7 @@ def prediction(loaded: Loaded, plan: PruningPlan) -> str:
             f"per token after {CONTEXT:,} tokens ({change(after.flops, before.flops)})",
         ),
     ]
-    return html.cards(items) + html.notes(plan.notes)
+    return html.cards(items) + html.notes(plan.remarks)
 
 
 def change(after: int, before: int) -> str:
@@ -156,7 +156,7 @@ def command_line(recipe: Recipe) -> str:
     calibration = recipe.calibration
     words += ["--calibration", str(calibration.data), "--samples", str(calibration.samples)]
     words += ["--sequence-length", str(calibration.sequence_length), "--seed", str(calibration.seed)]
-    words += ["--method", recipe.method] if recipe.method != "units" else []
+    words += ["--method", recipe.removal] if recipe.removal != "units" else []
     words += ["--scorer", recipe.scorer, "--allocation", recipe.allocation, "--compensation", recipe.compensation]
     words += ["--swaps", str(recipe.swaps)] if recipe.swaps else []
     words += ["--damping", f"{recipe.damping:g}"]

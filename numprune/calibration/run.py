@@ -1,0 +1,148 @@
+"""One pass over calibration text, streaming Gram matrices."""
+
+from __future__ import annotations
+
+import time
+import warnings
+from typing import Any, Literal
+
+import torch
+
+from numprune.calibration.data import Data, check_ids, describe, token_rows
+from numprune.calibration.self_samples import self_samples
+from numprune.calibration.statistics import CalibrationStats, GramAccumulator
+from numprune.errors import CancelEvent, InputError, NumericalError, Progress, check_cancelled
+from numprune.models.adapter import Block
+from numprune.models.batches import sequences_per_forward
+from numprune.models.hooks import Before, hooked
+from numprune.models.model import Model, twin
+from numprune.plan.keys import ModuleKey
+
+SELF = "self"
+
+
+def calibrate(
+    model: Model,
+    data: Data,
+    *,
+    samples: int = 128,
+    sequence_length: int = 2048,
+    batch_size: int | Literal["auto"] = "auto",
+    seed: int = 0,
+    progress: Progress | None = None,
+    cancel: CancelEvent | None = None,
+) -> CalibrationStats:
+    """Collect XᵀX of the inputs of every o_proj and down_proj (paper, section 4: 128 samples of 2048 tokens).
+
+    Memory is one float64 Gram matrix per module beside the model; activations live for one batch of one layer.
+
+    Args:
+        data: a dataset name (wikitext2, c4, ptb, tinystories), a text or jsonl file, a list of strings, token
+            ids (tokens,) or (sequences, tokens), or "self" for the model's own samples, texts or images.
+        samples: sequences or images to use; windows are drawn without overlap while the text lasts.
+        sequence_length: tokens per sequence; capped, with a note and a warning, at what the model supports. Of an
+            image, the class and its codes.
+        batch_size: sequences per forward pass; "auto" keeps a batch near 4096 tokens on a CPU, 16384 elsewhere.
+        seed: for drawing windows, or for the model's own samples.
+
+    Raises:
+        InputError: the text cannot be read or is too short, or a number is out of range.
+        NumericalError: activations are not finite; the layer is named.
+        Cancelled: `cancel` was set.
+    """
+    began = time.monotonic()
+    for name, value in (("samples", samples), ("sequence_length", sequence_length), ("batch_size", batch_size)):
+        if value != "auto" and value < 1:
+            raise InputError(f"{name} is {value}; give at least 1.")
+    notes: list[str] = []
+    limit = model.maximum_length
+    if limit is not None and sequence_length > limit:
+        # An image is as long as it is; nobody asked for more.
+        if model.adapter.reads_text:
+            notes.append(f"Sequence length {sequence_length} was capped at {limit}, the most this model supports.")
+            warnings.warn(notes[-1], stacklevel=2)
+        sequence_length = limit
+    if isinstance(data, str) and data == SELF:
+        rows = self_samples(model, samples, sequence_length, seed, progress=progress, cancel=cancel)
+    else:
+        rows = _windows(token_rows(data, model.tokenizer, "train"), samples, sequence_length, seed)
+    if len(rows) < samples:
+        notes.append(f"The text gave {len(rows)} of the {samples} samples asked for.")
+    check_ids([rows], model)
+
+    if batch_size == "auto":
+        batch_size = sequences_per_forward(model.device, sequence_length)
+    accumulators = _run(model, rows, batch_size, progress, cancel)
+    return CalibrationStats(
+        modules={key: accumulator.finish() for key, accumulator in accumulators.items()},
+        data=describe(data),
+        samples=len(rows),
+        sequence_length=rows.shape[1],
+        tokens=rows.numel(),
+        seed=seed,
+        fingerprint=model.fingerprint(),
+        notes=notes,
+        seconds=time.monotonic() - began,
+        rows=rows.to("cpu", torch.int32),
+    )
+
+
+@torch.no_grad()
+def _run(
+    model: Model, rows: torch.Tensor, batch_size: int, progress: Progress | None, cancel: CancelEvent | None
+) -> dict[ModuleKey, GramAccumulator]:
+    # Hooks are put on it: what others run on the model meanwhile must not be counted.
+    module = twin(model.module)
+    blocks = model.adapter.blocks(module)
+    device = _gram_device(model, blocks)
+    accumulators = {block.key: GramAccumulator(block.last.in_features, device) for block in blocks}
+    collectors = {block.last: _collector(block.key, accumulators[block.key]) for block in blocks}
+    with hooked(before=collectors):
+        done = 0
+        for batch in rows.split(batch_size):
+            check_cancelled(cancel)
+            # The backbone alone: logits of a whole batch would be the largest tensor and nobody reads them.
+            module.base_model(input_ids=batch.to(model.device), use_cache=False)
+            done += len(batch)
+            if progress is not None:
+                progress(done, len(rows), "calibrating")
+    return accumulators
+
+
+def _collector(key: ModuleKey, accumulator: GramAccumulator) -> Before:
+    def collect(args: tuple[torch.Tensor, ...], _: dict[str, Any]) -> None:
+        x = args[0]
+        if not accumulator.add(x.reshape(-1, x.shape[-1])):
+            raise NumericalError(
+                f"Layer {key.layer} feeds non-finite values into its {key.kind} output projection;"
+                " load the model in float32 or bfloat16, or check its weights."
+            )
+
+    return collect
+
+
+def _gram_device(model: Model, blocks: list[Block]) -> torch.device:
+    """The model's device when all Gram matrices fit into half of what is free there, the CPU otherwise."""
+    needed = 8 * sum(block.last.in_features**2 for block in blocks)
+    if model.device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(model.device)
+        if needed < free / 2:
+            return model.device
+    return torch.device("cpu")
+
+
+def _windows(rows: list[torch.Tensor], samples: int, length: int, seed: int) -> torch.Tensor:
+    """Draw (samples, length) windows from documents laid end to end; fewer when the text has not as many."""
+    stream = torch.cat(rows) if rows else torch.empty(0, dtype=torch.long)
+    if len(stream) < length:
+        raise InputError(
+            f"The calibration text has {len(stream)} tokens, one sequence needs {length};"
+            " give more text or a smaller sequence length."
+        )
+    generator = torch.Generator().manual_seed(seed)
+    apart = len(stream) // length
+    if apart >= samples:
+        starts = torch.randperm(apart, generator=generator)[:samples] * length
+    else:
+        starts = torch.randperm(len(stream) - length + 1, generator=generator)[:samples]
+    return torch.stack([stream[start : start + length] for start in starts.tolist()])

@@ -1,0 +1,296 @@
+"""Compensation against the dense network: each module makes up for everything lost before it.
+
+The paper's compensation fits a pruned module to its own dense output, on dense inputs. Here modules are fitted one
+after the other, on the inputs the pruned network really feeds them, so that the residual stream behind the module
+is again the dense one. What feeds the units (q, k, v; gate, up) can be fitted in the same way, so that the kept heads
+and channels see on these inputs what they saw in the dense network, and so can the gains of the last norm.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from numprune.calibration.statistics import GramAccumulator
+from numprune.errors import CancelEvent, InputError, NumericalError, Progress, check_cancelled
+from numprune.fitting.last_norm import fit_last_norm
+from numprune.linalg import damped_cholesky, to_float64
+from numprune.models.adapter import Adapter, Block
+from numprune.models.batches import FIT_SEQUENCES
+from numprune.models.model import twin
+from numprune.models.replay import KnownAttention, LayerCalls, behind_attention, watched
+from numprune.plan.keys import KINDS, Kind, ModuleKey
+
+SCARCITY = 100
+"""What the damping grows by, in multiples of itself, where there is one token for every input channel."""
+
+
+@dataclass(frozen=True)
+class Fit:
+    """What a fit took and left out.
+
+    Attributes:
+        seconds: each fitted module took.
+        notes: sentences for the report.
+    """
+
+    seconds: dict[ModuleKey, float]
+    notes: list[str]
+
+
+@torch.no_grad()
+def fit_to_dense(
+    dense: PreTrainedModel,
+    pruned: PreTrainedModel,
+    adapter: Adapter,
+    rows: torch.Tensor,
+    *,
+    keep: Mapping[ModuleKey, Sequence[int]] | None = None,
+    damping: float = 0.01,
+    batch_size: int = FIT_SEQUENCES,
+    progress: Progress | None = None,
+    cancel: CancelEvent | None = None,
+) -> Fit:
+    """Refit the linears of every module of `pruned`, in place, in the order of the network.
+
+    With X the inputs of a module's last linear in the dense model and R the residual stream that enters the module,
+    X' and R' those of the pruned model, and W_S the kept rows (X W convention), the new weight minimises
+
+        ||X' W' - (X W + R - R')||² + gamma ||W' - W_S||²,        gamma = damping (1 + 100 c/n) mean(diag X'ᵀX'),
+
+    with c the columns and n the rows of X': the fewer tokens there are for every weight, the less they may change it.
+    Where a norm stands between the module and the residual stream (Gemma 2 and 3), R - R' is left out. With `keep`,
+    the linears that feed the units are fitted before it: with N and N' the inputs of the module in the two models
+    and V_S the columns of the kept units, V' minimises ||N' V' - N V_S||² + gamma ||V' - V_S||², and at the end the
+    gains of the last norm are fitted (`numprune.fitting.last_norm`).
+
+    Modules before the first one that lost units stay as they are. Memory is six times the residual stream on `rows`:
+    of both models, between a layer's modules, at the entry of its MLP and before the last linear of its attention. No
+    attention of either model runs more than twice.
+
+    Args:
+        dense: the model before pruning; only read.
+        pruned: from `slice_module`, on the same device.
+        rows: token ids (sequences, tokens).
+        keep: the units `pruned` has kept of each module; None fits last linears only.
+        damping: gamma as a fraction of the mean diagonal where tokens are plenty; not negative.
+
+    Raises:
+        InputError: `damping` is out of range.
+        NumericalError: a system cannot be solved, or activations are not finite; the module is named.
+        Cancelled: `cancel` was set; `pruned` is then half fitted and must be dropped.
+    """
+    if not (math.isfinite(damping) and damping >= 0):
+        raise InputError(f"damping is {damping}; give 0 or a positive fraction such as 0.01.")
+    # Hooks are put on it, and others may run `dense` meanwhile.
+    dense = twin(dense)
+    batches = list(rows.to(dense.device).split(batch_size))
+    calls = LayerCalls.of(dense, adapter, batches)
+    dense_stream, pruned_stream = calls.states, [state.clone() for state in calls.states]
+    whole = {block.key: block for block in adapter.blocks(dense)}
+    narrow = {block.key: block for block in adapter.blocks(pruned)}
+    touched, seconds, notes = False, {}, []
+    layers = list(zip(adapter.layers(dense), adapter.layers(pruned), strict=True))
+    for index, (layer, narrow_layer) in enumerate(layers):
+        blocks = _in_layer(whole, index), _in_layer(narrow, index)
+        fit = _LayerFit(calls, adapter, layer, narrow_layer, index, *blocks, damping, cancel)
+        fit.see_dense(dense_stream)
+        for kind in KINDS:
+            key = ModuleKey(index, kind)
+            drifted = touched
+            touched = touched or (key in whole and (key not in narrow or narrow[key].units < whole[key].units))
+            if key in narrow and touched:
+                started = time.monotonic()
+                # Before anything is lost the inputs are the dense ones, and so would the weights be.
+                if keep is not None and drifted:
+                    fit.fit_inputs(kind, keep[key], dense_stream, pruned_stream)
+                fit.fit_last(kind, pruned_stream)
+                seconds[key] = time.monotonic() - started
+            if kind == "attention":
+                fit.attend(pruned_stream)
+        pruned_stream = fit.leave(pruned_stream)
+        dense_stream = [target.end for target in fit.targets]
+        if progress is not None:
+            progress(index + 1, len(layers), "fitting to the dense network")
+    if keep is not None and touched:
+        note = fit_last_norm(
+            dense, pruned, adapter, batches, dense_stream, pruned_stream, damping=damping, cancel=cancel
+        )
+        notes += [note] if note else []
+    return Fit(seconds, notes)
+
+
+def _in_layer(blocks: Mapping[ModuleKey, Block], index: int) -> dict[Kind, Block]:
+    return {key.kind: block for key, block in blocks.items() if key.layer == index}
+
+
+@dataclass(frozen=True)
+class _Target:
+    """What the modules of a layer are fitted to, on one batch of the dense model.
+
+    Attributes:
+        streams: the residual stream behind the attention and behind the MLP; None where norms stand between
+            the modules and the stream.
+        outputs: of the two modules, used where there are no streams.
+        entering: what the MLP's first linears see; None where the layer has no MLP.
+        end: what leaves the layer.
+    """
+
+    streams: dict[Kind, torch.Tensor] | None
+    outputs: dict[Kind, torch.Tensor | None]
+    entering: torch.Tensor | None
+    end: torch.Tensor
+
+    def of(self, kind: Kind, stream: torch.Tensor) -> torch.Tensor:
+        """What a module of the pruned layer should add to the `stream` it meets."""
+        return self.outputs[kind] if self.streams is None else self.streams[kind] - stream
+
+
+class _LayerFit:
+    """One layer of both models while its modules are fitted: attention first, then `attend`, then the MLP."""
+
+    def __init__(
+        self,
+        calls: LayerCalls,
+        adapter: Adapter,
+        layer: nn.Module,
+        narrow_layer: nn.Module,
+        index: int,
+        whole: dict[Kind, Block],
+        narrow: dict[Kind, Block],
+        damping: float,
+        cancel: CancelEvent | None,
+    ) -> None:
+        self.calls, self.adapter, self.index = calls, adapter, index
+        self.layer, self.narrow_layer = layer, narrow_layer
+        self.whole, self.narrow = whole, narrow
+        self.damping, self.cancel = damping, cancel
+        self.targets: list[_Target] = []
+        self.reached: list[torch.Tensor] = []  # inputs of the attention's last linear, whose other parts are fitted
+        self.attended: list[torch.Tensor] = []
+        self.rest: tuple[nn.Module, KnownAttention] | None = None
+
+    def see_dense(self, stream: Sequence[torch.Tensor]) -> None:
+        """Run the dense layer and keep what the pruned one is fitted to."""
+        attention, mlp = getattr(*self.adapter.attention_owner(self.layer)), self.whole.get("mlp")
+        adds = self.adapter.adds_outputs(self.calls.config)
+        for state in stream:
+            check_cancelled(self.cancel)
+            with watched([attention, mlp and mlp.last, mlp and mlp.inputs[0][0]]) as seen:
+                end = self.calls.run(self.layer, state, self.index)
+            streams = {"attention": state + seen[0].output, "mlp": end} if adds else None
+            outputs = {"attention": None, "mlp": None} if adds else {"attention": seen[0].output, "mlp": seen[1].output}
+            self.targets.append(_Target(streams, outputs, seen[2].input, end))
+
+    def fit_inputs(
+        self,
+        kind: Kind,
+        keep: Sequence[int],
+        dense_stream: Sequence[torch.Tensor],
+        pruned_stream: Sequence[torch.Tensor],
+    ) -> None:
+        """Refit the linears that feed a module's units, so that they put out what they did in the dense network."""
+        block, whole = self.narrow[kind], self.whole[kind]
+        system = _System([linear for linear, _ in block.inputs], block.key)
+        weight = _kept_rows(whole, keep)
+        for batch, target in enumerate(self.targets):
+            check_cancelled(self.cancel)
+            seen = target.entering
+            if kind == "attention":
+                seen = self.calls.inputs_of(whole.inputs[0][0], self.layer, dense_stream[batch], self.index)
+            reached = self._inputs_of(block.inputs[0][0], batch, pruned_stream[batch])
+            system.add(reached, seen.reshape(-1, seen.shape[-1]).float() @ weight.T)
+        system.solve(self.damping)
+
+    def fit_last(self, kind: Kind, stream: Sequence[torch.Tensor]) -> None:
+        """Refit a module's last linear, so that the residual stream behind it is the dense one."""
+        block = self.narrow[kind]
+        system = _System([block.last], block.key)
+        for batch, (state, target) in enumerate(zip(stream, self.targets, strict=True)):
+            check_cancelled(self.cancel)
+            inputs = self._inputs_of(block.last, batch, state)
+            if kind == "attention":
+                self.reached.append(inputs)
+            wanted = target.of(kind, state if kind == "attention" else state + self.attended[batch])
+            system.add(inputs, wanted if block.last.bias is None else wanted - block.last.bias)
+        system.solve(self.damping)
+
+    def attend(self, stream: Sequence[torch.Tensor]) -> None:
+        """Run the fitted attention of the pruned layer; from here on it is not run again."""
+        attention = getattr(*self.adapter.attention_owner(self.narrow_layer))
+        for batch, state in enumerate(stream):
+            check_cancelled(self.cancel)
+            if self.reached:
+                # Nothing follows an attention's last linear (`Adapter.attention_owner`).
+                self.attended.append(self.narrow["attention"].last(self.reached[batch]).reshape(state.shape))
+            else:
+                self.attended.append(self.calls.output_of(attention, self.narrow_layer, state, self.index))
+        self.reached.clear()
+        self.rest = behind_attention(self.adapter, self.narrow_layer)
+
+    def leave(self, stream: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        """What leaves the fitted layer of the pruned model."""
+        return [self.calls.run(self._layer(batch), state, self.index) for batch, state in enumerate(stream)]
+
+    def _inputs_of(self, linear: nn.Linear, batch: int, state: torch.Tensor) -> torch.Tensor:
+        return self.calls.inputs_of(linear, self._layer(batch), state, self.index)
+
+    def _layer(self, batch: int) -> nn.Module:
+        """The pruned layer, with the known attention of a batch where it is known."""
+        if self.rest is None:
+            return self.narrow_layer
+        layer, known = self.rest
+        known.output = self.attended[batch]
+        return layer
+
+
+def _kept_rows(block: Block, kept: Sequence[int]) -> torch.Tensor:
+    """The rows of a module's input linears that belong to the kept units, one linear after the other, float32."""
+    rows = [
+        linear.weight[torch.cat([section.indices(kept) for section in sections]).to(linear.weight.device)]
+        for linear, sections in block.inputs
+    ]
+    return torch.cat(rows).float()
+
+
+class _System:
+    """The normal equations of linears that share their inputs, streamed."""
+
+    def __init__(self, linears: list[nn.Linear], key: ModuleKey) -> None:
+        self.linears, self.key = linears, key
+        channels, device = linears[0].in_features, linears[0].weight.device
+        outputs = sum(linear.out_features for linear in linears)
+        self.moments = GramAccumulator(channels, device)
+        self.product = torch.zeros(channels, outputs, dtype=torch.float64, device=device)
+
+    def add(self, inputs: torch.Tensor, target: torch.Tensor) -> None:
+        """`target` (..., out) holds what the linears should put out, one after the other, without their biases."""
+        product = inputs.float().T @ target.reshape(-1, target.shape[-1]).float()
+        if not (self.moments.add(inputs) and bool(torch.isfinite(product).all())):
+            raise NumericalError(
+                f"Fitting {self.key}: activations are not finite; load the model in float32 or bfloat16."
+            )
+        self.product += product
+
+    def solve(self, damping: float) -> None:
+        """Give the linears their new weights."""
+        moments = self.moments.finish()
+        gram = moments.gram
+        damping *= 1 + SCARCITY * self.linears[0].in_features / moments.tokens
+        start = torch.cat([to_float64(linear.weight) for linear in self.linears]).T
+        gamma = damping * gram.diagonal().mean()
+        try:
+            factor, _ = damped_cholesky(gram, damping)
+        except NumericalError as error:
+            raise NumericalError(f"Fitting {self.key}: {error}") from error
+        solved = torch.cholesky_solve(self.product + gamma * start, factor).T
+        for linear, weight in zip(
+            self.linears, solved.split([linear.out_features for linear in self.linears]), strict=True
+        ):
+            linear.weight.copy_(weight)

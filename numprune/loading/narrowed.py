@@ -1,0 +1,123 @@
+"""Opening what pruning wrote: models whose layers have sizes of their own."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from accelerate import init_empty_weights
+from safetensors.torch import load_file
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.conversion_mapping import get_model_conversion_mapping
+from transformers.core_model_loading import WeightRenaming
+
+from numprune.errors import LoadError
+from numprune.files import MARKER
+from numprune.models.adapter import Adapter, EmptyAttention
+from numprune.models.layer_sizes import forget_sizes, read_sizes
+from numprune.models.model import FORMAT, Model, slice_module
+from numprune.plan.keys import ModuleKey
+from numprune.plan.recipe import Recipe
+from numprune.plan.report import PruningReport
+from numprune.slicing.stream import check_sliceable, narrow_residual
+
+
+@dataclass(frozen=True)
+class RecordedSizes:
+    """Units of every module of a pruned model, the width of a narrowed residual stream, and the file that says so."""
+
+    units: dict[ModuleKey, int]
+    residual_width: int | None
+    record: str
+
+
+def _saved_sizes(marker: Path) -> RecordedSizes | None:
+    """What `Model.save` recorded; None for a folder that `numprune.export` wrote."""
+    try:
+        saved = json.loads(marker.read_text())
+        if "export" in saved:
+            return None
+        if saved["format"] != FORMAT:
+            raise LoadError(f"{marker} has format {saved['format']}, this version reads {FORMAT}; update numprune.")
+        units = {ModuleKey.parse(key): int(count) for key, count in saved["units"].items()}
+        width = saved.get("residual_width")
+        return RecordedSizes(units, width if width is None else int(width), MARKER)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise LoadError(f"{marker} is damaged; prune and save again.") from error
+
+
+def recorded_sizes(source: str, config: Any) -> RecordedSizes | None:
+    """The sizes of a pruned model; None where the config has one size."""
+    marker = Path(source) / MARKER
+    saved = _saved_sizes(marker) if marker.is_file() else None
+    if saved is not None:
+        return saved
+    units = read_sizes(config)
+    return None if units is None else RecordedSizes(units, None, "config.json")
+
+
+def load_narrowed(
+    folder: Path, sizes: RecordedSizes, config: Any, adapter: Adapter, dtype: torch.dtype
+) -> PreTrainedModel:
+    """A pruned model: build the architecture without memory, narrow it as recorded, then read the weights."""
+    forget_sizes(config)
+    with init_empty_weights(include_buffers=False):
+        module = adapter.auto_class.from_config(config, dtype=dtype)
+    if sizes.residual_width is not None:
+        check_sliceable(adapter, config, str(folder))
+        basis = torch.empty(config.hidden_size, sizes.residual_width, dtype=torch.float64, device="meta")
+        module = narrow_residual(module, adapter, [basis] * (1 + 2 * len(adapter.layers(module))))
+    module = slice_module(module, adapter, {key: range(count) for key, count in sizes.units.items()})
+    state: dict[str, torch.Tensor] = {}
+    for file in sorted(folder.glob("model*.safetensors")):
+        state.update(load_file(file))
+    renamings = [each for each in get_model_conversion_mapping(module) if isinstance(each, WeightRenaming)]
+    state = {_renamed(key, renamings): value.to(dtype) for key, value in state.items()}
+    _add_biases(module, adapter, state)
+    shapes = {key: value.shape for key, value in module.state_dict().items()}
+    wrong = sorted(key for key, value in state.items() if shapes.get(key) != value.shape)
+    if not wrong:
+        module.load_state_dict(state, strict=False, assign=True)
+        module.tie_weights()
+        wrong = [key for key, value in module.named_parameters() if value.is_meta]
+    if wrong:
+        raise LoadError(
+            f"The weights in {folder} do not match its {sizes.record} (see {wrong[0]}); prune and save again."
+        )
+    if (folder / "generation_config.json").is_file():
+        module.generation_config = transformers.GenerationConfig.from_pretrained(folder)
+    return module
+
+
+def _renamed(key: str, renamings: list[WeightRenaming]) -> str:
+    """The module's own name of a tensor that transformers may have saved under an older one."""
+    for renaming in renamings:
+        key, _ = renaming.rename_source_key(key)
+    return key
+
+
+def _add_biases(module: PreTrainedModel, adapter: Adapter, state: dict[str, torch.Tensor]) -> None:
+    """Room for the biases that compensation gave to last linears whose architecture has none."""
+    names = {id(each): name for name, each in module.named_modules()}
+    ends = [block.last for block in adapter.blocks(module)]
+    for layer in adapter.layers(module):
+        # An emptied module has no block, but its output projection may have been left a bias.
+        ends += [each for each in layer.modules() if isinstance(each, EmptyAttention)]
+        ends += [each for each in layer.modules() if isinstance(each, nn.Linear) and not each.in_features]
+    for last in ends:
+        bias = state.get(f"{names[id(last)]}.bias")
+        if bias is not None and last.bias is None:
+            last.bias = nn.Parameter(torch.empty_like(bias, device="meta"), requires_grad=False)
+
+
+def restore_history(model: Model, folder: Path) -> None:
+    """How the model was pruned, when `Model.save` wrote it down."""
+    if (folder / "recipe.json").is_file():
+        model.recipe = Recipe.read(folder / "recipe.json")
+    if (folder / "report.json").is_file():
+        model.report = PruningReport.from_dict(json.loads((folder / "report.json").read_text()))

@@ -1,0 +1,28 @@
+"""How much goes through a model at once.
+
+A batch decides how much memory the activations take and, by the order of sums, the last bits of a result; nothing else.
+"""
+
+from __future__ import annotations
+
+import torch
+
+FIT_SEQUENCES = 16
+"""Calibration sequences that run through one layer at once."""
+BACKWARD_SEQUENCES = 4
+"""Sequences that are differentiated at once: activations of all layers are held for them."""
+BACKWARD_TOKENS = 1024
+"""Tokens of these at most, unless a single sequence has more."""
+SAMPLED_SEQUENCES = 32
+"""Sequences or images a model draws at once."""
+TRAINED_LOGITS = 2**26
+"""Logits that are differentiated at once, unless a single sequence has more."""
+READ_LOGITS = 2**24
+"""Logits that are held at once where a layer's outputs are known and only the output layer runs."""
+EXACT_POSITIONS = 128
+"""Positions whose distributions are in memory in float64 at once."""
+
+
+def sequences_per_forward(device: torch.device, length: int) -> int:
+    """Sequences of `length` tokens in a forward pass: about 4,096 tokens on a CPU, 16,384 elsewhere."""
+    return max(1, (4096 if device.type == "cpu" else 16384) // length)

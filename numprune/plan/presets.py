@@ -1,0 +1,97 @@
+"""Named ways to prune: from the paper's own to the best that is measured here, and other methods beside them."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import Any
+
+from numprune.errors import InputError
+from numprune.plan.keys import ModuleKey
+from numprune.plan.recipe import Recipe
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A named way to prune.
+
+    Attributes:
+        about: what it does, in a few words.
+        settings: values of the recipe.
+        suggests: whether the ratios come from the model's own loss (`numprune.suggest`).
+    """
+
+    about: str
+    settings: dict[str, Any]
+    suggests: bool
+
+    def applied(self, recipe: Recipe) -> Recipe:
+        """The recipe with the settings of the preset; ratio, locks and forced units stay."""
+        return recipe.replace(**self.settings)
+
+
+_UNITS = {"removal": "units", "swaps": 0}
+_PAPER = {**_UNITS, "scorer": "newton", "allocation": "global", "compensation": "paper", "healing": 0}
+_PRICED = {**_PAPER, "scorer": "fisher", "compensation": "network"}
+
+PRESETS: dict[str, Preset] = {
+    "paper": Preset("the paper's method as it describes it", _PAPER, False),
+    "balanced": Preset("units priced by the loss, modules fitted one after the other", _PRICED, False),
+    "best": Preset("ratios from the model's own loss as well; nothing is trained", _PRICED, True),
+    "healed": Preset("the same, and 16 steps of training", {**_PRICED, "healing": 16}, True),
+}
+DEFAULT_PRESET = "balanced"
+"""Of `numprune prune` without recipe or preset, and of the page. `Recipe()` itself is the paper's method."""
+
+
+_PLAIN = {**_UNITS, "allocation": "uniform", "compensation": "none", "healing": 0}
+
+RIVALS: dict[str, Preset] = {
+    "flap": Preset(
+        "FLAP: fluctuation, one threshold, the mean as a bias",
+        {**_UNITS, "scorer": "flap", "allocation": "global", "compensation": "bias", "healing": 0},
+        False,
+    ),
+    "wanda_sp": Preset(
+        "Wanda-sp: weight times activation norm, same ratio everywhere", {**_PLAIN, "scorer": "wanda_sp"}, False
+    ),
+    "magnitude": Preset("norm of the columns, same ratio everywhere", {**_PLAIN, "scorer": "magnitude"}, False),
+    "taylor": Preset(
+        "LLM-Pruner without fine-tuning: first-order Taylor, same ratio everywhere",
+        {**_PLAIN, "scorer": "taylor"},
+        False,
+    ),
+    "osscar": Preset(
+        "OSSCAR: greedy by compensated loss, then swaps; same ratio everywhere",
+        {**_PLAIN, "scorer": "osscar", "compensation": "paper", "swaps": 8},
+        False,
+    ),
+    "slicegpt": Preset(
+        "SliceGPT: the residual stream narrower by its principal components, heads and channels whole",
+        {"removal": "slicegpt", "swaps": 0, "compensation": "none", "healing": 0},
+        False,
+    ),
+    "random": Preset("units drawn at random, same ratio everywhere", {**_PLAIN, "scorer": "random"}, False),
+}
+"""Other methods, as their public code defines them."""
+
+METHODS: dict[str, Preset] = {**PRESETS, **RIVALS}
+
+
+def preset(name: str) -> Preset:
+    """A preset or another method by name; raises InputError when there is none."""
+    if name not in METHODS:
+        raise InputError(f"preset '{name}' is not known; use {', '.join(METHODS)}.")
+    return METHODS[name]
+
+
+def method_of(recipe: Recipe, modules: Collection[ModuleKey]) -> str | None:
+    """The name of the method a recipe follows on a model with these modules, None when it goes its own way."""
+    # Suggestions leave one module free, which takes up what rounding leaves of the others.
+    suggested = len(recipe.ratios) == len(modules) - 1
+    if recipe.ratios and not suggested:
+        return None
+    fitting = (
+        name for name, method in METHODS.items() if method.suggests == suggested and method.applied(recipe) == recipe
+    )
+    return next(fitting, None)

@@ -1,0 +1,107 @@
+"""The scorers by name, and how a new one becomes known: one decorated function."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+import torch
+
+from numprune.calibration.statistics import CalibrationStats, ModuleStats
+from numprune.errors import CancelEvent, InputError, Progress, check_cancelled
+from numprune.models.adapter import Block
+from numprune.models.model import Model
+from numprune.plan.keys import ModuleKey
+
+
+class Scorer(Protocol):
+    """Scores the input channels of a module's last linear.
+
+    Takes the weight (out, in) as torch stores it, the statistics of its inputs, the sparsity ratio and the module's
+    key; returns (in,) scores, higher meaning more worth keeping. Allocation "global" compares them between modules;
+    where they cannot be compared, choose "uniform".
+    """
+
+    def __call__(self, weight: torch.Tensor, stats: ModuleStats, *, ratio: float, key: ModuleKey) -> torch.Tensor: ...
+
+
+class BlockScorer(Protocol):
+    """As `Scorer`, for methods that look at whole units: the block tells how many there are and how wide. The weight
+    lies where the statistics do."""
+
+    def __call__(self, block: Block, weight: torch.Tensor, stats: ModuleStats, *, ratio: float) -> torch.Tensor: ...
+
+
+class ModelScorer(Protocol):
+    """Scores the input channels of the last linears of all modules, (in,) each; for methods that need more of the
+    model than one weight."""
+
+    def __call__(
+        self,
+        model: Model,
+        stats: CalibrationStats,
+        *,
+        ratio: float,
+        progress: Progress | None = None,
+        cancel: CancelEvent | None = None,
+    ) -> dict[ModuleKey, torch.Tensor]: ...
+
+
+SCORERS: dict[str, ModelScorer] = {}
+
+
+def model_scorer(name: str) -> Callable[[ModelScorer], ModelScorer]:
+    """Decorator that makes a scorer of whole models known by name, as `scorer` does."""
+
+    def add(function: ModelScorer) -> ModelScorer:
+        SCORERS[name] = function
+        return function
+
+    return add
+
+
+def block_scorer(name: str) -> Callable[[BlockScorer], BlockScorer]:
+    """Decorator that makes a scorer that needs to know a module's units known by name, as `scorer` does."""
+
+    def add(function: BlockScorer) -> BlockScorer:
+        @model_scorer(name)
+        def of_model(
+            model: Model,
+            stats: CalibrationStats,
+            *,
+            ratio: float,
+            progress: Progress | None = None,
+            cancel: CancelEvent | None = None,
+        ) -> dict[ModuleKey, torch.Tensor]:
+            blocks, scores = model.blocks, {}
+            for done, block in enumerate(blocks, 1):
+                check_cancelled(cancel)
+                module = stats.modules[block.key]
+                weight = block.last.weight.detach().to(module.gram.device)
+                scores[block.key] = function(block, weight, module, ratio=ratio)
+                if progress is not None:
+                    progress(done, len(blocks), f"scoring {block.key}")
+            return scores
+
+        return function
+
+    return add
+
+
+def scorer(name: str) -> Callable[[Scorer], Scorer]:
+    """Decorator that makes a scorer known by name to `score`, recipes, the command line and the dashboard."""
+
+    def add(function: Scorer) -> Scorer:
+        @block_scorer(name)
+        def of_block(block: Block, weight: torch.Tensor, stats: ModuleStats, *, ratio: float) -> torch.Tensor:
+            return function(weight, stats, ratio=ratio, key=block.key)
+
+        return function
+
+    return add
+
+
+def check_scorer(name: str) -> None:
+    """Raise InputError unless a scorer has this name."""
+    if name not in SCORERS:
+        raise InputError(f"scorer '{name}' is not known; use {', '.join(SCORERS)}.")

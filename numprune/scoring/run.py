@@ -1,0 +1,54 @@
+"""From statistics to one score per head and channel."""
+
+from __future__ import annotations
+
+from numprune.calibration.statistics import CalibrationStats
+from numprune.errors import CancelEvent, Progress
+from numprune.models.model import Model
+from numprune.plan.recipe import check_ratio
+from numprune.scoring.registry import SCORERS, check_scorer
+from numprune.scoring.table import ModuleScores, ScoreTable
+
+
+def score(
+    model: Model,
+    stats: CalibrationStats,
+    *,
+    scorer: str = "newton",
+    ratio: float = 0.5,
+    progress: Progress | None = None,
+    cancel: CancelEvent | None = None,
+) -> ScoreTable:
+    """One score per unit of every module; a head's (KV group's) is the mean over its channels (section 3.3).
+
+    Args:
+        scorer: a name in `SCORERS`.
+        ratio: the sparsity the scores are computed for, in [0, 1). It shifts the Newton scores of a module
+            towards 1 - ratio and leaves their order as it is.
+
+    Raises:
+        InputError: the scorer is unknown, the ratio out of range, or the statistics are another model's.
+        NumericalError: a module cannot be scored.
+        Cancelled: `cancel` was set.
+    """
+    check_ratio(ratio)
+    check_scorer(scorer)
+    fingerprint = model.check_own(statistics=stats.fingerprint)
+    channel_scores = SCORERS[scorer](model, stats, ratio=ratio, progress=progress, cancel=cancel)
+    modules = {}
+    for block in model.blocks:
+        channels = channel_scores[block.key].cpu()
+        modules[block.key] = ModuleScores(
+            units=channels.reshape(block.units, block.width).mean(1).numpy(),
+            channels=channels.numpy(),
+            cost=block.cost,
+            remainder=block.remainder,
+        )
+    return ScoreTable(
+        modules=modules,
+        scorer=scorer,
+        ratio=ratio,
+        model=model.name,
+        fingerprint=fingerprint,
+        parameters=model.parameters,
+    )

@@ -1,0 +1,1 @@
+"""SliceGPT: the other kind of pruning, of directions of the residual stream."""

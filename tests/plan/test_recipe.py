@@ -1,0 +1,179 @@
+import json
+
+import pytest
+
+from numprune import CalibrationRecipe, InputError, ModuleKey, Recipe
+
+FULL = {
+    "model": "tiny-stories",
+    "fingerprint": "0123456789abcdef",
+    "calibration": CalibrationRecipe(data="wikitext2", samples=3, sequence_length=17, seed=5),
+    "removal": "units",
+    "scorer": "newton_boxed",
+    "allocation": "uniform",
+    "ratio": 0.123456789012345,
+    "ratios": {ModuleKey(1, "mlp"): 0.5, ModuleKey(0, "attention"): 0.25},
+    "keep": {ModuleKey(0, "mlp"): (3, 1)},
+    "prune": {ModuleKey(0, "mlp"): (0, 2), ModuleKey(2, "attention"): (4,)},
+    "swaps": 4,
+    "compensation": "none",
+    "damping": 0.05,
+    "healing": 3,
+    "round_heads": 2,
+    "round_channels": 64,
+    "uniform": True,
+    "allow_empty": True,
+}
+
+
+def refused(changes, says):
+    """A recipe's JSON with some values changed must be refused."""
+    with pytest.raises(InputError, match=says) as caught:
+        Recipe.from_dict({**Recipe().to_dict(), **changes})
+    assert str(caught.value).endswith(".")
+
+
+@pytest.mark.parametrize("recipe", [Recipe(), Recipe(**FULL)], ids=["defaults", "everything set"])
+def test_json_round_trip(recipe, tmp_path):
+    assert Recipe.from_json(recipe.to_json()) == recipe
+    (tmp_path / "recipe.json").write_text(recipe.to_json())
+    assert Recipe.read(tmp_path / "recipe.json") == recipe
+    assert Recipe.from_json(recipe.to_json()).to_json() == recipe.to_json()
+
+
+def test_json_names_everything_and_the_version():
+    plain = json.loads(Recipe(**FULL).to_json())
+    assert plain["version"] == 1
+    assert set(plain) == {"version", *FULL}
+    assert plain["ratios"] == {"0.attention": 0.25, "1.mlp": 0.5}
+    assert plain["keep"] == {"0.mlp": [1, 3]}
+    assert plain["calibration"] == {"data": "wikitext2", "samples": 3, "sequence_length": 17, "seed": 5}
+
+
+def test_what_is_left_out_has_its_default():
+    assert Recipe.from_json('{"version": 1, "ratio": 0.2}') == Recipe(ratio=0.2)
+
+
+def test_modules_may_be_named_by_text_key_or_tuple():
+    expected = Recipe(ratios={ModuleKey(3, "mlp"): 0.5})
+    assert Recipe(ratios={"3.mlp": 0.5}) == Recipe(ratios={(3, "mlp"): 0.5}) == expected
+
+
+def test_units_are_sorted_and_single_and_empty_lists_vanish():
+    recipe = Recipe(keep={"0.mlp": [5, 1, 5], "1.mlp": []})
+    assert recipe.keep == {ModuleKey(0, "mlp"): (1, 5)}
+
+
+def test_replace_checks_like_a_new_recipe():
+    recipe = Recipe(keep={"0.mlp": (1,)})
+    assert recipe.replace(ratio=0.5) == Recipe(ratio=0.5, keep={"0.mlp": (1,)})
+    with pytest.raises(InputError, match="ratio is 2"):
+        recipe.replace(ratio=2)
+    with pytest.raises(InputError, match="forced to stay and forced to go"):
+        recipe.replace(prune={"0.mlp": (1,)})
+
+
+def test_a_unit_cannot_both_stay_and_go():
+    with pytest.raises(InputError, match=r"Unit 2 of 1.mlp is both forced to stay and forced to go; choose one"):
+        Recipe(keep={"1.mlp": (2, 3)}, prune={"1.mlp": (2,)})
+    assert Recipe(keep={"1.mlp": (2,)}, prune={"2.mlp": (2,)}).keep == {ModuleKey(1, "mlp"): (2,)}
+
+
+def test_unknown_keys_are_refused():
+    refused({"rato": 0.5}, "unknown key 'rato'; known are .*ratio")
+    refused({"calibration": {"sample": 3}}, "recipe's calibration has an unknown key 'sample'; known are data")
+
+
+@pytest.mark.parametrize("version", [0, 2, "1", None])
+def test_other_versions_are_refused(version):
+    refused({"version": version}, f"has version {version}; this numprune reads version 1")
+
+
+def test_a_recipe_without_version_is_refused():
+    with pytest.raises(InputError, match="version None"):
+        Recipe.from_json('{"ratio": 0.5}')
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"ratio": "0.5"}, "'ratio' in the recipe is '0.5'; expected"),
+        ({"ratio": True}, "'ratio' in the recipe is True"),
+        ({"ratio": None}, "'ratio'"),
+        ({"model": 7}, "'model' in the recipe is 7; expected str"),
+        ({"round_heads": 1.5}, "'round_heads' in the recipe is 1.5; expected int"),
+        ({"allow_empty": 1}, "'allow_empty' in the recipe is 1; expected bool"),
+        ({"ratios": [0.5]}, "'ratios' in the recipe is .*; expected dict"),
+        ({"keep": None}, "'keep' in the recipe is None; expected dict"),
+        ({"damping": "much"}, "'damping'"),
+        ({"calibration": "self"}, "calibration in the recipe must be an object"),
+        ({"calibration": {"samples": "many"}}, "'samples' in the recipe's calibration is 'many'; expected int"),
+        ({"calibration": {"data": 3}}, "'data' in the recipe's calibration is 3"),
+        ({"ratios": {"0.mlp": "half"}}, "ratio is half"),
+        ({"ratios": {"0.mlp": None}}, "ratio is None"),
+        ({"keep": {"0.mlp": 3}}, "keep of 0.mlp is 3; give a list of unit numbers"),
+        ({"keep": {"0.mlp": "12"}}, "keep of 0.mlp is '12'; give a list of unit numbers"),
+        ({"prune": {"0.mlp": ["a"]}}, r"prune of 0.mlp is \['a'\]; give a list of unit numbers"),
+        ({"prune": {"0.mlp": [1.5]}}, r"prune of 0.mlp is \[1.5\]; give a list of unit numbers"),
+        ({"prune": {"0.mlp": [None]}}, r"prune of 0.mlp is \[None\]; give a list of unit numbers"),
+    ],
+)
+def test_values_of_the_wrong_type_are_refused(changes, says):
+    refused(changes, says)
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"ratio": 1.0}, "ratio is 1.0"),
+        ({"ratio": -0.5}, "ratio is -0.5"),
+        ({"ratios": {"0.mlp": 1}}, "ratio is 1;"),
+        ({"method": "rows"}, "method 'rows' is not known; use units, slicegpt"),
+        ({"allocation": "greedy"}, "allocation 'greedy' is not known; use global, uniform, paper_printed"),
+        ({"compensation": "full"}, "compensation 'full' is not known; use paper, residual, network, bias, none"),
+        ({"damping": -1.0}, "damping is -1.0"),
+        ({"round_heads": 0}, "round_heads is 0"),
+        ({"round_channels": -8}, "round_channels is -8"),
+        ({"ratios": {"mlp": 0.5}}, "'mlp' does not name a module; write LAYER.KIND"),
+        ({"keep": {"0.attn": [1]}}, "'0.attn' does not name a module"),
+        ({"prune": {"-1.mlp": [1]}}, "'-1.mlp' does not name a module"),
+        ({"ratios": {"².mlp": 0.5}}, "'².mlp' does not name a module"),
+    ],
+)
+def test_values_out_of_range_are_refused(changes, says):
+    refused(changes, says)
+
+
+@pytest.mark.parametrize("text", ["", "ratio: 0.5", "{", '{"version": 1, "ratio": NaN}'])
+def test_text_that_is_no_recipe_is_refused(text):
+    with pytest.raises(InputError, match=r"not JSON|ratio is nan"):
+        Recipe.from_json(text)
+
+
+@pytest.mark.parametrize("text", ["[]", "3", "null", '"text"'])
+def test_json_that_is_no_object_is_refused(text):
+    with pytest.raises(InputError, match="is a JSON object"):
+        Recipe.from_json(text)
+
+
+def test_a_file_that_cannot_be_read_is_refused(tmp_path):
+    with pytest.raises(InputError, match=r"nothing.json cannot be read .*; choose a recipe.json"):
+        Recipe.read(tmp_path / "nothing.json")
+    (tmp_path / "binary.json").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(InputError, match=r"binary.json cannot be read"):
+        Recipe.read(tmp_path / "binary.json")
+    with pytest.raises(InputError, match="cannot be read"):
+        Recipe.read(tmp_path)
+
+
+def test_files_call_the_removal_method():
+    """As recipes did before the attribute had a name of its own."""
+    written = Recipe(removal="slicegpt", compensation="none").to_dict()
+    assert written["method"] == "slicegpt"
+    assert "removal" not in written
+    refused({"removal": "units"}, "unknown key 'removal'; known are model, fingerprint, calibration, method")
+
+
+def test_module_keys_read_as_they_are_written():
+    for key in (ModuleKey(0, "attention"), ModuleKey(31, "mlp")):
+        assert ModuleKey.parse(str(key)) == key
