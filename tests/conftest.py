@@ -10,8 +10,8 @@ from transformers import JanusVQVAEConfig
 
 from numprune import calibrate
 from numprune.cli import main
-from numprune.evaluation.images import reference_from_images
-from numprune.evaluation.judge import Judge, Panel
+from numprune.evaluation.images.judge import Judge, Panel
+from numprune.evaluation.images.references import reference_from_images
 from numprune.llamagen.model import JUDGE_FOLDER, build
 
 

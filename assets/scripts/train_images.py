@@ -21,8 +21,9 @@ from safetensors.torch import load_file, save_file
 from train_stories import optimizers, schedule
 from transformers import JanusVQVAE, JanusVQVAEConfig
 
-from numprune.evaluation.images import image_metrics, reference_from_images
-from numprune.evaluation.judge import Judge, Panel, load_panel
+from numprune.evaluation.images.comparison import image_metrics
+from numprune.evaluation.images.judge import Judge, Panel, load_panel
+from numprune.evaluation.images.references import reference_from_images
 from numprune.llamagen import LlamaGen
 from numprune.llamagen.model import JUDGE_FOLDER, build
 

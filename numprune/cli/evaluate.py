@@ -145,9 +145,11 @@ def _percent(score: numprune.TaskScore) -> str:
 
 
 def _images(name: str, args: argparse.Namespace, console: Console) -> dict[str, Any]:
-    from numprune.evaluation.images import METRICS, Inception, Reference, reference_from_npz
-    from numprune.evaluation.judge import panel_of
-    from numprune.evaluation.quality import image_quality
+    from numprune.evaluation.images.features import METRICS
+    from numprune.evaluation.images.inception import Inception
+    from numprune.evaluation.images.judge import panel_of
+    from numprune.evaluation.images.quality import image_quality
+    from numprune.evaluation.images.references import Reference, reference_from_npz
 
     began = time.monotonic()
     wanted = None if args.metrics is None else [part.strip() for part in args.metrics.split(",")]

@@ -203,7 +203,8 @@ def _benches(
         differing = deviations(protocol, calibration=source.data, samples=source.samples, sequence_length=length)
         differing += [f"{name} is not among its texts" for name in names if name not in protocol.texts]
         return [numprune.Bench(data=text, sequence_length=length) for text in texts], differing
-    from numprune.evaluation.images import Inception, reference_from_npz
+    from numprune.evaluation.images.inception import Inception
+    from numprune.evaluation.images.references import reference_from_npz
 
     expected = (paper or protocol.models[0]).guidance
     guidance = expected if args.guidance is None else args.guidance
@@ -262,7 +263,7 @@ def _plain(table: DataFrame) -> list[dict[str, Any]]:
 
 def _figures(cells: list[Cell], paper: PaperModel | None) -> list[Figure]:
     """One picture for every text, or of the Fréchet distance."""
-    from numprune.evaluation.images import INCEPTION
+    from numprune.evaluation.images.inception import INCEPTION
     from numprune.evaluation.methods import summary
     from numprune.evaluation.reproduction import paper_curves
     from numprune.ui.figures import methods_chart

@@ -23,10 +23,11 @@ from numprune.calibration.data import Data, describe
 from numprune.calibration.statistics import CalibrationStats
 from numprune.errors import CancelEvent, InputError, Progress, UnsupportedArchitecture, check_cancelled
 from numprune.evaluation.divergence import divergence
-from numprune.evaluation.images import Extractor, Reference
-from numprune.evaluation.judge import panel_of
+from numprune.evaluation.images.features import Extractor
+from numprune.evaluation.images.judge import panel_of
+from numprune.evaluation.images.quality import image_quality
+from numprune.evaluation.images.references import Reference
 from numprune.evaluation.perplexity import perplexity
-from numprune.evaluation.quality import image_quality
 from numprune.evaluation.speed import measure_speed
 from numprune.files import to_json, write_text
 from numprune.models.model import Model
@@ -105,7 +106,7 @@ class Bench:
         images: to draw from an image model.
         drawing: cfg_scale, top_k and the like, as `LlamaGen.generate` takes them.
         extractor, reference, metrics: what to look at the images with, what to compare them with and which of
-            `numprune.evaluation.images.METRICS` to tell; the model's own judge and its images without an extractor.
+            `numprune.evaluation.images.features.METRICS` to tell; the model's own judge and its images without an extractor.
         repetitions: of the speed measurement; 0 leaves it out.
     """
 

@@ -25,7 +25,7 @@ VQ_FOLDER = "vq"
 """Where the image tokenizer lies inside a saved folder."""
 
 JUDGE_FOLDER = "judge"
-"""Where a classifier of the images lies inside a saved folder; `numprune.evaluation.judge` reads it."""
+"""Where a classifier of the images lies inside a saved folder; `numprune.evaluation.images.judge` reads it."""
 
 
 @dataclass

@@ -12,7 +12,7 @@ import pandas as pd
 import torch
 from PIL import Image
 
-from numprune.evaluation.judge import Verdicts
+from numprune.evaluation.images.judge import Verdicts
 from numprune.generation.images import picture
 
 CSS = """

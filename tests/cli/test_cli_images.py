@@ -6,8 +6,8 @@ import pytest
 from PIL import Image
 
 import numprune
-from numprune.evaluation.judge import panel_of
-from numprune.evaluation.quality import image_quality
+from numprune.evaluation.images.judge import panel_of
+from numprune.evaluation.images.quality import image_quality
 from numprune.generation.images import GAP
 from numprune.llamagen import build
 

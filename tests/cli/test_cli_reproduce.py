@@ -10,10 +10,11 @@ from architectures import make_tokenizer, tiny_model
 import numprune
 from numprune import CalibrationRecipe, Recipe
 from numprune.cli import main
-from numprune.evaluation.images import INCEPTION, METRICS, Inception
-from numprune.evaluation.judge import panel_of
+from numprune.evaluation.images.features import METRICS
+from numprune.evaluation.images.inception import INCEPTION, Inception
+from numprune.evaluation.images.judge import panel_of
+from numprune.evaluation.images.quality import image_quality
 from numprune.evaluation.paper import PROTOCOLS, PaperModel
-from numprune.evaluation.quality import image_quality
 
 SMALL = ("--samples", "4", "--sequence-length", "32", "--device", "cpu")
 
@@ -168,7 +169,7 @@ def test_table_3_with_inception_stands_beside_the_paper(run, images_folder, tmp_
 
     monkeypatch.setattr(Inception, "load", classmethod(lambda cls, device="auto": Stub()))
     reference = replace(panel.reference, extractor=INCEPTION)
-    monkeypatch.setattr("numprune.evaluation.images.reference_from_npz", lambda *args, **options: reference)
+    monkeypatch.setattr("numprune.evaluation.images.references.reference_from_npz", lambda *args, **options: reference)
     flags = ("--model", images_folder, "--samples", "6", "--images", "8", "--methods", "paper", "--ratios", "0.2")
     flags += ("--device", "cpu", "--out", tmp_path, "--reference", "real.npz", "--json")
     code, out, err = run("table3", *flags)

@@ -11,24 +11,12 @@ from scipy.linalg import sqrtm
 from torch import nn
 
 from numprune import Cancelled, InputError, LoadError, NumericalError
-from numprune.evaluation.images import (
-    INCEPTION,
-    METRICS,
-    Features,
-    ImageMetrics,
-    Inception,
-    Moments,
-    MomentsAccumulator,
-    Reference,
-    frechet_distance,
-    image_metrics,
-    inception_score,
-    precision_recall,
-    reference_from_images,
-    reference_from_npz,
-)
-
-images_module = sys.modules["numprune.evaluation.images"]
+from numprune.evaluation.images.comparison import ImageMetrics, image_metrics
+from numprune.evaluation.images.features import METRICS, Features
+from numprune.evaluation.images.inception import INCEPTION, Inception
+from numprune.evaluation.images.metrics import frechet_distance, inception_score, precision_recall
+from numprune.evaluation.images.moments import Moments, MomentsAccumulator
+from numprune.evaluation.images.references import Reference, reference_from_images, reference_from_npz
 
 
 def random_features(n, d=6, *, seed=0, shift=0.0):
@@ -107,7 +95,7 @@ def test_moments_are_what_numpy_says():
 
 
 def test_batches_in_any_order_and_merged_parts_give_the_whole(monkeypatch):
-    monkeypatch.setattr(images_module, "BLOCK", 16)
+    monkeypatch.setattr("numprune.evaluation.images.moments.BLOCK", 16)
     x = random_features(101, shift=1e6)
     expected = np.cov(x.numpy(), rowvar=False)
     halves = MomentsAccumulator(), MomentsAccumulator()
@@ -237,7 +225,7 @@ def test_inception_score_of_certain_and_of_equal_predictions():
 @pytest.mark.parametrize("k", [1, 3])
 @pytest.mark.parametrize("block", [5, 1000])
 def test_precision_and_recall_are_those_of_brute_force(k, block, monkeypatch):
-    monkeypatch.setattr(images_module, "BLOCK", block)
+    monkeypatch.setattr("numprune.evaluation.images.metrics.BLOCK", block)
     real, generated = random_features(31, 4, seed=1), random_features(23, 4, seed=2) * 0.7 + 0.4
     expected = brute_precision_recall(real.numpy(), generated.numpy(), k)
     assert precision_recall(real, generated, k) == pytest.approx(expected)
@@ -266,7 +254,7 @@ def test_copies_of_one_image():
 
 
 def test_precision_and_recall_tell_progress_and_stop(monkeypatch):
-    monkeypatch.setattr(images_module, "BLOCK", 4)
+    monkeypatch.setattr("numprune.evaluation.images.metrics.BLOCK", 4)
     x, calls = random_features(10), []
     precision_recall(x, x[:6], progress=lambda *call: calls.append(call))
     assert [call[:2] for call in calls] == [(done, 10) for done in range(1, 11)]
@@ -477,7 +465,7 @@ def stored_moments(d=5, s=4):
 
 @pytest.mark.parametrize("batch", [4, 64])
 def test_another_extractor_computes_its_own_moments_from_the_images(npz, batch, monkeypatch):
-    monkeypatch.setattr(images_module, "BATCH", batch)
+    monkeypatch.setattr("numprune.evaluation.images.references.BATCH", batch)
     stored = stored_images(10)
     extractor, calls = TinyExtractor(), []
     reference = reference_from_npz(

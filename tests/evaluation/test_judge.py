@@ -5,9 +5,11 @@ import torch
 from torch.nn import functional
 
 from numprune import InputError, LoadError
-from numprune.evaluation.images import METRICS, image_metrics, reference_from_images
-from numprune.evaluation.judge import SPATIAL, Judge, Panel, Verdicts, load_panel, panel_of
-from numprune.evaluation.quality import evenly, image_quality
+from numprune.evaluation.images.comparison import image_metrics
+from numprune.evaluation.images.features import METRICS
+from numprune.evaluation.images.judge import SPATIAL, Judge, Panel, Verdicts, load_panel, panel_of
+from numprune.evaluation.images.quality import evenly, image_quality
+from numprune.evaluation.images.references import reference_from_images
 from numprune.loading import load
 
 

@@ -10,10 +10,10 @@ from architectures import random_ids, tiny_model, with_recipe
 
 import numprune
 from numprune import METHODS, CalibrationRecipe, Cancelled, InputError, Recipe, compare_methods
-from numprune.evaluation.images import METRICS
-from numprune.evaluation.judge import panel_of
+from numprune.evaluation.images.features import METRICS
+from numprune.evaluation.images.judge import panel_of
+from numprune.evaluation.images.quality import image_quality
 from numprune.evaluation.methods import DENSE, Bench, Shared, pruned_by, read_cells, summary, write_cells
-from numprune.evaluation.quality import image_quality
 
 BENCH = Bench(data=random_ids(3, 12, seed=5), sequence_length=12)
 

@@ -8,7 +8,8 @@ import torch
 from architectures import tiny_model
 from cells import DENSE
 
-from numprune.evaluation.images import INCEPTION, Features
+from numprune.evaluation.images.features import Features
+from numprune.evaluation.images.inception import INCEPTION
 from numprune.evaluation.paper import LLAMA_7B, LLAMAGEN_3B, LLAMAS, PROTOCOLS
 from numprune.evaluation.reproduction import (
     Resized,

@@ -25,7 +25,7 @@ from numprune import (
     prune,
     score,
 )
-from numprune.evaluation.judge import panel_of
+from numprune.evaluation.images.judge import panel_of
 
 
 @pytest.fixture(scope="module")

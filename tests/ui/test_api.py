@@ -14,7 +14,7 @@ from gradio_client.exceptions import AppError
 from PIL import Image
 
 import numprune
-from numprune.evaluation.judge import panel_of
+from numprune.evaluation.images.judge import panel_of
 
 # More tokens than channels: scores from a singular Gram matrix would follow the last bits of rounding.
 SMALL = {"samples": 32, "sequence_length": 64}

@@ -10,8 +10,8 @@ from PIL import Image
 from numprune.calibration import calibrate
 from numprune.errors import Cancelled, InputError
 from numprune.evaluation.attention import attention_patterns
-from numprune.evaluation.judge import Verdicts, panel_of
-from numprune.evaluation.quality import image_quality
+from numprune.evaluation.images.judge import Verdicts, panel_of
+from numprune.evaluation.images.quality import image_quality
 from numprune.loading import load
 from numprune.plan.keys import ModuleKey
 from numprune.plan.recipe import CalibrationRecipe

@@ -10,9 +10,9 @@ import gradio as gr
 import pandas as pd
 
 from numprune.errors import CancelEvent, InputError, Progress
-from numprune.evaluation.images import METRICS
-from numprune.evaluation.judge import panel_of
-from numprune.evaluation.quality import ImageQuality, image_quality
+from numprune.evaluation.images.features import METRICS
+from numprune.evaluation.images.judge import panel_of
+from numprune.evaluation.images.quality import ImageQuality, image_quality
 from numprune.evaluation.speed import now
 from numprune.llamagen import LlamaGen
 from numprune.models import Model

@@ -13,7 +13,9 @@ from torch import nn
 from torch.nn import functional
 
 from numprune.errors import LoadError
-from numprune.evaluation.images import Features, Moments, Reference
+from numprune.evaluation.images.features import Features
+from numprune.evaluation.images.moments import Moments
+from numprune.evaluation.images.references import Reference
 from numprune.llamagen import LlamaGen
 
 SPATIAL = 4

@@ -12,8 +12,10 @@ from typing import Any
 import torch
 
 from numprune.errors import CancelEvent, InputError, Progress
-from numprune.evaluation.images import METRICS, Extractor, ImageMetrics, Reference, image_metrics
-from numprune.evaluation.judge import Panel
+from numprune.evaluation.images.comparison import ImageMetrics, image_metrics
+from numprune.evaluation.images.features import METRICS, Extractor
+from numprune.evaluation.images.judge import Panel
+from numprune.evaluation.images.references import Reference
 from numprune.evaluation.speed import now
 from numprune.llamagen import LlamaGen
 
@@ -90,8 +92,8 @@ def image_quality(
     """Draw n images, all classes alike, and measure them; image i draws from seed + i.
 
     Args:
-        extractor, reference, metrics: as in `numprune.evaluation.images.image_metrics`. A `Panel` as the extractor
-            also tells which share it recognises.
+        extractor, reference, metrics: as in `image_metrics`. A `Panel` as the extractor also tells which share it
+            recognises.
         settings: cfg_scale, temperature, top_k and top_p, as `LlamaGen.generate` takes them.
 
     Raises:
