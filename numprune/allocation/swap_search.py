@@ -12,7 +12,6 @@ import torch
 
 from numprune.errors import InputError, NumericalError
 from numprune.linalg import damped_cholesky, to_float64
-from numprune.scoring.elimination import channels_of, costs_of
 
 ROUNDS = 20
 """Swaps of one size at most; OSSCAR's own number of rounds."""
@@ -188,3 +187,17 @@ class _Search:
         share = shared / own[out][:, None]
         squares = theirs.square().sum(1) + 2 * share * (ours @ theirs.T) + share**2 * ours.square().sum(1)[:, None]
         return squares / (own[into] + shared * share)
+
+
+def costs_of(p: torch.Tensor, b: torch.Tensor, width: int) -> torch.Tensor:
+    """How much the loss rises when each unit alone goes, (units,)."""
+    if width == 1:
+        return b.square().sum(dim=1) / p.diagonal()
+    units = len(b) // width
+    blocks = torch.stack([p[i * width : (i + 1) * width, i * width : (i + 1) * width] for i in range(units)])
+    factors = torch.linalg.cholesky(blocks)
+    return torch.linalg.solve_triangular(factors, b.reshape(units, width, -1), upper=False).square().sum((1, 2))
+
+
+def channels_of(units: torch.Tensor, width: int) -> torch.Tensor:
+    return (units[:, None] * width + torch.arange(width, device=units.device)).reshape(-1)

@@ -1,7 +1,7 @@
 """Units removed one after the other, each time the one whose loss the others can best make up for.
 
-This is the selection of OSSCAR (Meng et al., ICML 2024), whose swaps are in `exchange.py`. It also says which of a
-module's units go first when the Newton scores say how many.
+This is the selection of OSSCAR (Meng et al., ICML 2024), whose swaps are in `numprune.allocation.swap_search`. It also
+says which of a module's units go first when the Newton scores say how many.
 """
 
 from __future__ import annotations
@@ -9,41 +9,51 @@ from __future__ import annotations
 import torch
 
 from numprune.calibration.statistics import ModuleStats
-from numprune.errors import InputError, NumericalError
+from numprune.errors import CancelEvent, InputError, NumericalError, Progress, check_cancelled
 from numprune.linalg import damped_cholesky, to_float64
 from numprune.models.adapter import Block
 from numprune.scoring.newton import numerical_score, unit_gram
 from numprune.scoring.registry import block_scorer
 
-STEPS = 1024
-"""Steps a module is emptied in; one with more units loses several in a step."""
-GAPS = 0.2
-"""Share of the places that may be empty before they are closed."""
+PENDING = 64
+"""Channels that may be gone before the matrices are brought up to date: enough to make matrix products of the updates,
+few enough that the single columns read meanwhile stay cheap to correct."""
 
 
 def eliminate(
-    weight: torch.Tensor, gram: torch.Tensor, *, width: int = 1, damping: float = 0.01, steps: int = STEPS
+    weight: torch.Tensor,
+    gram: torch.Tensor,
+    *,
+    width: int = 1,
+    damping: float = 0.01,
+    progress: Progress | None = None,
+    cancel: CancelEvent | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The order in which units go when each time the one with the least compensated loss goes.
 
-    With P = (G + gamma I)⁻¹, gamma = damping * mean(diag G), and B the compensated weight (in, out), the loss rises
-    by tr(B_gᵀ (P_gg)⁻¹ B_g) when unit g goes; then B -= P_:g (P_gg)⁻¹ B_g and P -= P_:g (P_gg)⁻¹ P_g:, which is
-    exact. Costs O(in³ + in² out), in products of whole matrices when several units go in a step.
+    With P = (G + gamma I)⁻¹, gamma = damping * mean(diag G), B the compensated weight (in, out) and K = B Bᵀ, the loss
+    rises by tr((P_gg)⁻¹ K_gg) when unit g goes. Then, with C = P_:g (P_gg)⁻¹ and A = K_:g,
+
+        P <- P - C P_gg Cᵀ,        K <- K - C Aᵀ - A Cᵀ + C K_gg Cᵀ,
+
+    which is exact and needs no `out` dimension. A step reads one block of columns and the diagonal blocks alone, so
+    the updates of several steps are applied together, as products of matrices. Costs about 10 Cholesky factorisations
+    of size `in`.
 
     Args:
         weight: (out, in), as torch stores it.
         gram: (in, in), XᵀX of the layer's inputs.
         width: consecutive input channels of a unit.
         damping: gamma as a fraction of the mean diagonal of the Gram matrix, positive.
-        steps: of which each removes the same number of units, at least one.
 
     Returns:
         Units in the order in which they go, (units,) long, and ||X W - X_S W'||² + gamma ||δW||² after each
         step, (units,) float64, not falling.
 
     Raises:
-        InputError: shapes, width, damping or steps are wrong.
+        InputError: shapes, width or damping are wrong.
         NumericalError: inputs are not finite, or the Gram matrix cannot be factorised.
+        Cancelled: `cancel` was set.
     """
     size = weight.shape[-1]
     if weight.ndim != 2 or gram.shape != (size, size) or width < 1 or size % width:
@@ -51,57 +61,111 @@ def eliminate(
             f"weight {tuple(weight.shape)}, gram {tuple(gram.shape)} and width {width} do not fit;"
             " expected (out, in), (in, in) and a divisor of in."
         )
-    if not 0 < damping < float("inf") or steps < 1:
-        raise InputError(f"damping is {damping} and steps {steps}; give a positive fraction and at least 1 step.")
-    b, g = to_float64(weight).T.clone(), to_float64(gram).to(weight.device)
+    if not 0 < damping < float("inf"):
+        raise InputError(f"damping is {damping}; give a positive fraction.")
+    b, g = to_float64(weight).T, to_float64(gram).to(weight.device)
     if not bool(torch.isfinite(b).all() and torch.isfinite(g).all()):
         raise NumericalError("weight or gram has non-finite values; check the checkpoint and the calibration data.")
     units = size // width
     if not bool(g.any()):
         return torch.arange(units), torch.zeros(units, dtype=torch.float64)
-    p = torch.cholesky_inverse(damped_cholesky(g, damping)[0])
-    room = torch.empty_like(p)
-    left = torch.arange(units, device=b.device)
-    # Units that went keep their place for a while: closing the gap at every step would cost more than the steps.
-    there = torch.ones(units, dtype=torch.bool, device=b.device)
-    batch, gaps = max(1, units // steps), 0
+    remaining = _Remaining(torch.cholesky_inverse(damped_cholesky(g, damping)[0]), b @ b.T, width)
     order, losses, loss = [], [], 0.0
-    while gaps < len(left):
-        costs = costs_of(p, b, width).masked_fill(~there, torch.inf)
-        gone = torch.argsort(costs, stable=True)[: min(batch, len(left) - gaps)]
-        out = channels_of(gone, width)
-        factor = torch.linalg.cholesky(p[out][:, out])
-        # Units that go in one step are priced together.
-        loss += float(torch.linalg.solve_triangular(factor, b[out], upper=False).square().sum())
-        order.append(left[gone].cpu())
-        losses += [loss] * len(gone)
-        change = torch.cholesky_solve(torch.cat([p[out], b[out]], dim=1), factor)
-        cross = p[:, out]
-        p -= torch.mm(cross, change[:, : len(p)], out=room)
-        b -= cross @ change[:, len(p) :]
-        # What is left of them is rounding, which no factorisation could take.
-        p[out[:, None], out] = torch.eye(len(out), dtype=p.dtype, device=p.device)
-        there[gone] = False
-        gaps += len(gone)
-        if gaps > len(left) * GAPS:
-            rest = there.repeat_interleave(width)
-            p, b, left = p[rest][:, rest], b[rest], left[there]
-            room, there, gaps = torch.empty_like(p), there[there], 0
-    return torch.cat(order), torch.tensor(losses, dtype=torch.float64)
+    for step in range(units):
+        if remaining.pending >= PENDING:
+            check_cancelled(cancel)
+            remaining.apply()
+            if progress is not None:
+                progress(step, units, "eliminating units")
+        unit, cost = remaining.remove_cheapest()
+        loss += cost
+        order.append(unit)
+        losses.append(loss)
+    return torch.tensor(order), torch.tensor(losses, dtype=torch.float64)
 
 
-def costs_of(p: torch.Tensor, b: torch.Tensor, width: int) -> torch.Tensor:
-    """How much the loss rises when each unit alone goes, (units,)."""
-    if width == 1:
-        return b.square().sum(dim=1) / p.diagonal()
-    units = len(b) // width
-    blocks = torch.stack([p[i * width : (i + 1) * width, i * width : (i + 1) * width] for i in range(units)])
-    factors = torch.linalg.cholesky(blocks)
-    return torch.linalg.solve_triangular(factors, b.reshape(units, width, -1), upper=False).square().sum((1, 2))
+class _Remaining:
+    """P and K of the units that remain, see `eliminate`; updates of the last steps wait in `_c`, `_v` and `_u`.
+
+    Written as P - C V and K - C Uᵀ - U Cᵀ, with V = P_gg Cᵀ and U = A - 1/2 C K_gg of every pending step.
+    """
+
+    def __init__(self, p: torch.Tensor, k: torch.Tensor, width: int) -> None:
+        self._p, self._k, self._width = p, k, width
+        self._units = torch.arange(len(p) // width, device=p.device)
+        self._p_blocks, self._k_blocks = (_diagonal_blocks(each, width) for each in (p, k))
+        self._forget()
+
+    def _forget(self) -> None:
+        size = len(self._p)
+        room = PENDING - 1 + self._width
+        self._c, self._v, self._u = (self._p.new_empty(size, room) for _ in range(3))
+        self._out = torch.zeros(len(self._units), dtype=torch.bool, device=self._p.device)
+        self.pending = 0
+
+    def remove_cheapest(self) -> tuple[int, float]:
+        """Remove the unit with the least cost; its index in the module and the cost."""
+        costs = costs_of_blocks(self._p_blocks, self._k_blocks).masked_fill(self._out, torch.inf)
+        cheapest = costs.argmin()
+        index, cost = int(cheapest), float(costs[cheapest])
+        self._remove(index)
+        return int(self._units[index]), cost
+
+    def _remove(self, index: int) -> None:
+        width, pending = self._width, self.pending
+        columns = slice(index * width, (index + 1) * width)
+        c_old, v_old, u_old = (each[:, :pending] for each in (self._c, self._v, self._u))
+        p = self._p[:, columns] - v_old @ c_old[columns].T
+        a = self._k[:, columns] - c_old @ u_old[columns].T - u_old @ c_old[columns].T
+        p_gg, k_gg = p[columns], a[columns]
+        c = torch.cholesky_solve(p.T, torch.linalg.cholesky(p_gg)).T if width > 1 else p / p_gg
+        u = a - 0.5 * c @ k_gg
+        new = slice(pending, pending + width)
+        self._c[:, new], self._v[:, new], self._u[:, new] = c, p, u
+        self.pending += width
+        c, p, u = (each.reshape(-1, width, width) for each in (c, p, u))
+        if width == 1:
+            self._p_blocks -= c * p
+            self._k_blocks -= 2 * c * u
+        else:
+            cross = c @ u.transpose(1, 2)
+            self._p_blocks -= c @ p.transpose(1, 2)
+            self._k_blocks -= cross + cross.transpose(1, 2)
+        # What is left of its own blocks is rounding, which no factorisation could take.
+        self._p_blocks[index] = torch.eye(width, dtype=p.dtype, device=p.device)
+        self._out[index] = True
+
+    def apply(self) -> None:
+        """Bring P and K up to date and close the gaps that removed units left."""
+        stays = ~self._out
+        rows = stays.repeat_interleave(self._width).nonzero()[:, 0]
+        c, v, u = (each[rows, : self.pending] for each in (self._c, self._v, self._u))
+        self._p = _symmetric_update(self._p, rows, c, v)
+        self._k = _symmetric_update(self._k, rows, torch.cat([c, u], 1), torch.cat([u, c], 1))
+        self._units = self._units[stays]
+        self._p_blocks, self._k_blocks = self._p_blocks[stays], self._k_blocks[stays]
+        self._forget()
 
 
-def channels_of(units: torch.Tensor, width: int) -> torch.Tensor:
-    return (units[:, None] * width + torch.arange(width, device=units.device)).reshape(-1)
+def _symmetric_update(
+    matrix: torch.Tensor, rows: torch.Tensor, left: torch.Tensor, right: torch.Tensor
+) -> torch.Tensor:
+    """matrix[rows][:, rows] - left @ rightᵀ."""
+    return matrix[rows[:, None], rows].addmm_(left, right.T, alpha=-1)
+
+
+def _diagonal_blocks(matrix: torch.Tensor, width: int) -> torch.Tensor:
+    """The blocks of every unit, (units, width, width), a copy."""
+    units = len(matrix) // width
+    index = torch.arange(units, device=matrix.device)
+    return matrix.reshape(units, width, units, width)[index, :, index, :].clone()
+
+
+def costs_of_blocks(p: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
+    """How much the loss rises when each unit alone goes, (units,): tr((P_gg)⁻¹ K_gg) of the blocks (units, w, w)."""
+    if p.shape[-1] == 1:
+        return (k / p)[:, 0, 0]
+    return torch.cholesky_solve(k, torch.linalg.cholesky(p)).diagonal(dim1=1, dim2=2).sum(1)
 
 
 @block_scorer("osscar")

@@ -1,11 +1,13 @@
 """Greedy elimination, against the compensation it prices, tried on every unit."""
 
+import threading
+
 import numpy as np
 import pytest
 import torch
 
-from numprune import InputError, NumericalError, compensate, score
-from numprune.scoring.elimination import eliminate
+from numprune import Cancelled, InputError, NumericalError, compensate, score
+from numprune.scoring.elimination import PENDING, eliminate
 
 
 def layer(units=6, width=1, out=5, seed=0):
@@ -40,13 +42,43 @@ def test_each_step_takes_the_unit_whose_compensated_loss_is_least(width):
         assert float(losses[step]) == pytest.approx(tried[unit], rel=1e-9)
 
 
-def test_several_units_a_step_end_at_the_same_loss():
-    weight, gram = layer(units=24, width=2)
-    order, losses = eliminate(weight, gram, width=2, steps=8)
-    assert sorted(order.tolist()) == list(range(24))
+@pytest.mark.parametrize(("units", "width"), [(200, 1), (40, 5), (3, 80)])
+def test_updates_that_wait_change_nothing(units, width):
+    """More channels than may be pending: some steps read matrices that were brought up to date, most do not."""
+    assert units * width > 2 * PENDING
+    weight, gram = layer(units=units, width=width)
+    order, losses = eliminate(weight, gram, width=width)
+    assert sorted(order.tolist()) == list(range(units))
     assert (losses.diff() >= 0).all()
-    for end in (3, 6, 24):
-        assert float(losses[end - 1]) == pytest.approx(loss_without(weight, gram, order[:end].tolist(), 2, 0.01))
+    for end in {1, units // 2, units - 1, units}:
+        removed = order[:end].tolist()
+        alone = loss_without(weight, gram, removed, width, 0.01)
+        assert float(losses[end - 1]) == pytest.approx(alone, rel=1e-9)
+        others = [unit for unit in range(units) if unit not in removed[:-1]][:8]
+        assert all(
+            alone <= loss_without(weight, gram, [*removed[:-1], unit], width, 0.01) * (1 + 1e-9) for unit in others
+        )
+
+
+def test_wide_modules_lose_one_unit_a_step():
+    """A module wider than any limit on steps: losses rise at every step and none is shared by two units."""
+    weight, gram = layer(units=1300, out=8)
+    order, losses = eliminate(weight, gram + torch.eye(1300, dtype=torch.float64))
+    assert sorted(order.tolist()) == list(range(1300))
+    assert (losses.diff() > 0).all()
+
+
+def test_elimination_can_be_stopped_and_followed():
+    weight, gram = layer(units=200)
+    told, stop = [], threading.Event()
+
+    def progress(done, total, what):
+        told.append((done, total, what))
+        stop.set()
+
+    with pytest.raises(Cancelled):
+        eliminate(weight, gram, progress=progress, cancel=stop)
+    assert told == [(PENDING, 200, "eliminating units")]
 
 
 def test_a_copy_of_a_channel_goes_before_any_other():
@@ -64,7 +96,7 @@ def test_a_module_that_never_fires_has_nothing_to_lose():
 
 def test_wrong_input_is_refused():
     weight, gram = layer()
-    for changes in ({"width": 4}, {"damping": 0.0}, {"steps": 0}):
+    for changes in ({"width": 4}, {"damping": 0.0}):
         with pytest.raises(InputError):
             eliminate(weight, gram, **changes)
     with pytest.raises(InputError):
