@@ -38,8 +38,8 @@ def fisher(
     """What the removal of a unit adds to the loss, in nats a token for a million parameters, when it goes in turn.
 
     Units of a module go one after the other, each time the one that costs least, and the others make up for it
-    (`numprune.scoring.elimination.eliminate` with F^1/2 W in the place of W); a unit is never priced below one that
-    went before it.
+    (`numprune.scoring.elimination.eliminate` with F^1/2 W in the place of W). The prices of a module, times the
+    parameters of its units, add up to what its loss is when all are gone, see `rising_prices`.
     """
     information = fisher_information(model, stats, progress=progress, cancel=cancel)
     scores = {}
@@ -49,15 +49,39 @@ def fisher(
         # Any root of F does: only tr(ΔW F ΔWᵀ) is priced.
         root, _ = damped_cholesky(information[block.key].to(module.gram.device), 1e-6, raise_damping=True)
         weight = root.T @ to_float64(block.last.weight.detach()).to(root.device)
-        order, losses = eliminate(weight, module.gram / module.tokens, width=block.width)
-        prices = losses.diff(prepend=losses.new_zeros(1)) * (0.5 * MILLION / block.cost)
-        prices = prices.clamp(min=0).cummax(0).values
-        # Equal prices keep the order in which the units went.
-        prices += torch.arange(len(prices)) * 1e-12 * prices[-1].clamp(min=torch.finfo(torch.float64).tiny)
-        found = torch.empty_like(prices)
-        found[order] = prices
-        scores[block.key] = found.repeat_interleave(block.width)
+        gram = module.gram / module.tokens
+        order, losses = eliminate(weight, gram, width=block.width, progress=progress, cancel=cancel)
+        prices = torch.empty_like(losses)
+        prices[order] = rising_prices(losses) * (0.5 * MILLION / block.cost)
+        scores[block.key] = prices.repeat_interleave(block.width)
     return scores
+
+
+def rising_prices(losses: torch.Tensor) -> torch.Tensor:
+    """What every unit adds to the loss, in the order in which they go, none below one that went before it.
+
+    Where a unit adds less than those before it, they are worth their mean: nobody who takes the first ones stops
+    before it. These are the slopes of the lower convex hull of the losses (isotonic regression by pooling adjacent
+    violators), so that the prices of a module add up to its last loss whatever its width.
+
+    Args:
+        losses: after every step, (units,) float64, not falling.
+
+    Returns:
+        (units,) float64; units that share a mean differ by parts in 10^12, to keep their order.
+    """
+    pools: list[tuple[float, int]] = []
+    for added in losses.diff(prepend=losses.new_zeros(1)).clamp(min=0).tolist():
+        total, count = added, 1
+        while pools and pools[-1][0] * count >= total * pools[-1][1]:
+            total, count = total + pools[-1][0], count + pools[-1][1]
+            pools.pop()
+        pools.append((total, count))
+    prices = []
+    for total, count in pools:
+        ranks = (torch.arange(count, dtype=torch.float64) - (count - 1) / 2) / max(count, 2)
+        prices.append(total / count * (1 + 1e-12 * ranks))
+    return torch.cat(prices)
 
 
 def fisher_information(

@@ -5,10 +5,14 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
+import transformers
 from architectures import ARCHITECTURES, random_ids, tiny_model
+from scipy.optimize import isotonic_regression
 
-from numprune import InputError, calibrate, score
-from numprune.scoring.fisher import fisher_information
+from numprune import InputError, Model, calibrate, score
+from numprune.linalg import damped_cholesky
+from numprune.models.adapter import adapter_for
+from numprune.scoring.fisher import fisher_information, rising_prices
 
 ONE_PREDICTION = 2
 
@@ -60,3 +64,33 @@ def test_statistics_without_tokens_are_refused(model, stats):
     stats.rows = None
     with pytest.raises(InputError, match="calibrate again"):
         score(model, stats, scorer="fisher")
+
+
+@pytest.mark.parametrize("channels", [24, 1300])
+def test_the_prices_of_a_module_add_up_to_what_it_is_worth(channels):
+    """1/2 tr(F W (G/n + gamma I) Wᵀ) is lost when all units are gone, at any width."""
+    config = transformers.LlamaConfig(
+        vocab_size=40, hidden_size=16, intermediate_size=channels, num_hidden_layers=1, num_attention_heads=2
+    )
+    torch.manual_seed(0)
+    module = transformers.LlamaForCausalLM(config).eval().requires_grad_(False)
+    model = Model(module=module, tokenizer=None, adapter=adapter_for(config), name="wide")
+    rows = torch.randint(40, (8, 32), generator=torch.Generator().manual_seed(1))
+    stats = calibrate(model, rows, samples=8, sequence_length=32)
+    table, information = score(model, stats, scorer="fisher"), fisher_information(model, stats)
+    for block in model.blocks:
+        scores, moments = table.modules[block.key], stats.modules[block.key]
+        root, _ = damped_cholesky(information[block.key], 1e-6)
+        gram = moments.gram / moments.tokens
+        gram = gram + 0.01 * gram.diagonal().mean() * torch.eye(len(gram))
+        weight = root.T @ block.last.weight.double()
+        worth = 0.5 * float(((weight @ gram) * weight).sum())
+        assert scores.units.sum() * scores.cost / 1e6 == pytest.approx(worth, rel=1e-6)
+
+
+def test_prices_rise_as_isotonic_regression_has_it():
+    added = torch.tensor([3.0, 1.0, 2.0, 2.0, 0.0, 5.0, 4.0, 9.0, 9.0], dtype=torch.float64)
+    prices = rising_prices(added.cumsum(0)).numpy()
+    np.testing.assert_allclose(prices, isotonic_regression(added.numpy()).x, rtol=1e-11)
+    assert (np.diff(prices) > 0).all()
+    assert prices.sum() == pytest.approx(float(added.sum()), rel=1e-14)
