@@ -19,6 +19,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from numprune.errors import InputError, NumpruneError
 from numprune.files import MARKER, atomic_folder, to_json
 from numprune.models.adapter import Adapter, Block, EmptyAttention, blocks_parameters, make_linear, narrow_linear
+from numprune.models.identity import fingerprint
 from numprune.models.pieces import pieces
 from numprune.plan.keys import KINDS, ModuleKey
 from numprune.plan.recipe import Recipe
@@ -113,12 +114,16 @@ class Model:
         return {key: present.get(key, 0) for key in keys}
 
     def fingerprint(self) -> str:
-        """Short hash of the architecture and of a sample of every weight; the same on every device.
+        """Short hash of the config and of all weights; the same on every device.
 
-        Sixty-four evenly spaced values of each tensor are hashed, which tells fine-tuned siblings apart at the
-        cost of reading a few thousand numbers. They are rounded to bfloat16 first, so that a checkpoint keeps its
-        fingerprint in float32 and bfloat16; float16 keeps it too where it holds the checkpoint's values exactly.
+        Weights are rounded to bfloat16 first, so that a checkpoint keeps its fingerprint in float32 and bfloat16;
+        float16 keeps it too where it holds the checkpoint's values exactly. What of the config says nothing about the
+        logits (`numprune.models.identity`) is left out. Reads all weights once.
         """
+        return fingerprint(self.module)
+
+    def earlier_fingerprint(self) -> str:
+        """The fingerprint that numprune 0.1 gave, in recipes and folders of that time: of 64 values a tensor."""
         digest = hashlib.sha256(json.dumps([self.config.model_type, self.layers]).encode())
         for name, parameter in sorted(self.module.named_parameters()):
             flat = parameter.detach().reshape(-1)
@@ -148,7 +153,7 @@ class Model:
         """
         own = self.fingerprint()
         units = {block.key: block.units for block in self.blocks}
-        recipe.check_for(self.name, [own], units)
+        recipe.check_for(self.name, [own, self.earlier_fingerprint()], units)
         return recipe.replace(model=self.name, fingerprint=own)
 
     def save(self, folder: str | os.PathLike[str]) -> None:

@@ -15,7 +15,7 @@ from numprune.evaluation.footprint import sizes
 from numprune.plan.plan import PruningPlan
 from numprune.plan.presets import METHODS, method_of
 from numprune.plan.recipe import Recipe
-from numprune.scoring import ScoreTable
+from numprune.scoring import ScoreTable, check_scorer
 from numprune.ui import html, ratios
 from numprune.ui.figures import sensitivity_curves
 from numprune.ui.page import ACCELERATOR, LIVE, Updates, owner_of, toasts
@@ -180,7 +180,7 @@ def adopted(session: Session, recipe: Recipe) -> Session:
             f" {recipe.calibration.sequence_length}; load the model with it in step 1."
         )
     names = (
-        "method",
+        "removal",
         "scorer",
         "allocation",
         "ratio",
@@ -343,7 +343,7 @@ def wire(page: Page) -> None:
             session = given[page.session]
             fresh = Recipe()
             names = (
-                "method",
+                "removal",
                 "swaps",
                 "compensation",
                 "damping",
@@ -366,10 +366,8 @@ def wire(page: Page) -> None:
     def opened(given: Updates) -> Session:
         session = given[page.session]
         recipe = Recipe.read(Path(given[step.open]))
-        loaded = page.workbench.dense(session)
-        units = {key: len(module.units) for key, module in loaded.scores.modules.items()}
-        recipe.check_for(loaded.scores.model, loaded.scores.fingerprint, units)
-        return adopted(session, recipe)
+        check_scorer(recipe.scorer)
+        return adopted(session, page.workbench.dense(session).model.adopt(recipe))
 
     def prepare_recipe(
         given: Updates,

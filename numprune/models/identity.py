@@ -1,0 +1,65 @@
+"""What tells a model from every other one: the numbers its predictions come from."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Any
+
+import torch
+from torch import nn
+
+IRRELEVANT = (
+    "_name_or_path",
+    "architectures",
+    "auto_map",
+    "chunk_size_feed_forward",
+    "dtype",
+    "id2label",
+    "is_decoder",
+    "label2id",
+    "output_attentions",
+    "output_hidden_states",
+    "per_layer_config",
+    "problem_type",
+    "return_dict",
+    "torch_dtype",
+    "transformers_version",
+    "use_cache",
+)
+"""Entries of a config that change no logit; `per_layer_config` repeats the shapes of tensors."""
+IRRELEVANT_ENDINGS = ("_token_id", "_dropout", "_range", "_std", "dropout", "layerdrop", "_pdrop")
+"""What starts or ends a text, and what only training reads."""
+CHUNK = 2**24
+"""Values that are hashed at once."""
+
+
+def fingerprint(module: nn.Module) -> str:
+    """Short hash of a module's config and of all its parameters, see `numprune.Model.fingerprint`."""
+    digest = hashlib.sha256(json.dumps(relevant(module.config.to_dict()), sort_keys=True, default=str).encode())
+    for name, parameter in sorted(module.named_parameters()):
+        digest.update(f"{name}{tuple(parameter.shape)}".encode())
+        for chunk in parameter.detach().reshape(-1).split(CHUNK):
+            digest.update(chunk.to("cpu", torch.bfloat16).view(torch.uint8).numpy())
+    return digest.hexdigest()[:16]
+
+
+def relevant(config: dict[str, Any]) -> dict[str, Any]:
+    """The entries of a config that may change logits; what is None, False or empty is as good as not there."""
+    kept = {}
+    for key, value in config.items():
+        if key in IRRELEVANT or key.endswith(IRRELEVANT_ENDINGS) or key.startswith("_"):
+            continue
+        value = _plain(value)
+        if value is not None and value is not False and value not in ([], {}, ""):
+            kept[str(key)] = value
+    return kept
+
+
+def _plain(value: Any) -> Any:
+    """The value as every writer of JSON would have it: lists for tuples, whole numbers for 1.0."""
+    if isinstance(value, dict):
+        return relevant(value)
+    if isinstance(value, list | tuple):
+        return [_plain(each) for each in value]
+    return int(value) if isinstance(value, float) and value.is_integer() else value
