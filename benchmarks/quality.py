@@ -17,7 +17,7 @@ import pandas as pd
 
 import numprune
 from numprune.cli import main as numprune_command
-from numprune.evaluation.methods import DENSE, Cell, read_cells, summary
+from numprune.evaluation.cells import DENSE, Cell, read_cells, summary
 from numprune.files import write_text
 
 FOLDER = Path(__file__).parent

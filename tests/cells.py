@@ -1,6 +1,6 @@
 """A measured cell, written by hand."""
 
-from numprune.evaluation.methods import Cell
+from numprune.evaluation.cells import Cell
 
 DENSE = Cell(
     run="r",

@@ -146,7 +146,8 @@ def _table(
     place: Path,
     console: Console,
 ) -> tuple[dict[str, Any], str]:
-    from numprune.evaluation.methods import compare_methods, read_cells, write_cells
+    from numprune.evaluation.cells import read_cells, write_cells
+    from numprune.evaluation.methods import compare_methods
     from numprune.evaluation.reproduction import beside, other_ratios, paper_model
 
     began = time.monotonic()
@@ -263,8 +264,8 @@ def _plain(table: DataFrame) -> list[dict[str, Any]]:
 
 def _figures(cells: list[Cell], paper: PaperModel | None) -> list[Figure]:
     """One picture for every text, or of the Fréchet distance."""
+    from numprune.evaluation.cells import summary
     from numprune.evaluation.images.inception import INCEPTION
-    from numprune.evaluation.methods import summary
     from numprune.evaluation.reproduction import paper_curves
     from numprune.ui.figures import methods_chart
 

@@ -131,7 +131,9 @@ def _numbers(name: str, text: str, kind: type, example: str) -> list[Any]:
 
 def _compare(args: argparse.Namespace, recipe: Recipe, ratios: list[float], console: Console) -> None:
     """`--methods`: the cells that are missing in the CSV, and the picture of all of them."""
-    from numprune.evaluation.methods import Bench, compare_methods, methods_for, read_cells, summary, write_cells
+    from numprune.evaluation.cells import read_cells, summary, write_cells
+    from numprune.evaluation.measurement import Bench
+    from numprune.evaluation.methods import compare_methods, methods_for
 
     if not args.out or not args.out.endswith(".csv"):
         raise numprune.InputError(f"--out is {args.out}; give a .csv file for the cells.")

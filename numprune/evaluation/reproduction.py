@@ -11,9 +11,9 @@ import pandas as pd
 import torch
 import torch.nn.functional as F
 
+from numprune.evaluation.cells import Cell
 from numprune.evaluation.images.features import Extractor, Features
 from numprune.evaluation.images.inception import INCEPTION
-from numprune.evaluation.methods import Cell
 from numprune.evaluation.paper import IMAGE_METRICS, LABELS, LLAMAS, TEXTS, PaperModel, Protocol, Values, find
 from numprune.models.model import Model
 

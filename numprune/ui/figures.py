@@ -215,7 +215,7 @@ def methods_chart(table: pd.DataFrame, measure: str, *, paper: pd.DataFrame | No
     """What every method loses against the ratio, with lowest and highest over the seeds, and the time it took.
 
     Args:
-        table: from `numprune.evaluation.methods.summary`.
+        table: from `numprune.evaluation.cells.summary`.
         measure: what its column of that name holds. The axis is a square root, so that a method that fails does not
             flatten all others.
         paper: published curves of the same measure, dashed and in the colour of their method: columns method, label,

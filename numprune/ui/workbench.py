@@ -14,7 +14,7 @@ import torch
 from numprune.allocation.threshold import allocate
 from numprune.calibration import CalibrationStats, calibrate
 from numprune.errors import CancelEvent, InputError, Progress, check_cancelled
-from numprune.evaluation.methods import Cell
+from numprune.evaluation.cells import Cell
 from numprune.evaluation.uniform import cost_of_uniform
 from numprune.loading import load
 from numprune.models import Model, embedded_models

@@ -10,10 +10,12 @@ from architectures import random_ids, tiny_model, with_recipe
 
 import numprune
 from numprune import METHODS, CalibrationRecipe, Cancelled, InputError, Recipe, compare_methods
+from numprune.evaluation.cells import DENSE, read_cells, summary, write_cells
 from numprune.evaluation.images.features import METRICS
 from numprune.evaluation.images.judge import panel_of
 from numprune.evaluation.images.quality import image_quality
-from numprune.evaluation.methods import DENSE, Bench, Shared, pruned_by, read_cells, summary, write_cells
+from numprune.evaluation.measurement import Bench
+from numprune.evaluation.methods import Shared, pruned_by
 
 BENCH = Bench(data=random_ids(3, 12, seed=5), sequence_length=12)
 
@@ -39,7 +41,7 @@ def test_cells_are_those_of_the_single_steps(model, recipe):
         plan = numprune.allocate(scores, chosen)
         pruned = numprune.prune(model, with_recipe(plan, compensation=chosen.compensation), stats)
         loss = numprune.perplexity(pruned, BENCH.data, sequence_length=12)
-        assert cell.place == (cell.method, 0.3, 1)
+        assert cell.configuration == (cell.method, 0.3, 1)
         assert (cell.nll, cell.tokens) == (loss.nll, loss.tokens)
         assert cell.kl == numprune.divergence(model, pruned, BENCH.data, sequence_length=12).mean_kl
         assert (cell.parameters, cell.reached) == (pruned.parameters, plan.ratio_reached)
@@ -62,7 +64,7 @@ def test_only_missing_cells_are_measured(model, recipe, tmp_path):
     write_cells(file, whole[:4])
     assert read_cells(file) == whole[:4]
     rest = list(compare_methods(*arguments, recipe=recipe, seeds=[0, 1], done=read_cells(file)))
-    assert [(cell.place, cell.nll) for cell in rest] == [(cell.place, cell.nll) for cell in whole[4:]]
+    assert [(cell.configuration, cell.nll) for cell in rest] == [(cell.configuration, cell.nll) for cell in whole[4:]]
 
 
 def test_a_file_may_move_but_not_change(model, recipe, tmp_path):
@@ -148,8 +150,8 @@ def test_several_benches_measure_the_same_pruned_model(model, recipe, tmp_path):
     assert [cell.method for cell in both] == [DENSE, DENSE, "paper", "paper"]
     for bench, cells in ((BENCH, both[0::2]), (other, both[1::2])):
         alone = list(compare_methods(model, ["paper"], [0.3], bench, recipe=recipe))
-        assert [(cell.run, cell.place, cell.nll, cell.kl) for cell in cells] == [
-            (cell.run, cell.place, cell.nll, cell.kl) for cell in alone
+        assert [(cell.run, cell.configuration, cell.nll, cell.kl) for cell in cells] == [
+            (cell.run, cell.configuration, cell.nll, cell.kl) for cell in alone
         ]
     # What one of them has already is not measured again.
     rest = list(compare_methods(model, ["paper"], [0.3], [BENCH, other], recipe=recipe, done=both[:3]))

@@ -9,8 +9,9 @@ from cells import DENSE
 
 from numprune.cli import main
 from numprune.errors import InputError
-from numprune.evaluation import methods
-from numprune.evaluation.methods import Bench, read_cells, run_of
+from numprune.evaluation import measurement, methods
+from numprune.evaluation.cells import read_cells
+from numprune.evaluation.measurement import Bench, run_of
 from numprune.models import held_out_text
 from numprune.ui.app import compose
 from numprune.ui.session import Session
@@ -97,9 +98,9 @@ def few_words(monkeypatch):
     """Whatever is to be measured on, a few words stand for it."""
     words = ["Once upon a time there was a little dog."]
     for name in ("perplexity", "divergence"):
-        real = getattr(methods, name)
+        real = getattr(measurement, name)
         short = partial(lambda real, *models_and_data, **options: real(*models_and_data[:-1], words, **options), real)
-        monkeypatch.setattr(methods, name, short)
+        monkeypatch.setattr(measurement, name, short)
 
 
 def test_a_stopped_comparison_keeps_its_cells_and_goes_on_with_the_missing_ones(scored, few_words, monkeypatch):

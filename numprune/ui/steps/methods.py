@@ -12,16 +12,9 @@ import gradio as gr
 import pandas as pd
 
 from numprune.errors import InputError
-from numprune.evaluation.methods import (
-    DENSE,
-    Bench,
-    Cell,
-    compare_methods,
-    read_cells,
-    run_of,
-    summary,
-    write_cells,
-)
+from numprune.evaluation.cells import DENSE, Cell, read_cells, summary, write_cells
+from numprune.evaluation.measurement import Bench, run_of
+from numprune.evaluation.methods import compare_methods
 from numprune.evaluation.reproduction import curves_for
 from numprune.models import Model, held_out_text
 from numprune.plan.presets import METHODS
