@@ -151,12 +151,12 @@ def with_recipe(plan, **changes):
     return replace(plan, recipe=plan.recipe.replace(**changes))
 
 
-def random_scores(model, *, seed=0):
-    """Standard normal scores for every channel of every module of a model, under the name of the default scorer."""
+def random_scores(model, *, seed=0, scorer="newton"):
+    """Standard normal scores for every channel of every module of a model, under the name of a scorer."""
     rng = np.random.default_rng(seed)
     modules = {}
     for block in model.blocks:
         channels = rng.standard_normal(block.units * block.width)
         units = channels.reshape(block.units, block.width).mean(1)
         modules[block.key] = ModuleScores(units, channels, block.cost, block.remainder)
-    return ScoreTable(modules, "newton", 0.5, model.name, model.fingerprint(), model.parameters)
+    return ScoreTable(modules, scorer, 0.5, model.name, model.fingerprint(), model.parameters)

@@ -214,7 +214,7 @@ def test_saving_leaves_the_model_usable_and_the_folder_clean(model, tmp_path, de
 def test_a_loaded_pruned_model_can_be_pruned_measured_and_saved_again(model, stats, plan, tmp_path):
     prune(model, plan, stats).save(tmp_path / "once")
     once = load(tmp_path / "once", device="cpu")
-    with pytest.raises(InputError, match="statistics are of another model"):
+    with pytest.raises(InputError, match="The statistics belong to another model"):
         score(once, stats)
     new_stats = calibrate(once, random_ids(8, 32, seed=1), samples=8, sequence_length=32)
     new_plan = allocate(score(once, new_stats), Recipe(ratio=0.3))

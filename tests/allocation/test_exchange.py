@@ -16,7 +16,7 @@ ROWS = random_ids(24, 24, seed=1)
 def scored():
     model = tiny_model("llama", num_hidden_layers=3)
     stats = calibrate(model, ROWS, samples=24, sequence_length=24)
-    return model, stats, random_scores(model, seed=2)
+    return model, stats, random_scores(model, seed=2, scorer="fisher")
 
 
 def best(**changes):
@@ -53,7 +53,7 @@ def test_what_judges_a_plan_follows_the_compensation(scored):
 def test_trials_need_sequences_to_fit_on_and_others_to_measure_on(scored):
     model, stats, _ = scored
     one = CalibrationStats(**{**vars(stats), "rows": stats.rows[:1]})
-    with pytest.raises(InputError, match="no two sequences"):
+    with pytest.raises(InputError, match="cannot be fitted on and measured on"):
         FittedTrial(model, one, best(), 8)
 
 
@@ -83,7 +83,7 @@ class Priced:
 
 def test_budget_goes_from_the_module_that_misses_least_to_the_one_that_repays_most(scored):
     _, _, scores = scored
-    recipe = Recipe(ratio=0.5, allocation="uniform")
+    recipe = Recipe(scorer="fisher", ratio=0.5, allocation="uniform")
     plan = allocate(scores, recipe)
     dear, cheap = ModuleKey(1, "mlp"), ModuleKey(2, "mlp")
     prices = dict.fromkeys(plan.keep, 1.0) | {dear: 3.0, cheap: 0.1}
@@ -98,7 +98,7 @@ def test_budget_goes_from_the_module_that_misses_least_to_the_one_that_repays_mo
 
 def test_what_helps_nowhere_is_not_done(scored):
     _, _, scores = scored
-    recipe = Recipe(ratio=0.5, allocation="uniform")
+    recipe = Recipe(scorer="fisher", ratio=0.5, allocation="uniform")
     plan = allocate(scores, recipe)
 
     class Perfect:

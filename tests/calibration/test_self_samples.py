@@ -53,7 +53,7 @@ def test_same_seed_same_samples_other_seed_other_samples(model):
 
 def test_samples_do_not_depend_on_how_they_are_batched(model, monkeypatch):
     expected = draw_samples(model, 7, 20, seed=2)
-    monkeypatch.setattr(module, "BATCH", 3)
+    monkeypatch.setattr(module, "SAMPLED_SEQUENCES", 3)
     assert torch.equal(draw_samples(model, 7, 20, seed=2), expected)
     assert torch.equal(draw_samples(model, 2, 20, seed=2), expected[:2])
 
@@ -156,8 +156,8 @@ def test_images_are_those_the_model_draws_of_uniform_classes(monkeypatch):
     classes, codes = drawn[:, 0] - model.config.codes, drawn[:, 1:]
     assert drawn.shape == (200, 65)
     assert sorted(classes.unique().tolist()) == list(range(model.classes))
-    assert torch.equal(codes[:3], model.generate(classes[:3], **module.IMAGES, seed=5))
-    monkeypatch.setattr(module, "BATCH", 30)
+    assert torch.equal(codes[:3], model.generate(classes[:3], **model.sampling_settings, seed=5))
+    monkeypatch.setattr("numprune.llamagen.model.SAMPLED_SEQUENCES", 30)
     assert torch.equal(draw_samples(model, 70, 65, seed=5)[:65], draw_samples(model, 200, 65, seed=5)[:65])
 
 
@@ -168,7 +168,8 @@ def test_images_are_drawn_once_for_each_model_and_setting(drawn, cache, monkeypa
     assert len(drawn) == 1
     assert len(list(cache.iterdir())) == 1
     self_samples(tiny_model("llamagen", seed=1), 3, 65, seed=0)
-    monkeypatch.setitem(module.IMAGES, "cfg_scale", 1.5)
+    settings = model.sampling_settings | {"cfg_scale": 1.5}
+    monkeypatch.setattr(type(model), "sampling_settings", property(lambda self: settings))
     assert not torch.equal(self_samples(model, 3, 65, seed=0), first)
     assert len(drawn) == 3
 

@@ -81,7 +81,7 @@ def test_it_has_a_direction(model, pruned):
 def test_long_windows_are_compared_in_chunks(model, pruned, monkeypatch):
     ids = random_ids(1, 40)
     whole = divergence(model, pruned, ids)
-    monkeypatch.setattr(sys.modules["numprune.evaluation.divergence"], "CHUNK", 7)
+    monkeypatch.setattr(sys.modules["numprune.evaluation.divergence"], "EXACT_POSITIONS", 7)
     np.testing.assert_array_equal(divergence(model, pruned, ids).kl, whole.kl)
 
 

@@ -31,16 +31,15 @@ def scores(model, stats):
 
 @pytest.fixture
 def pruned_models(monkeypatch):
-    """Weak references to what `sweep` pruned, with the arguments."""
+    """Weak references to what `sweep` pruned, with the plans."""
     calls = []
 
     def recording(model, plan, stats, **options):
         pruned = prune(model, plan, stats, **options)
-        calls.append((weakref.ref(pruned.module), plan, options))
+        calls.append((weakref.ref(pruned.module), plan))
         return pruned
 
-    # `prune` hands on what the recipe says, so that the options can be looked at here.
-    monkeypatch.setattr("numprune.pruning.prune", recording)
+    monkeypatch.setattr(MODULE, "prune", recording)
     return calls
 
 
@@ -82,7 +81,7 @@ def test_weights_are_refitted_only_for_perplexity(model, stats, scores, pruned_m
     assert bare.perplexity is None
     list(sweep(model, stats, scores, Recipe(), [0.3], data=random_ids(1, 16), **QUICK))
     list(sweep(model, stats, scores, Recipe(compensation="none"), [0.3], data=random_ids(1, 16), **QUICK))
-    assert [options["compensation"] for _, _, options in pruned_models] == ["none", "paper", "none"]
+    assert [plan.recipe.compensation for _, plan in pruned_models] == ["none", "paper", "none"]
 
 
 def test_a_pruned_model_is_gone_when_its_point_is_there(model, stats, scores, pruned_models):

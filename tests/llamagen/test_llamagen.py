@@ -3,6 +3,7 @@
 import math
 import pickle
 import threading
+from importlib import import_module
 from types import SimpleNamespace
 
 import psutil
@@ -30,7 +31,6 @@ from numprune import (
 )
 from numprune.llamagen import VQ_FILE, LlamaGen, build, load_checkpoint, load_vq
 from numprune.llamagen.model import VQ_FOLDER
-from numprune.loading import load as loading
 
 GRID = 2
 CODES, CLASSES = 40, 5
@@ -504,7 +504,7 @@ def test_load_opens_published_files_of_the_hub(tmp_path, vq_file, monkeypatch):
         asked.append((repository, file, revision))
         return str(files[file])
 
-    monkeypatch.setattr(loading, "hf_hub_download", download)
+    monkeypatch.setattr(import_module("numprune.loading.load"), "hf_hub_download", download)
     name = "FoundationVision/LlamaGen:c2i_B_256.pt"
     model = load(name, device="cpu", revision="main")
     assert asked == [("FoundationVision/LlamaGen", file, "main") for file in files]

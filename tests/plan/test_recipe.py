@@ -44,7 +44,7 @@ def test_json_round_trip(recipe, tmp_path):
 def test_json_names_everything_and_the_version():
     plain = json.loads(Recipe(**FULL).to_json())
     assert plain["version"] == 1
-    assert set(plain) == {"version", *FULL}
+    assert set(plain) == {"version", "method", *FULL} - {"removal"}
     assert plain["ratios"] == {"0.attention": 0.25, "1.mlp": 0.5}
     assert plain["keep"] == {"0.mlp": [1, 3]}
     assert plain["calibration"] == {"data": "wikitext2", "samples": 3, "sequence_length": 17, "seed": 5}

@@ -6,7 +6,7 @@ from scipy.optimize import minimize
 from numprune import InputError, NumericalError
 from numprune.scoring.newton import numerical_score
 
-METHODS = ["closed_form", "newton", "boxed"]
+SOLVERS = ["closed_form", "newton", "boxed"]
 
 
 def problem(channels=8, out=12, tokens=40, *, seed=0):
@@ -61,11 +61,11 @@ def test_one_newton_step_is_already_the_optimum():
     torch.testing.assert_close(one, many, rtol=1e-8, atol=1e-10)
 
 
-@pytest.mark.parametrize("method", ["closed_form", "newton"])
+@pytest.mark.parametrize("solver", ["closed_form", "newton"])
 @pytest.mark.parametrize("penalty", [0.1, 1.0, 10.0])
-def test_score_minimises_the_papers_objective(method, penalty):
+def test_score_minimises_the_papers_objective(solver, penalty):
     weight, x, gram = problem()
-    z = numerical_score(weight, gram, ratio=0.3, penalty=penalty, solver=method, damping=1e-14).numpy()
+    z = numerical_score(weight, gram, ratio=0.3, penalty=penalty, solver=solver, damping=1e-14).numpy()
     value, gradient = objective(z, weight, x, 0.3, penalty)
     assert np.abs(gradient).max() < 1e-9
     found = minimize(objective, np.ones(8), (weight, x, 0.3, penalty), jac=True, method="BFGS", options={"gtol": 1e-10})
@@ -137,37 +137,37 @@ def test_order_depends_on_neither_ratio_nor_penalty():
 
 def test_ratio_zero_scores_every_channel_one():
     weight, _, gram = problem()
-    for method in METHODS:
-        assert torch.equal(numerical_score(weight, gram, ratio=0, solver=method), torch.ones(8, dtype=torch.float64))
+    for solver in SOLVERS:
+        assert torch.equal(numerical_score(weight, gram, ratio=0, solver=solver), torch.ones(8, dtype=torch.float64))
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_a_channel_that_contributes_less_scores_lower(method):
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_a_channel_that_contributes_less_scores_lower(solver):
     weight, gram = torch.ones(3, 4), torch.diag(torch.tensor([4.0, 1.0, 3.0, 2.0]))
-    scores = numerical_score(weight, gram, ratio=0.3, solver=method)
+    scores = numerical_score(weight, gram, ratio=0.3, solver=solver)
     assert scores.argsort().tolist() == [1, 3, 2, 0]
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_rank_deficient_gram_gives_finite_scores(method):
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_rank_deficient_gram_gives_finite_scores(solver):
     generator = torch.Generator().manual_seed(4)
     x = torch.randn(3, 16, generator=generator, dtype=torch.float64)
     weight = torch.randn(1, 16, generator=generator, dtype=torch.float64)
     gram = x.T @ x
     assert int(torch.linalg.matrix_rank(gram)) == 3
-    scores = numerical_score(weight, gram / gram.trace(), ratio=0.5, solver=method, steps=200)
+    scores = numerical_score(weight, gram / gram.trace(), ratio=0.5, solver=solver, steps=200)
     assert bool(torch.isfinite(scores).all())
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_identical_channels_get_equal_finite_scores(method):
-    scores = numerical_score(torch.ones(2, 5), torch.full((5, 5), 0.2), ratio=0.4, solver=method, steps=200)
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_identical_channels_get_equal_finite_scores(solver):
+    scores = numerical_score(torch.ones(2, 5), torch.full((5, 5), 0.2), ratio=0.4, solver=solver, steps=200)
     torch.testing.assert_close(scores, scores[:1].expand(5), rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("solver", SOLVERS)
 @pytest.mark.parametrize("why", ["weight", "gram"])
-def test_dead_channels_score_lowest(method, why):
+def test_dead_channels_score_lowest(solver, why):
     weight, _, gram = problem()
     dead = [2, 5]
     if why == "weight":
@@ -175,18 +175,18 @@ def test_dead_channels_score_lowest(method, why):
     else:
         gram[dead] = gram[:, dead] = 0
     alive = [i for i in range(8) if i not in dead]
-    scores = numerical_score(weight, gram, ratio=0.5, solver=method)
+    scores = numerical_score(weight, gram, ratio=0.5, solver=solver)
     assert float(scores[dead].max()) < min(0.0, float(scores[alive].min()))
     assert sorted(scores.argsort()[:2].tolist()) == dead
-    without = numerical_score(weight[:, alive], gram[alive][:, alive], ratio=0.5, solver=method)
+    without = numerical_score(weight[:, alive], gram[alive][:, alive], ratio=0.5, solver=solver)
     torch.testing.assert_close(scores[alive], without, rtol=1e-9, atol=1e-12)
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_a_module_without_any_signal_scores_zero_everywhere(method):
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_a_module_without_any_signal_scores_zero_everywhere(solver):
     zeros = torch.zeros(4, dtype=torch.float64)
-    assert torch.equal(numerical_score(torch.zeros(3, 4), torch.eye(4), ratio=0.5, solver=method), zeros)
-    assert torch.equal(numerical_score(torch.ones(3, 4), torch.zeros(4, 4), ratio=0.5, solver=method), zeros)
+    assert torch.equal(numerical_score(torch.zeros(3, 4), torch.eye(4), ratio=0.5, solver=solver), zeros)
+    assert torch.equal(numerical_score(torch.ones(3, 4), torch.zeros(4, 4), ratio=0.5, solver=solver), zeros)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
@@ -201,8 +201,8 @@ def test_weights_of_lower_precision_are_scored_in_float64(dtype):
 def test_inputs_are_left_alone():
     weight, _, gram = problem()
     before = weight.clone(), gram.clone()
-    for method in METHODS:
-        numerical_score(weight, gram, ratio=0.5, solver=method)
+    for solver in SOLVERS:
+        numerical_score(weight, gram, ratio=0.5, solver=solver)
     assert torch.equal(weight, before[0])
     assert torch.equal(gram, before[1])
 
@@ -216,7 +216,7 @@ def test_inputs_are_left_alone():
         ({"ratio": "half"}, "ratio is half"),
         ({"penalty": 0.0}, "penalty is 0.0"),
         ({"penalty": float("inf")}, "penalty is inf"),
-        ({"method": "adam"}, "closed_form, newton, boxed"),
+        ({"solver": "adam"}, "closed_form, newton, boxed"),
         ({"steps": 0}, "steps is 0"),
         ({"damping": -1.0}, "damping is -1.0"),
         ({"damping": float("nan")}, "damping is nan"),

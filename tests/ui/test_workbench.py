@@ -203,9 +203,9 @@ def test_a_recipe_of_another_scorer_plans_by_its_scores_once_they_are_there(requ
     with pytest.raises(InputError, match="not scored by wanda_sp here"):
         bench.plan(other)
     bench.score_by(other, "wanda_sp")
-    assert bench.dense(other).scores.method == "wanda_sp"
+    assert bench.dense(other).scores.scorer == "wanda_sp"
     assert bench.dense(other).model is bench.dense(session).model
-    assert bench.dense(session).scores.method == "newton"
+    assert bench.dense(session).scores.scorer == "newton"
     assert bench.plan(other).keep != bench.plan(session).keep
     assert bench.opened(other) is bench.opened(session) is bench.dense(session)
     assert bench.scored(session, "wanda_sp")

@@ -13,7 +13,8 @@ from numprune.allocation.threshold import allocate
 from numprune.errors import InputError
 from numprune.plan.keys import KINDS, Kind, ModuleKey
 from numprune.plan.plan import PruningPlan
-from numprune.scoring import SCORERS, ScoreTable, agreement
+from numprune.scoring import SCORERS, ScoreTable
+from numprune.scoring.comparison import agreement
 from numprune.ui import heatmap, html
 from numprune.ui.heatmap import Rows, difference_heatmap, most_apart
 from numprune.ui.page import ACCELERATOR, LIVE, Updates, toasts
