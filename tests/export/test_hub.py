@@ -45,9 +45,9 @@ def api(monkeypatch):
 
 @pytest.fixture
 def pruned(model, stats):
-    recipe = Recipe(ratio=0.4, calibration=CalibrationRecipe(data="/home/ada/private/diary.txt", samples=8))
-    result = prune(model, allocate(random_scores(model), recipe), stats)
-    result.recipe = result.recipe.replace(model="ada/dense")
+    result = prune(model, allocate(random_scores(model), Recipe(ratio=0.4)), stats)
+    calibration = CalibrationRecipe(data="/home/ada/private/diary.txt", samples=8)
+    result.recipe = result.recipe.replace(model="ada/dense", calibration=calibration)
     return result
 
 

@@ -43,7 +43,8 @@ class Rivalry:
     @classmethod
     def at(cls, loaded: Loaded, plan: PruningPlan, rival: ScoreTable) -> Rivalry:
         ratios = {key: plan.ratio(key) for key in plan.keep}
-        return cls(loaded, plan, rival, allocate(rival, plan.recipe.replace(ratios=ratios, uniform=False)))
+        recipe = plan.recipe.replace(scorer=rival.scorer, ratios=ratios, uniform=False)
+        return cls(loaded, plan, rival, allocate(rival, recipe))
 
     @property
     def names(self) -> tuple[str, str]:
