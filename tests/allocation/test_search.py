@@ -94,6 +94,22 @@ def test_a_suggestion_keeps_the_budget_and_is_never_worse_on_the_calibration_tex
     assert loss(prune(model, after, stats)) <= loss(prune(model, before, stats)) + 1e-6
 
 
+def test_budget_moves_to_a_module_that_hardly_matters():
+    """On the model's own text every module is worth something, but for the MLP whose output is next to nothing."""
+    model, idle = tiny_model("llama", num_hidden_layers=3), ModuleKey(1, "mlp")
+    model.module.model.layers[1].mlp.down_proj.weight.mul_(1e-3)
+    stats = calibrate(model, "self", samples=32, sequence_length=24)
+    scores, recipe = random_scores(model), Recipe(ratio=0.2, allocation="uniform")
+    before = allocate(scores, recipe)
+    after = allocate(scores, suggest(model, stats, scores, recipe))
+    assert len(after.keep[idle]) < len(before.keep[idle]) / 2
+    dense, equal, moved = (
+        perplexity(each, stats.rows.long(), sequence_length=24).nll
+        for each in (model, prune(model, before, stats), prune(model, after, stats))
+    )
+    assert 0 < moved - dense < 0.8 * (equal - dense)
+
+
 def test_locks_and_forced_units_stay(scored):
     model, stats, scores = scored
     lock, head = ModuleKey(0, "mlp"), ModuleKey(2, "attention")

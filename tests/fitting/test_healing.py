@@ -1,4 +1,5 @@
 import threading
+from itertools import pairwise
 
 import pytest
 import torch
@@ -54,6 +55,30 @@ def test_healing_brings_the_predictions_back(model, pruned, dense_state):
     assert changed == {name for name in before if name.endswith(("o_proj.weight", "down_proj.weight"))}
     assert all(torch.equal(tensor, dense_state[name]) for name, tensor in weights(model).items())
     assert not any(parameter.requires_grad for parameter in pruned.module.parameters())
+
+
+def test_what_is_held_back_is_not_trained_on(model, plan, stats):
+    """Another first sequence, which is the one held back, leaves the trained weights as they are."""
+    trained = ROWS[:2].repeat(4, 1)[1:]
+    results = []
+    for held in ROWS[:2]:
+        pruned = prune(model, plan, stats)
+        assert heal(model, pruned, torch.cat([held[None], trained]), steps=16).kept
+        results.append(weights(pruned))
+    assert all(torch.equal(tensor, results[1][name]) for name, tensor in results[0].items())
+
+
+def test_steps_fall_from_the_rate_to_a_tenth_of_it(model, pruned):
+    """Adam moves a weight whose gradient stays the same by the rate of the step."""
+    last = [block.last.weight for block in pruned.blocks]
+    passed = [[weight.clone() for weight in last]]
+    rate, steps = 1e-4, 10
+    one = ROWS[:1].repeat(3, 1)
+    heal(model, pruned, one, steps=steps, rate=rate, progress=lambda *_: passed.append([w.clone() for w in last]))
+    for index, weight in enumerate(passed[0]):
+        scale = float(weight.square().mean().sqrt())
+        moves = [float((new[index] - old[index]).abs().median()) / scale for old, new in pairwise(passed)]
+        assert moves == pytest.approx([rate * (1 - 0.9 * step / steps) for step in range(steps)], rel=0.02)
 
 
 def test_the_same_seed_gives_the_same_bits(model, plan, stats):
