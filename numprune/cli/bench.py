@@ -13,7 +13,7 @@ from numprune.errors import InputError
 from numprune.files import to_json, write_text
 
 if TYPE_CHECKING:
-    from numprune.evaluation.bench import Benchmark
+    from numprune.evaluation.benchmark import Benchmark
 
 BENCHMARKS = ("score", "calibrate", "prune", "speed", "images", "dashboard")
 
@@ -63,7 +63,7 @@ def run(args: argparse.Namespace, console: Console) -> None:
             raise InputError(f"{name} is {value}; give at least 1.")
     sizes = _sizes(args.sizes)
 
-    from numprune.evaluation.bench import machine
+    from numprune.evaluation.benchmark import machine
 
     quiet_libraries(console)
     results: list[Benchmark] = []
@@ -90,23 +90,24 @@ def _sizes(text: str) -> list[int]:
 
 def _chosen(args: argparse.Namespace, sizes: list[int]) -> Iterator[Callable[..., Benchmark]]:
     """The benchmarks asked for; each takes `progress`."""
-    from numprune.evaluation import bench
+    from numprune.evaluation import costs
+    from numprune.evaluation.random_models import Shape
 
-    shape = bench.Shape(**given(hidden=args.hidden, channels=args.channels, layers=args.layers, heads=args.heads))
+    shape = Shape(**given(hidden=args.hidden, channels=args.channels, layers=args.layers, heads=args.heads))
     on = {"device": args.device, "repetitions": args.repetitions}
     if args.which in (None, "score"):
         for size in sizes:
-            steps = args.loop_steps or bench.usual_loop_steps(size, args.device)
-            yield partial(bench.bench_score, size, out_features=args.out_features, loop_steps=steps, **on)
+            steps = args.loop_steps or costs.usual_loop_steps(size, args.device)
+            yield partial(costs.bench_score, size, out_features=args.out_features, loop_steps=steps, **on)
     on["dtype"] = args.dtype
     if args.which in (None, "calibrate"):
-        yield partial(bench.bench_calibrate, shape, samples=args.samples, sequence_length=args.sequence_length, **on)
+        yield partial(costs.bench_calibrate, shape, samples=args.samples, sequence_length=args.sequence_length, **on)
     if args.which in (None, "prune"):
-        yield partial(bench.bench_prune, shape, ratio=args.ratio, **on)
+        yield partial(costs.bench_prune, shape, ratio=args.ratio, **on)
     if args.which in (None, "speed"):
-        yield partial(bench.bench_speed, shape, ratio=args.ratio, new_tokens=args.new_tokens, **on)
+        yield partial(costs.bench_speed, shape, ratio=args.ratio, new_tokens=args.new_tokens, **on)
     if args.which in (None, "images"):
-        yield partial(bench.bench_images, shape, ratio=args.ratio, grid=args.grid, batch=args.batch, **on)
+        yield partial(costs.bench_images, shape, ratio=args.ratio, grid=args.grid, batch=args.batch, **on)
     if args.which == "dashboard":
         from numprune.ui.bench import bench_dashboard
 

@@ -106,11 +106,13 @@ def calibrate_model(model: Model, recipe: CalibrationRecipe, console: Console) -
 
 def describe(model: Model) -> dict[str, Any]:
     """What every JSON result says about its model."""
+    from numprune.models.placement import dtype_name
+
     return {
         "model": model.name,
         "architecture": model.architecture,
         "parameters": model.parameters,
         "bytes": model.bytes,
         "device": str(model.device),
-        "dtype": str(model.dtype).removeprefix("torch."),
+        "dtype": dtype_name(model.dtype),
     }

@@ -13,6 +13,7 @@ from transformers import DynamicCache
 from numprune.errors import CancelEvent, InputError, Progress, check_cancelled
 from numprune.evaluation.memory import growth, measurable
 from numprune.models.model import Model
+from numprune.models.placement import dtype_name
 
 
 @dataclass(frozen=True)
@@ -96,7 +97,7 @@ def measure_speed(
         batch=batch,
         repetitions=repetitions,
         device=str(model.device),
-        dtype=str(model.dtype).removeprefix("torch."),
+        dtype=dtype_name(model.dtype),
     )
 
 

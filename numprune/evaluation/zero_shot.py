@@ -18,6 +18,7 @@ import torch
 from numprune.errors import CancelEvent, InputError, Progress, check_cancelled
 from numprune.generation.text import start_token
 from numprune.models.model import Model
+from numprune.models.placement import dtype_name
 
 PAPER_TASKS = ("boolq", "piqa", "hellaswag", "winogrande", "arc_easy", "arc_challenge", "openbookqa")
 """The common-sense tasks of the paper's table 2, by their names in the harness."""
@@ -142,7 +143,7 @@ def zero_shot(
         harness=f"lm-eval {version('lm-eval')}",
         seconds=time.monotonic() - began,
         device=str(model.device),
-        dtype=str(model.dtype).removeprefix("torch."),
+        dtype=dtype_name(model.dtype),
     )
 
 

@@ -15,6 +15,7 @@ from numprune.errors import CancelEvent, InputError, NumpruneError, Progress, ch
 from numprune.evaluation.perplexity import Perplexity
 from numprune.export.formats import FORMATS, check_export, export, formats_for
 from numprune.models.model import Model
+from numprune.models.placement import dtype_name
 
 PAPER = "https://arxiv.org/abs/2412.12441"
 BIBTEX = """\
@@ -179,7 +180,7 @@ def _protocol(model: Model, value: Perplexity, data: str | None) -> str:
     return (
         f"Perplexity on {value.tokens:,} tokens{text}, ± one standard error over {value.windows} windows of at most"
         f" {value.sequence_length} tokens (stride {value.stride}), on {model.device.type.upper()} in"
-        f" {str(model.dtype).removeprefix('torch.')}."
+        f" {dtype_name(model.dtype)}."
     )
 
 

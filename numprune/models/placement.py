@@ -1,4 +1,4 @@
-"""Where a model goes and in which data type."""
+"""The device a model runs on and its data type."""
 
 from __future__ import annotations
 
@@ -32,6 +32,11 @@ def resolve_device(device: str) -> torch.device:
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise InputError(f"Device '{device}' is not available here; use auto, cpu, cuda or mps.") from error
     return resolved
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """The name a data type goes by in commands, reports and files, such as "bfloat16"."""
+    return str(dtype).removeprefix("torch.")
 
 
 def resolve_dtype(dtype: str | torch.dtype, config: Any, device: torch.device) -> torch.dtype:

@@ -16,6 +16,7 @@ from numprune.calibration.statistics import CalibrationStats, GramAccumulator
 from numprune.errors import CancelEvent, InputError, NumericalError, Progress, check_cancelled
 from numprune.models.batches import FIT_SEQUENCES
 from numprune.models.model import Model, twin
+from numprune.models.placement import dtype_name
 from numprune.models.replay import LayerCalls
 from numprune.plan.recipe import Recipe
 from numprune.plan.report import PruningReport
@@ -84,7 +85,7 @@ def slice_by_recipe(
         compensation="none",
         damping=recipe.damping,
         device=str(model.device),
-        dtype=str(model.dtype).removeprefix("torch."),
+        dtype=dtype_name(model.dtype),
         seconds=time.monotonic() - began,
         notes=[*stats.notes, _note(model, width)],
     )

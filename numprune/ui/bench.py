@@ -12,7 +12,8 @@ from transformers import LlamaForCausalLM
 
 from numprune.calibration import CalibrationStats
 from numprune.errors import Progress
-from numprune.evaluation.bench import Benchmark, Figure, Shape, llama_config
+from numprune.evaluation.benchmark import Benchmark, Figure
+from numprune.evaluation.random_models import Shape, llama_config
 from numprune.models.adapter import adapter_for
 from numprune.models.model import Model
 from numprune.scoring.table import ModuleScores, ScoreTable

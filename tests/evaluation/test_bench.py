@@ -2,16 +2,10 @@ import pytest
 import torch
 
 from numprune import InputError
-from numprune.evaluation import bench, memory
-from numprune.evaluation.bench import (
-    Figure,
-    Shape,
-    bench_calibrate,
-    bench_images,
-    bench_prune,
-    bench_score,
-    bench_speed,
-)
+from numprune.evaluation import costs, memory
+from numprune.evaluation.benchmark import Figure
+from numprune.evaluation.costs import bench_calibrate, bench_images, bench_prune, bench_score, bench_speed
+from numprune.evaluation.random_models import Shape, random_llama
 
 TINY = Shape(hidden=32, channels=48, layers=1, heads=2, vocabulary=64)
 
@@ -46,7 +40,7 @@ def test_score_extrapolates_a_shortened_loop_and_says_so(monkeypatch):
         work()
         return next(seconds)
 
-    monkeypatch.setattr(bench, "timed", timed)
+    monkeypatch.setattr(costs, "timed", timed)
     figures = check(bench_score(16, out_features=8, device="cpu", repetitions=3, loop_steps=2))
     assert figures["closed form / Cholesky"].median == 2.5
     assert figures["loop, 2 steps, measured"].median == 11.0
@@ -56,8 +50,8 @@ def test_score_extrapolates_a_shortened_loop_and_says_so(monkeypatch):
 
 
 def test_usual_loop_steps_are_the_papers_unless_it_takes_minutes():
-    assert bench.usual_loop_steps(4096, "cpu") == 50
-    assert bench.usual_loop_steps(11008, "cpu") < 50
+    assert costs.usual_loop_steps(4096, "cpu") == 50
+    assert costs.usual_loop_steps(11008, "cpu") < 50
 
 
 def test_calibrate_is_measured_over_forward():
@@ -129,7 +123,7 @@ def test_random_model_leaves_the_callers_generator_alone():
     torch.manual_seed(0)
     expected = torch.rand(1)
     torch.manual_seed(0)
-    bench.random_llama(TINY, device="cpu")
+    random_llama(TINY, device="cpu")
     assert torch.rand(1) == expected
 
 

@@ -8,7 +8,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import DynamicCache
 
 from numprune import InputError, Recipe, Sizes, allocate, calibrate, prune, sizes
-from numprune.evaluation.bench import Shape, random_llama
+from numprune.evaluation.random_models import Shape, random_llama
 
 ALL = pytest.mark.parametrize("name", ARCHITECTURES)
 HOW = pytest.mark.parametrize("how", ["dense", "pruned", "empty attention", "empty mlp", "empty"])

@@ -6,7 +6,7 @@ from architectures import tiny_model
 
 from numprune import Cancelled, InputError, measure_speed
 from numprune.evaluation import memory, speed
-from numprune.evaluation.bench import Shape, random_llama
+from numprune.evaluation.random_models import Shape, random_llama
 
 QUICK = {"prompt_tokens": 4, "new_tokens": 3, "repetitions": 2}
 linux = pytest.mark.skipif(not memory.CLEAR_REFS.exists(), reason="needs Linux")

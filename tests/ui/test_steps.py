@@ -11,7 +11,7 @@ import torch
 from numprune.calibration.data import documents
 from numprune.cli import main
 from numprune.errors import Cancelled, InputError
-from numprune.evaluation.bench import Shape
+from numprune.evaluation.random_models import Shape
 from numprune.evaluation.sweep import sweep
 from numprune.generation import Sampling, generate
 from numprune.loading import load

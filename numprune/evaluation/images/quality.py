@@ -18,6 +18,7 @@ from numprune.evaluation.images.judge import Panel
 from numprune.evaluation.images.references import Reference
 from numprune.evaluation.speed import now
 from numprune.llamagen import LlamaGen
+from numprune.models.placement import dtype_name
 
 
 @dataclass(frozen=True)
@@ -137,7 +138,7 @@ def image_quality(
         batch=batch,
         settings={"seed": seed, **settings},
         device=str(model.device),
-        dtype=str(model.dtype).removeprefix("torch."),
+        dtype=dtype_name(model.dtype),
     )
 
 

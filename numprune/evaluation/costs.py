@@ -7,30 +7,29 @@ measured alternately, and a ratio is taken repetition by repetition.
 from __future__ import annotations
 
 import multiprocessing
-import platform
 import signal
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
 
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
 
 from numprune.allocation.threshold import allocate
 from numprune.calibration import CalibrationStats, calibrate
-from numprune.errors import InputError, Progress
+from numprune.errors import Progress
+from numprune.evaluation.benchmark import Benchmark, Figure, quotients, timed, told
 from numprune.evaluation.memory import growth, measurable
-from numprune.evaluation.speed import measure_speed, now
+from numprune.evaluation.random_models import Shape, random_llama, random_statistics, random_tokens
+from numprune.evaluation.speed import measure_speed
 from numprune.generation.cache import reserved_cache
 from numprune.linalg import symmetric_product, to_float64
 from numprune.llamagen import LlamaGen
 from numprune.llamagen.model import build as build_llamagen
-from numprune.models.adapter import adapter_for
 from numprune.models.model import Model
-from numprune.models.placement import resolve_device, resolve_dtype
+from numprune.models.placement import dtype_name, resolve_device, resolve_dtype
 from numprune.plan.plan import PruningPlan
 from numprune.plan.recipe import Recipe
 from numprune.pruning import prune
@@ -39,88 +38,6 @@ from numprune.scoring.newton import numerical_score
 
 PAPER_STEPS = 50
 """T of Algorithm 1."""
-
-
-@dataclass(frozen=True)
-class Figure:
-    """One quantity over `n` repetitions; `aim` is what it should be, in words, where there is an aim."""
-
-    name: str
-    unit: str
-    n: int
-    median: float
-    min: float
-    max: float
-    aim: str | None = None
-
-    @classmethod
-    def of(cls, name: str, unit: str, values: Sequence[float], aim: str | None = None) -> Figure:
-        return cls(name, unit, len(values), statistics.median(values), min(values), max(values), aim)
-
-
-@dataclass(frozen=True)
-class Benchmark:
-    """The figures of one claim, and what they were measured on."""
-
-    name: str
-    device: str
-    dtype: str
-    settings: dict[str, Any]
-    figures: list[Figure]
-    notes: list[str] = field(default_factory=list)
-
-    def figure(self, name: str) -> Figure:
-        return next(figure for figure in self.figures if figure.name == name)
-
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
-
-
-@dataclass(frozen=True)
-class Shape:
-    """A random model of Llama's architecture."""
-
-    hidden: int = 1024
-    channels: int = 2816
-    layers: int = 2
-    heads: int = 16
-    vocabulary: int = 1024
-
-
-def machine() -> dict[str, Any]:
-    """What the figures depend on besides the device."""
-    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
-    return {"torch": torch.__version__, "threads": torch.get_num_threads(), "cpu": platform.machine(), "gpu": gpu}
-
-
-def llama_config(shape: Shape) -> LlamaConfig:
-    """The config of a shape.
-
-    Raises:
-        InputError: the heads do not divide the hidden size.
-    """
-    if shape.hidden % shape.heads:
-        raise InputError(f"hidden {shape.hidden} is not a multiple of {shape.heads} heads; change one of them.")
-    return LlamaConfig(
-        hidden_size=shape.hidden,
-        intermediate_size=shape.channels,
-        num_hidden_layers=shape.layers,
-        num_attention_heads=shape.heads,
-        num_key_value_heads=shape.heads,
-        vocab_size=shape.vocabulary,
-        max_position_embeddings=4096,
-        dtype=torch.bfloat16,
-    )
-
-
-def random_llama(shape: Shape, *, device: str = "auto", dtype: str = "auto", seed: int = 0) -> Model:
-    """A model with random weights and no tokenizer."""
-    config = llama_config(shape)
-    target = resolve_device(device)
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        module = LlamaForCausalLM(config).to(target, resolve_dtype(dtype, config, target)).eval().requires_grad_(False)
-    return Model(module=module, tokenizer=None, adapter=adapter_for(config), name="random-llama")
 
 
 def usual_loop_steps(channels: int, device: str) -> int:
@@ -163,12 +80,12 @@ def bench_score(
     for repetition in range(repetitions):
         factorising.append(timed(lambda: torch.linalg.cholesky(system), target))
         closing.append(timed(lambda: numerical_score(weight, gram, ratio=0.5), target))
-        _tell(progress, repetition + 1, repetitions + 1, f"scoring {channels} channels")
+        told(progress, repetition + 1, repetitions + 1, f"scoring {channels} channels")
     looped: list[torch.Tensor] = []
     seconds = timed(
         lambda: looped.append(numerical_score(weight, gram, ratio=0.5, solver="newton", steps=loop_steps)), target
     )
-    _tell(progress, repetitions + 1, repetitions + 1, f"scoring {channels} channels")
+    told(progress, repetitions + 1, repetitions + 1, f"scoring {channels} channels")
 
     closed_seconds = statistics.median(closing)
     # Before its first step the loop builds and damps the system, which is what the closed form does.
@@ -179,7 +96,7 @@ def bench_score(
     figures = [
         Figure.of("closed form", "s", closing),
         Figure.of("bare Cholesky", "s", factorising),
-        Figure.of("closed form / Cholesky", "x", _ratios(closing, factorising), "< 3"),
+        Figure.of("closed form / Cholesky", "x", quotients(closing, factorising), "< 3"),
         Figure.of(label, "s", [loop]),
         Figure.of(f"{label} / closed form", "x", [loop / value for value in closing]),
         Figure.of("max |z closed - z loop|", "", [float((closed - looped[0]).abs().max())], "<= 1e-6"),
@@ -203,7 +120,7 @@ def bench_calibrate(
 ) -> Benchmark:
     """Calibration over a plain forward pass of the backbone (no logits) on the same batches."""
     model = random_llama(shape, device=device, dtype=dtype)
-    tokens = _random_tokens(shape, samples, sequence_length)
+    tokens = random_tokens(shape, samples, sequence_length)
 
     @torch.no_grad()
     def forward() -> None:
@@ -219,14 +136,14 @@ def bench_calibrate(
         if repetition:  # the first is a warm-up
             plain.append(times[0])
             whole.append(times[1])
-        _tell(progress, repetition + 1, repetitions + 1, "calibrating")
+        told(progress, repetition + 1, repetitions + 1, "calibrating")
     figures = [
         Figure.of("calibrate", "s", whole),
         Figure.of("forward", "s", plain),
-        Figure.of("calibrate / forward", "x", _ratios(whole, plain), "<= 2.0"),
+        Figure.of("calibrate / forward", "x", quotients(whole, plain), "<= 2.0"),
     ]
     settings = {**asdict(shape), "samples": samples, "sequence_length": sequence_length, "batch_size": batch_size}
-    return Benchmark("calibrate", str(model.device), _dtype(model), settings, figures)
+    return Benchmark("calibrate", str(model.device), dtype_name(model.dtype), settings, figures)
 
 
 def bench_prune(
@@ -240,9 +157,8 @@ def bench_prune(
 ) -> Benchmark:
     """Peak memory while a model is pruned and compensated, over the memory of its weights.
 
-    Counted are the weights, the pruned copy and everything temporary; the Gram matrices, which calibration left
-    there, are stated apart. On a GPU it is torch's own count; on a CPU the resident memory of a fresh process,
-    which Linux alone tells.
+    Counted are the weights, the pruned copy and everything temporary; the Gram matrices of the calibration are stated
+    apart. On a GPU it is torch's own count; on a CPU the resident memory of a fresh process, known under Linux alone.
     """
     target = resolve_device(device)
     if not measurable(target):
@@ -251,11 +167,11 @@ def bench_prune(
     runs = []
     for repetition in range(repetitions):
         runs.append((_prune_memory if target.type == "cuda" else _in_fresh_process)(shape, ratio, device, dtype))
-        _tell(progress, repetition + 1, repetitions, "pruning")
+        told(progress, repetition + 1, repetitions, "pruning")
     last = runs[-1]
     grown = [run.growth for run in runs]
     figures = [
-        Figure.of("weights + growth / weights", "x", [(last.weights + bytes) / last.weights for bytes in grown]),
+        Figure.of("weights + growth / weights", "x", [(last.weights + added) / last.weights for added in grown]),
         Figure.of("growth", "bytes", grown),
         Figure.of("weights", "bytes", [last.weights]),
         Figure.of("pruned weights", "bytes", [last.pruned]),
@@ -281,7 +197,7 @@ def bench_speed(
     Times are of prefill, of decoding and to the first token; for the memory see `Speed.peak_bytes`.
     """
     dense = random_llama(shape, device=device, dtype=dtype)
-    stats = _statistics(dense, shape)
+    stats = random_statistics(dense, shape)
     pruned = prune(dense, _plan(dense, stats, ratio), stats)
     speeds: dict[str, list[float]] = {}
     waits: dict[str, list[float]] = {}
@@ -294,7 +210,7 @@ def bench_speed(
             waits.setdefault(f"{name} first token", []).append(speed.first_token[0])
             if speed.peak_bytes is not None:
                 peaks.setdefault(f"{name} peak memory", []).append(speed.peak_bytes[0])
-        _tell(progress, repetition + 1, repetitions, "measuring speed")
+        told(progress, repetition + 1, repetitions, "measuring speed")
     figures = [
         Figure.of(name, unit, values)
         for unit, by_name in (("tokens/s", speeds), ("s", waits), ("bytes", peaks))
@@ -303,14 +219,14 @@ def bench_speed(
     # A token reads one row of the input embedding and every other weight.
     promised = _read_per_token(dense) / _read_per_token(pruned)
     for phase in ("prefill", "decode"):
-        gains = _ratios(speeds[f"pruned {phase}"], speeds[f"dense {phase}"])
+        gains = quotients(speeds[f"pruned {phase}"], speeds[f"dense {phase}"])
         figures.append(Figure.of(f"{phase}, pruned / dense", "x", gains, f"promised {promised:.2f}"))
     if peaks:
-        shares = _ratios(peaks["pruned peak memory"], peaks["dense peak memory"])
+        shares = quotients(peaks["pruned peak memory"], peaks["dense peak memory"])
         figures.append(Figure.of("peak memory, pruned / dense", "x", shares))
     settings = {**asdict(shape), "ratio": ratio, "prompt_tokens": prompt_tokens, "new_tokens": new_tokens}
     settings |= {"parameters_dense": dense.parameters, "parameters_pruned": pruned.parameters}
-    return Benchmark("speed", str(dense.device), _dtype(dense), settings, figures)
+    return Benchmark("speed", str(dense.device), dtype_name(dense.dtype), settings, figures)
 
 
 def bench_images(
@@ -350,26 +266,26 @@ def bench_images(
     for repetition in range(repetitions):
         for name, work in works.items():
             seconds[name].append(timed(work, target))
-        _tell(progress, repetition + 1, repetitions, "drawing images")
+        told(progress, repetition + 1, repetitions, "drawing images")
     promised = _read_per_token(dense) / _read_per_token(pruned)
     drawn = seconds["generate"]
     figures = [
-        Figure.of("generate", "images/s", [batch / each for each in drawn]),
-        Figure.of("generate, pruned", "images/s", [batch / each for each in seconds["generate, pruned"]]),
-        Figure.of("generate / bare forwards", "x", _ratios(drawn, seconds["bare forwards"]), "<= 1.3"),
+        Figure.of("generate", "images/s", [batch / taken for taken in drawn]),
+        Figure.of("generate, pruned", "images/s", [batch / taken for taken in seconds["generate, pruned"]]),
+        Figure.of("generate / bare forwards", "x", quotients(drawn, seconds["bare forwards"]), "<= 1.3"),
         Figure.of(
             f"images/s, batch {batch} / batch 1",
             "x",
-            [batch * each for each in _ratios(seconds["generate, one image"], drawn)],
+            [batch * gain for gain in quotients(seconds["generate, one image"], drawn)],
             ">= 5 at batch 16",
         ),
         Figure.of(
-            "images/s, pruned / dense", "x", _ratios(drawn, seconds["generate, pruned"]), f"promised {promised:.2f}"
+            "images/s, pruned / dense", "x", quotients(drawn, seconds["generate, pruned"]), f"promised {promised:.2f}"
         ),
     ]
     settings = {**asdict(shape), "ratio": ratio, "grid": grid, "batch": batch}
     settings |= {"parameters_dense": dense.parameters, "parameters_pruned": pruned.parameters}
-    return Benchmark("images", str(dense.device), _dtype(dense), settings, figures)
+    return Benchmark("images", str(dense.device), dtype_name(dense.dtype), settings, figures)
 
 
 @torch.inference_mode()
@@ -405,21 +321,12 @@ def _in_fresh_process(*args: Any) -> _Memory:
 
 def _prune_memory(shape: Shape, ratio: float, device: str, dtype: str) -> _Memory:
     model = random_llama(shape, device=device, dtype=dtype)
-    stats = _statistics(model, shape)
+    stats = random_statistics(model, shape)
     plan = _plan(model, stats, ratio)
     pruned: list[Model] = []
     grown = growth(lambda: pruned.append(prune(model, plan, stats)), model.device)
     grams = sum(module.gram.numel() * module.gram.element_size() for module in stats.modules.values())
-    return _Memory(grown, model.bytes, pruned[0].bytes, grams, str(model.device), _dtype(model))
-
-
-def _random_tokens(shape: Shape, samples: int, sequence_length: int) -> torch.Tensor:
-    generator = torch.Generator().manual_seed(0)
-    return torch.randint(shape.vocabulary, (samples, sequence_length), generator=generator)
-
-
-def _statistics(model: Model, shape: Shape) -> CalibrationStats:
-    return calibrate(model, _random_tokens(shape, 4, 128), samples=4, sequence_length=128)
+    return _Memory(grown, model.bytes, pruned[0].bytes, grams, str(model.device), dtype_name(model.dtype))
 
 
 def _plan(model: Model, stats: CalibrationStats, ratio: float) -> PruningPlan:
@@ -428,23 +335,3 @@ def _plan(model: Model, stats: CalibrationStats, ratio: float) -> PruningPlan:
 
 def _read_per_token(model: Model) -> int:
     return model.parameters - model.module.get_input_embeddings().weight.numel()
-
-
-def timed(work: Callable[[], Any], device: torch.device) -> float:
-    """Seconds until the device has finished `work`."""
-    began = now(device)
-    work()
-    return now(device) - began
-
-
-def _ratios(above: Sequence[float], below: Sequence[float]) -> list[float]:
-    return [a / b for a, b in zip(above, below, strict=True)]
-
-
-def _dtype(model: Model) -> str:
-    return str(model.dtype).removeprefix("torch.")
-
-
-def _tell(progress: Progress | None, done: int, total: int, what: str) -> None:
-    if progress is not None:
-        progress(done, total, what)
