@@ -8,8 +8,8 @@ from typing import Any, Literal
 
 import torch
 
-from numprune.calibration.data import Data, check_ids, describe, token_rows
-from numprune.calibration.self_samples import self_samples
+from numprune.calibration.data import Data, check_ids, describe
+from numprune.calibration.sources import draw_rows
 from numprune.calibration.statistics import CalibrationStats, GramAccumulator
 from numprune.errors import CancelEvent, InputError, NumericalError, Progress, check_cancelled
 from numprune.models.adapter import Block
@@ -17,8 +17,6 @@ from numprune.models.batches import sequences_per_forward
 from numprune.models.hooks import Before, hooked
 from numprune.models.model import Model, twin
 from numprune.plan.keys import ModuleKey
-
-SELF = "self"
 
 
 def calibrate(
@@ -37,8 +35,10 @@ def calibrate(
     Memory is one float64 Gram matrix per module beside the model; activations live for one batch of one layer.
 
     Args:
-        data: a dataset name (wikitext2, c4, ptb, tinystories), a text or jsonl file, a list of strings, token
-            ids (tokens,) or (sequences, tokens), or "self" for the model's own samples, texts or images.
+        data: a dataset name (wikitext2, c4, ptb, tinystories), a text or jsonl file, or "self" for the model's own
+            samples, texts or images; several of these with commas between them, weights after "=" if given
+            ("c4=2,wikitext2=1,self=1"), whose sequences come in turn; a list of strings; or token ids (tokens,) or
+            (sequences, tokens), of which no window leaves its sequence.
         samples: sequences or images to use; windows are drawn without overlap while the text lasts.
         sequence_length: tokens per sequence; capped, with a note and a warning, at what the model supports. Of an
             image, the class and its codes.
@@ -62,12 +62,7 @@ def calibrate(
             notes.append(f"Sequence length {sequence_length} was capped at {limit}, the most this model supports.")
             warnings.warn(notes[-1], stacklevel=2)
         sequence_length = limit
-    if isinstance(data, str) and data == SELF:
-        rows = self_samples(model, samples, sequence_length, seed, progress=progress, cancel=cancel)
-    else:
-        rows = _windows(token_rows(data, model.tokenizer, "train"), samples, sequence_length, seed)
-    if len(rows) < samples:
-        notes.append(f"The text gave {len(rows)} of the {samples} samples asked for.")
+    rows = draw_rows(model, data, samples, sequence_length, seed, notes, progress=progress, cancel=cancel)
     check_ids([rows], model)
 
     if batch_size == "auto":
@@ -129,20 +124,3 @@ def _gram_device(model: Model, blocks: list[Block]) -> torch.device:
         if needed < free / 2:
             return model.device
     return torch.device("cpu")
-
-
-def _windows(rows: list[torch.Tensor], samples: int, length: int, seed: int) -> torch.Tensor:
-    """Draw (samples, length) windows from documents laid end to end; fewer when the text has not as many."""
-    stream = torch.cat(rows) if rows else torch.empty(0, dtype=torch.long)
-    if len(stream) < length:
-        raise InputError(
-            f"The calibration text has {len(stream)} tokens, one sequence needs {length};"
-            " give more text or a smaller sequence length."
-        )
-    generator = torch.Generator().manual_seed(seed)
-    apart = len(stream) // length
-    if apart >= samples:
-        starts = torch.randperm(apart, generator=generator)[:samples] * length
-    else:
-        starts = torch.randperm(len(stream) - length + 1, generator=generator)[:samples]
-    return torch.stack([stream[start : start + length] for start in starts.tolist()])

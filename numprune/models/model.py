@@ -140,8 +140,8 @@ class Model:
             InputError: one of those given by what they belong to (plan, statistics) is another one.
         """
         own = self.fingerprint()
-        for what, fingerprint in fingerprints.items():
-            if fingerprint != own:
+        for what, owner in fingerprints.items():
+            if owner != own:
                 raise InputError(f"The {what} belong to another model than {self.name}; make them for this one.")
         return own
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from numprune.calibration import DATASETS
+from numprune.calibration.sources import SELF, parse_sources
 from numprune.errors import InputError
 from numprune.ui.session import LoadRequest
 
@@ -52,9 +53,10 @@ class Policy:
             return
         if request.model not in self.models:
             raise InputError(f"'{request.model}' may not be loaded here; choose one of {', '.join(self.models)}.")
-        data = str(request.calibration.data)
-        if data not in ("self", *DATASETS) and not data.startswith(own_texts):
-            raise InputError("Files of the server may not be read here; upload the text or choose a dataset.")
+        for source in parse_sources(str(request.calibration.data)):
+            uploaded = Path(own_texts).resolve() in Path(source).resolve().parents if own_texts else False
+            if source not in (SELF, *DATASETS) and not uploaded:
+                raise InputError("Files of the server may not be read here; upload the text or choose a dataset.")
 
     def export_target(self, name: str) -> Path:
         """The path of an export by its name below the folder for exports.

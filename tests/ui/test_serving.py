@@ -5,7 +5,9 @@ import pytest
 
 from numprune.cli.serve import _exports
 from numprune.errors import InputError
+from numprune.plan.recipe import CalibrationRecipe
 from numprune.ui.serving import Policy
+from numprune.ui.session import LoadRequest
 
 
 @pytest.fixture
@@ -74,3 +76,26 @@ def test_only_a_page_for_this_machine_writes_to_it_unless_told_where():
     for served in ({"host": "0.0.0.0"}, {"root_path": "/prune"}, {"share": True}, {"allow_models": "tiny-stories"}):
         assert _exports(arguments(**served)) is None
         assert _exports(arguments(**served, export_dir="/srv/models")) == Path("/srv/models")
+
+
+@pytest.mark.parametrize("data", ["self", "c4", "c4,self", "{own}/mine.txt", "{own}/a.txt=2,self"])
+def test_datasets_uploads_and_own_samples_may_be_read(tmp_path, data):
+    request = LoadRequest("tiny", calibration=CalibrationRecipe(data.format(own=tmp_path / "own")))
+    Policy(models=["tiny"]).check(request, str(tmp_path / "own"))
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        "/etc/passwd",
+        "c4,/etc/passwd",
+        "{own}/../secret.txt",
+        "{own}-of-others/a.txt",
+        "{own}/a.txt,{own}/../b.txt",
+        "x",
+    ],
+)
+def test_files_of_the_server_may_not_be_read(tmp_path, data):
+    request = LoadRequest("tiny", calibration=CalibrationRecipe(data.format(own=tmp_path / "own")))
+    with pytest.raises(InputError, match="Files of the server may not be read here"):
+        Policy(models=["tiny"]).check(request, str(tmp_path / "own"))

@@ -1,0 +1,155 @@
+"""Calibration text of one source or of several in turn."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+
+from numprune.calibration.data import DATASETS, Data, token_rows
+from numprune.calibration.self_samples import self_samples
+from numprune.errors import CancelEvent, InputError, Progress
+from numprune.models.model import Model
+
+SELF = "self"
+"""The model's own samples."""
+
+
+def parse_sources(data: str | os.PathLike[str]) -> dict[str, float]:
+    """The sources a name stands for, by their weights: "c4,wikitext2,self", or "c4=2,wikitext2=1".
+
+    A name that is a file or dataset as it stands is one source, commas and all.
+
+    Raises:
+        InputError: a source has no name, is there twice, or its weight is not a positive number.
+    """
+    text = os.fspath(data)
+    if text == SELF or text in DATASETS or _is_file(text) or not ("," in text or "=" in text):
+        return {text: 1.0}
+    sources: dict[str, float] = {}
+    for part in text.split(","):
+        name, _, weight = (part if "=" in part else f"{part}=1").rpartition("=")
+        name = name.strip()
+        try:
+            share = float(weight)
+        except ValueError:
+            share = math.nan
+        if not name or name in sources or not (math.isfinite(share) and share > 0):
+            raise InputError(
+                f"'{part.strip()}' in the calibration '{text[:80]}' is no source of its own; write names with commas"
+                " between them, each once, and weights such as c4=2,wikitext2=1."
+            )
+        sources[name] = share
+    return sources
+
+
+def _is_file(text: str) -> bool:
+    try:
+        return Path(text).expanduser().is_file()
+    except (OSError, RuntimeError):  # longer than a path can be, or the home of an unknown user
+        return False
+
+
+def shares(weights: Mapping[str, float], samples: int) -> dict[str, int]:
+    """How many of the samples every source gives, by its weight; none gives less than one.
+
+    Raises:
+        InputError: there are more sources than samples.
+    """
+    if samples < len(weights):
+        raise InputError(f"{samples} samples cannot come from {len(weights)} sources; ask for at least one of each.")
+    total = sum(weights.values())
+    exact = {name: samples * weight / total for name, weight in weights.items()}
+    counts = {name: max(1, math.floor(share)) for name, share in exact.items()}
+    while sum(counts.values()) != samples:
+        # What rounding left goes to the largest rest; what the least of one took comes from where most is over.
+        step = 1 if sum(counts.values()) < samples else -1
+        name = max(
+            (name for name in counts if counts[name] + step >= 1), key=lambda name: step * (exact[name] - counts[name])
+        )
+        counts[name] += step
+    return counts
+
+
+def draw_rows(
+    model: Model,
+    data: Data,
+    samples: int,
+    length: int,
+    seed: int,
+    notes: list[str],
+    *,
+    progress: Progress | None = None,
+    cancel: CancelEvent | None = None,
+) -> torch.Tensor:
+    """Token ids (sequences, tokens) from one source, or from several in turn, so that every part is mixed alike.
+
+    Args:
+        notes: what differs from the request, and the share of each of several sources, is added to it.
+
+    Raises:
+        InputError: a source cannot be read or is too short.
+        Cancelled: `cancel` was set.
+    """
+    if not isinstance(data, str | os.PathLike):
+        rows = _windows(*_streams(data, model, length, notes), samples, seed)
+        return _counted(rows, samples, "The text", notes)
+    weights = parse_sources(data)
+    parts = {}
+    for name, count in shares(weights, samples).items() if len(weights) > 1 else [(next(iter(weights)), samples)]:
+        if name == SELF:
+            rows = self_samples(model, count, length, seed, progress=progress, cancel=cancel)
+        else:
+            rows = _windows(*_streams(name, model, length, notes), count, seed)
+        parts[name] = _counted(rows, count, "The text" if len(weights) == 1 else Path(name).name, notes)
+    if len(parts) == 1:
+        return next(iter(parts.values()))
+    drawn = sum(map(len, parts.values()))
+    told = ", ".join(f"{len(rows)} of {Path(name).name} ({len(rows) / drawn:.0%})" for name, rows in parts.items())
+    notes.append(f"Calibration sequences: {told}.")
+    return _in_turn(list(parts.values()))
+
+
+def _counted(rows: torch.Tensor, samples: int, what: str, notes: list[str]) -> torch.Tensor:
+    if len(rows) < samples:
+        notes.append(f"{what} gave {len(rows)} of the {samples} samples asked for.")
+    return rows
+
+
+def _in_turn(parts: list[torch.Tensor]) -> torch.Tensor:
+    """The rows of all parts, those of each spread evenly over the whole."""
+    places = [((index + 0.5) / len(rows), part, index) for part, rows in enumerate(parts) for index in range(len(rows))]
+    return torch.stack([parts[part][index] for _, part, index in sorted(places)])
+
+
+def _streams(data: Data, model: Model, length: int, notes: list[str]) -> tuple[list[torch.Tensor], int]:
+    """What windows are cut from, and how long: documents laid end to end, but given sequences each for itself."""
+    rows = token_rows(data, model.tokenizer, "train")
+    if not (isinstance(data, torch.Tensor) and data.ndim == 2):
+        return [torch.cat(rows)] if rows else [], length
+    if data.shape[1] < length:
+        notes.append(f"The given sequences have {data.shape[1]} tokens, fewer than the {length} asked for.")
+    return rows, min(length, data.shape[1])
+
+
+def _windows(streams: list[torch.Tensor], length: int, samples: int, seed: int) -> torch.Tensor:
+    """Draw (samples, length) windows, side by side while there are enough, else overlapping; fewer when the text has
+    not as many."""
+    tokens = sum(map(len, streams))
+    if tokens < length or not tokens:
+        raise InputError(
+            f"The calibration text has {tokens} tokens, one sequence needs {length};"
+            " give more text or a smaller sequence length."
+        )
+    whole, begins, begin = torch.cat(streams), [], 0
+    for stream in streams:
+        begins.append(begin + torch.arange(len(stream) - length + 1))
+        begin += len(stream)
+    starts = torch.cat([each[::length] for each in begins])
+    if len(starts) < samples:
+        starts = torch.cat(begins)
+    chosen = starts[torch.randperm(len(starts), generator=torch.Generator().manual_seed(seed))[:samples]]
+    return torch.stack([whole[start : start + length] for start in chosen.tolist()])
