@@ -50,7 +50,8 @@ def prune(
 
     Raises:
         InputError: plan or statistics are another model's, or the statistics hold no token ids that the recipe needs.
-        NumericalError: a compensation cannot be solved; the module is named.
+        NumericalError: a compensation cannot be solved, or left a weight that is not finite; the module or the tensor
+            is named.
         Cancelled: `cancel` was set.
     """
     began = time.monotonic()
@@ -68,6 +69,7 @@ def prune(
     if recipe.healing:
         rows = stats.token_rows("heal on")
         notes.append(str(heal(model, pruned, rows, steps=recipe.healing, progress=progress, cancel=cancel)))
+    pruned.check_finite("raise the damping, or calibrate on more text")
     pruned.report = PruningReport(
         modules=_reports(model, pruned, plan, stats, fit.seconds),
         parameters_before=model.parameters,

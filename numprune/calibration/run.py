@@ -47,7 +47,7 @@ def calibrate(
 
     Raises:
         InputError: the text cannot be read or is too short, or a number is out of range.
-        NumericalError: activations are not finite; the layer is named.
+        NumericalError: weights or activations are not finite; the tensor or the layer is named.
         Cancelled: `cancel` was set.
     """
     began = time.monotonic()
@@ -62,6 +62,7 @@ def calibrate(
             notes.append(f"Sequence length {sequence_length} was capped at {limit}, the most this model supports.")
             warnings.warn(notes[-1], stacklevel=2)
         sequence_length = limit
+    model.check_finite("download the checkpoint again, or load it in float32 or bfloat16")
     rows = draw_rows(model, data, samples, sequence_length, seed, notes, progress=progress, cancel=cancel)
     check_ids([rows], model)
 

@@ -53,7 +53,8 @@ def add_calibration(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--calibration",
         metavar="DATA",
-        help="text or jsonl file; wikitext2, c4, ptb or tinystories; or self (the default), text the model writes",
+        help="text or jsonl file; wikitext2, c4, ptb or tinystories; or self (the default), text the model writes;"
+        " several in turn as c4,wikitext2,self or, by weights, c4=2,self=1",
     )
     group.add_argument("--samples", type=int, metavar="N", help="sequences (default 128)")
     group.add_argument("--sequence-length", type=int, metavar="L", help="tokens per sequence (default 2048)")

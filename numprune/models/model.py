@@ -16,8 +16,9 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from numprune.errors import InputError, NumpruneError
+from numprune.errors import InputError, NumericalError, NumpruneError
 from numprune.files import MARKER, atomic_folder, to_json
+from numprune.linalg import all_finite
 from numprune.models.adapter import Adapter, Block, EmptyAttention, blocks_parameters, make_linear, narrow_linear
 from numprune.models.identity import fingerprint
 from numprune.models.pieces import pieces
@@ -144,6 +145,12 @@ class Model:
             if owner != own:
                 raise InputError(f"The {what} belong to another model than {self.name}; make them for this one.")
         return own
+
+    def check_finite(self, advice: str) -> None:
+        """Raise NumericalError, which names the tensor and ends with `advice`, when a weight is NaN or infinite."""
+        for name, parameter in self.module.named_parameters():
+            if not all_finite(parameter.detach()):
+                raise NumericalError(f"Tensor {name} of {self.name} has a value that is NaN or infinite; {advice}.")
 
     def adopt(self, recipe: Recipe) -> Recipe:
         """A recipe with the name and fingerprint of this model.

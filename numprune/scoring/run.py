@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from numprune.calibration.statistics import CalibrationStats
-from numprune.errors import CancelEvent, Progress
+from numprune.errors import CancelEvent, NumericalError, Progress
+from numprune.linalg import all_finite
 from numprune.models.model import Model
 from numprune.plan.recipe import check_ratio
 from numprune.scoring.registry import SCORERS, check_scorer
@@ -28,7 +29,7 @@ def score(
 
     Raises:
         InputError: the scorer is unknown, the ratio out of range, or the statistics are another model's.
-        NumericalError: a module cannot be scored.
+        NumericalError: a module cannot be scored, or a score is not finite; the module is named.
         Cancelled: `cancel` was set.
     """
     check_ratio(ratio)
@@ -38,6 +39,11 @@ def score(
     modules = {}
     for block in model.blocks:
         channels = channel_scores[block.key].cpu()
+        if not all_finite(channels):
+            raise NumericalError(
+                f"Scorer {scorer} gave {block.key} a score that is NaN or infinite; check its weights and the"
+                " calibration data, or load the model in float32."
+            )
         modules[block.key] = ModuleScores(
             units=channels.reshape(block.units, block.width).mean(1).numpy(),
             channels=channels.numpy(),

@@ -73,6 +73,7 @@ def slice_by_recipe(
     width = width_for(model, recipe.ratio, multiple=recipe.round_channels)
     bases = principal_bases(model, rows, width, progress=progress, cancel=cancel)
     sliced = model.around(narrow_residual(model.module, model.adapter, [basis[:, :width] for basis in bases]))
+    sliced.check_finite("calibrate on more text, or load the model in float32")
     sliced.recipe = recipe.replace(model=model.name, fingerprint=fingerprint)
     sliced.report = PruningReport(
         modules=[],

@@ -125,7 +125,7 @@ def build(workbench: Workbench) -> LoadStep:
                     value="self",
                     allow_custom_value=workbench.policy.models is None,
                     label="Calibration text",
-                    info="The model's own text, a dataset (downloaded), your text, or a file's path.",
+                    info="Its own text, a dataset (downloaded), yours, a file's path, or several: c4,wikitext2,self.",
                     scale=2,
                 )
                 samples = gr.Number(128, precision=0, minimum=1, label="Samples", info="Sequences to read.")
