@@ -18,6 +18,7 @@ from numprune.allocation.trial import FittedTrial, MaskedTrial, trial_for
 from numprune.calibration.statistics import CalibrationStats
 from numprune.errors import CancelEvent, InputError, Progress, check_cancelled
 from numprune.models.model import Model
+from numprune.models.prediction import mean_loss
 from numprune.plan.keys import ModuleKey
 from numprune.plan.recipe import Recipe
 from numprune.scoring.table import ScoreTable
@@ -88,7 +89,7 @@ def sensitivity(
     if not fractions or not all(0 < fraction <= 1 for fraction in fractions):
         raise InputError(f"fractions is {tuple(fractions)}; give shares above 0 and at most 1.")
     trial = MaskedTrial(model, stats, recipe, samples)
-    dense = trial.loss({})
+    dense = mean_loss(model, trial.rows)
     free = [key for key in scores.modules if key not in recipe.ratios]
     removed, increase = {}, {}
     for done, key in enumerate(free, 1):
@@ -160,14 +161,16 @@ def suggest(
         best = pinned(recipe, start, by_score)
     if isinstance(trial, FittedTrial) and best_loss - trial.dense_loss() > WORTHWHILE:
         best = exchange_budget(trial, scores, best, best_loss, list(by_score), rounds, progress=progress, cancel=cancel)
-    return best
+    return best.replace(suggested=True)
 
 
 def spend(curves: Sensitivity, budget: float) -> dict[ModuleKey, float]:
     """Parameters to remove from each module so that the sum of the (convex hulls of the) curves is least."""
     segments = []
     for key in curves.removed:
-        hull = _lower_hull(curves.removed[key], curves.increase[key])
+        # A module is not cut to where the loss is infinite.
+        finite = np.isfinite(curves.increase[key])
+        hull = _lower_hull(curves.removed[key][finite], curves.increase[key][finite])
         segments += [
             ((right[1] - left[1]) / (right[0] - left[0]), key, right[0] - left[0]) for left, right in pairwise(hull)
         ]

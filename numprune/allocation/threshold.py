@@ -66,6 +66,11 @@ class ModuleCut:
     def units(self) -> int:
         return len(self.scores.units)
 
+    @property
+    def coarsest(self) -> int:
+        """Units of the largest step."""
+        return int(np.diff(self.levels).max()) if len(self.levels) > 1 else 1
+
     def total(self, level: int) -> int:
         """Units removed at a level, forced ones included."""
         return level + len(self.forced)
@@ -147,6 +152,12 @@ def allocate(scores: ScoreTable, recipe: Recipe) -> PruningPlan:
         groups, ratios = _joined(cuts, recipe), _shared_ratios(cuts, recipe, notes)
     levels: Levels = dict.fromkeys(groups, 0)
     levels |= {key: groups[key].nearest(ratio * groups[key].units) for key, ratio in ratios.items()}
+    notes += [
+        f"{key} loses {groups[key].total(levels[key])} of {groups[key].units} units instead of the {ratio:.1%} of its"
+        " ratio: units forced to stay or to go, and the last one, leave no more."
+        for key, ratio in ratios.items()
+        if abs(groups[key].total(levels[key]) - ratio * groups[key].units) > groups[key].coarsest
+    ]
     free = {key: cut for key, cut in groups.items() if key not in ratios}
 
     def spent() -> int:
@@ -341,10 +352,7 @@ def _shortfall(
 ) -> list[str]:
     """Why the plan missed the ratio by more than one step; empty when it did not."""
     budget = recipe.ratio * prunable
-    step = max(
-        (int(np.diff(cut.levels).max()) * cut.cost if len(cut.levels) > 1 else cut.cost for cut in cuts.values()),
-        default=0,
-    )
+    step = max((cut.coarsest * cut.cost for cut in cuts.values()), default=0)
     unit = max((cut.cost for cut in cuts.values()), default=0)
     if abs(spent - budget) <= unit:
         return []

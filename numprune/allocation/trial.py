@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from numprune.calibration.statistics import CalibrationStats
-from numprune.errors import CancelEvent, InputError
+from numprune.errors import CancelEvent, InputError, NumericalError
 from numprune.fitting.compensation import compensate
 from numprune.fitting.sequential import fit_to_dense
 from numprune.models.model import Model, slice_module, twin
@@ -29,7 +29,8 @@ class Trial(Protocol):
     """Tells the loss of a plan before anyone decides for it."""
 
     def loss(self, keep: Keep) -> float:
-        """Nats per token when these modules keep these units and the others all of theirs."""
+        """Nats per token when these modules keep these units and the others all of theirs; infinite where the model
+        that is left predicts nothing finite, or cannot be fitted."""
         ...
 
 
@@ -51,6 +52,8 @@ class MaskedTrial:
             for key in changed:
                 self.own[key].last.weight = nn.Parameter(self._masked(key, keep[key]), requires_grad=False)
             return mean_loss(self.model, self.rows)
+        except NumericalError:
+            return math.inf
         finally:
             for key in changed:
                 self.own[key].last.weight = self.dense[key].last.weight
@@ -105,7 +108,10 @@ class FittedTrial:
 
     def loss(self, keep: Keep) -> float:
         """Nats per token when these modules keep these units."""
-        return mean_loss(self.pruned(keep), self.rows)
+        try:
+            return mean_loss(self.pruned(keep), self.rows)
+        except NumericalError:
+            return math.inf
 
 
 def trial_for(

@@ -51,9 +51,14 @@ def calibrate(
         Cancelled: `cancel` was set.
     """
     began = time.monotonic()
-    for name, value in (("samples", samples), ("sequence_length", sequence_length), ("batch_size", batch_size)):
-        if value != "auto" and value < 1:
-            raise InputError(f"{name} is {value}; give at least 1.")
+    # A sequence of one token predicts none.
+    for name, value, least in (
+        ("samples", samples, 1),
+        ("sequence_length", sequence_length, 2),
+        ("batch_size", batch_size, 1),
+    ):
+        if value != "auto" and value < least:
+            raise InputError(f"{name} is {value}; give at least {least}.")
     notes: list[str] = []
     limit = model.maximum_length
     if limit is not None and sequence_length > limit:

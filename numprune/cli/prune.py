@@ -184,6 +184,7 @@ def _recipe(args: argparse.Namespace) -> Recipe:
         **given(removal=args.method, **{name: getattr(args, name) for name in names}),
         calibration=numprune.CalibrationRecipe(**calibration),
         ratios=_merged(recipe.ratios, args.ratios),
+        suggested=recipe.suggested and not args.ratios,
         keep=_merged(recipe.keep, args.keep),
         prune=_merged(recipe.prune, args.prune_units),
     )

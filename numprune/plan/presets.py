@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
 from numprune.errors import InputError
-from numprune.plan.keys import ModuleKey
 from numprune.plan.recipe import Recipe
 
 
@@ -85,13 +83,13 @@ def preset(name: str) -> Preset:
     return METHODS[name]
 
 
-def method_of(recipe: Recipe, modules: Collection[ModuleKey]) -> str | None:
-    """The name of the method a recipe follows on a model with these modules, None when it goes its own way."""
-    # Suggestions leave one module free, which takes up what rounding leaves of the others.
-    suggested = len(recipe.ratios) == len(modules) - 1
-    if recipe.ratios and not suggested:
+def method_of(recipe: Recipe) -> str | None:
+    """The name of the method a recipe follows, None when it goes its own way, as with ratios set by hand."""
+    if recipe.ratios and not recipe.suggested:
         return None
     fitting = (
-        name for name, method in METHODS.items() if method.suggests == suggested and method.applied(recipe) == recipe
+        name
+        for name, method in METHODS.items()
+        if method.suggests == recipe.suggested and method.applied(recipe) == recipe
     )
     return next(fitting, None)

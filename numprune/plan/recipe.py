@@ -7,6 +7,7 @@ import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
+from numbers import Real
 from operator import index
 from pathlib import Path
 from typing import Any
@@ -24,8 +25,8 @@ SEQUENTIAL = ("residual", "network")
 
 
 def check_ratio(ratio: float) -> None:
-    """Raise InputError unless 0 <= ratio < 1."""
-    if not (isinstance(ratio, (int, float)) and math.isfinite(ratio) and 0 <= ratio < 1):
+    """Raise InputError unless 0 <= ratio < 1; numbers of numpy count as numbers."""
+    if not (isinstance(ratio, Real) and not isinstance(ratio, bool) and math.isfinite(ratio) and 0 <= ratio < 1):
         raise InputError(f"ratio is {ratio}; give a number from 0 up to but not including 1.")
 
 
@@ -40,6 +41,9 @@ class CalibrationRecipe:
     samples: int = 128
     sequence_length: int = 2048
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        _make_plain(self, (), ("samples", "sequence_length", "seed"))
 
 
 @dataclass(frozen=True)
@@ -57,6 +61,7 @@ class Recipe:
             module; "paper_printed", the threshold as the paper prints it, in units, with head scores times 4 D_h / 3.
         ratio: share of the prunable parameters to remove, in [0, 1).
         ratios: share of units to remove, for modules that are set by hand; the others share the rest of the budget.
+        suggested: whether the ratios are `numprune.suggest`'s, and none was set by hand since.
         keep, prune: units of a module that are kept or removed whatever their score.
         swaps: kept units of a module swapped for removed ones at a time, while that lowers the compensated loss
             (`numprune.allocation.swaps`); 0, the default, swaps none.
@@ -80,6 +85,7 @@ class Recipe:
     allocation: str = "global"
     ratio: float = 0.3
     ratios: dict[ModuleKey, float] = field(default_factory=dict)
+    suggested: bool = False
     keep: dict[ModuleKey, tuple[int, ...]] = field(default_factory=dict)
     prune: dict[ModuleKey, tuple[int, ...]] = field(default_factory=dict)
     swaps: int = 0
@@ -93,6 +99,7 @@ class Recipe:
 
     def __post_init__(self) -> None:
         check_ratio(self.ratio)
+        _make_plain(self, ("ratio", "damping"), ("swaps", "healing", "round_heads", "round_channels"))
         for name, value, known in (
             ("method", self.removal, REMOVALS),
             ("allocation", self.allocation, ALLOCATIONS),
@@ -105,6 +112,7 @@ class Recipe:
             object.__setattr__(self, name, by_key)
         for ratio in self.ratios.values():
             check_ratio(ratio)
+        object.__setattr__(self, "ratios", {key: _number(ratio) for key, ratio in self.ratios.items()})
         for name in ("keep", "prune"):
             units = {key: _units(name, key, value) for key, value in getattr(self, name).items()}
             object.__setattr__(self, name, {key: value for key, value in units.items() if value})
@@ -159,6 +167,8 @@ class Recipe:
         plain = asdict(self)
         for name in ("ratios", "keep", "prune"):
             plain[name] = {str(key): _plain(value) for key, value in sorted(getattr(self, name).items())}
+        if not self.suggested:
+            del plain["suggested"]  # which versions before it do not know
         return {"version": VERSION, **{_IN_FILES.get(name, name): value for name, value in plain.items()}}
 
     def to_json(self) -> str:
@@ -221,6 +231,28 @@ def _check_keys(values: dict[str, Any], cls: type, where: str) -> None:
             raise InputError(
                 f"'{key}' in the {where} is {value!r}; expected {' or '.join(t.__name__ for t in allowed)}."
             )
+
+
+def _make_plain(owner: Any, numbers: Sequence[str], counts: Sequence[str]) -> None:
+    """Turn the numbers of numpy and others into Python's own, which JSON can hold.
+
+    Raises:
+        InputError: a value is no number, or a count is not whole.
+    """
+    for name in (*numbers, *counts):
+        value = getattr(owner, name)
+        try:
+            plain = _number(value) if name in numbers else index(value)
+        except (TypeError, ValueError) as error:
+            what = "a number" if name in numbers else "a whole number"
+            raise InputError(f"{name} is {value!r}; give {what}.") from error
+        if isinstance(value, bool):
+            raise InputError(f"{name} is {value!r}; give a number.")
+        object.__setattr__(owner, name, plain)
+
+
+def _number(value: Any) -> int | float:
+    return value if type(value) in (int, float) else float(value)
 
 
 def _key(key: ModuleKey | str | tuple[int, str]) -> ModuleKey:

@@ -169,16 +169,32 @@ def costs_of_blocks(p: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
 
 
 @block_scorer("osscar")
-def osscar(block: Block, weight: torch.Tensor, stats: ModuleStats, *, ratio: float) -> torch.Tensor:
+def osscar(
+    block: Block,
+    weight: torch.Tensor,
+    stats: ModuleStats,
+    *,
+    ratio: float,
+    progress: Progress | None,
+    cancel: CancelEvent | None,
+) -> torch.Tensor:
     """The share of a module's output that is lost, with compensation, by the time the unit goes (OSSCAR's order)."""
-    order, losses = eliminate(weight, stats.gram, width=block.width)
+    order, losses = eliminate(weight, stats.gram, width=block.width, progress=progress, cancel=cancel)
     scores = torch.empty_like(losses)
     scores[order] = losses / losses[-1].clamp(min=torch.finfo(torch.float64).tiny)
     return scores.repeat_interleave(block.width)
 
 
 @block_scorer("newton_greedy")
-def newton_greedy(block: Block, weight: torch.Tensor, stats: ModuleStats, *, ratio: float) -> torch.Tensor:
+def newton_greedy(
+    block: Block,
+    weight: torch.Tensor,
+    stats: ModuleStats,
+    *,
+    ratio: float,
+    progress: Progress | None,
+    cancel: CancelEvent | None,
+) -> torch.Tensor:
     """The Newton scores of a module's units, dealt out in the order of `eliminate`.
 
     How much a module loses is what the Newton scores say; which of its units go is what costs the least.
@@ -186,5 +202,6 @@ def newton_greedy(block: Block, weight: torch.Tensor, stats: ModuleStats, *, rat
     channels = numerical_score(weight, unit_gram(stats), ratio=ratio)
     values = channels.reshape(block.units, block.width).mean(1).cpu().sort().values
     scores = torch.empty_like(values)
-    scores[eliminate(weight, stats.gram, width=block.width)[0]] = values
+    order, _ = eliminate(weight, stats.gram, width=block.width, progress=progress, cancel=cancel)
+    scores[order] = values
     return scores.repeat_interleave(block.width)

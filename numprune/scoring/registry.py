@@ -27,9 +27,18 @@ class Scorer(Protocol):
 
 class BlockScorer(Protocol):
     """As `Scorer`, for methods that look at whole units: the block tells how many there are and how wide. The weight
-    lies where the statistics do."""
+    lies where the statistics do. `progress` and `cancel` are for work inside one module."""
 
-    def __call__(self, block: Block, weight: torch.Tensor, stats: ModuleStats, *, ratio: float) -> torch.Tensor: ...
+    def __call__(
+        self,
+        block: Block,
+        weight: torch.Tensor,
+        stats: ModuleStats,
+        *,
+        ratio: float,
+        progress: Progress | None,
+        cancel: CancelEvent | None,
+    ) -> torch.Tensor: ...
 
 
 class ModelScorer(Protocol):
@@ -78,7 +87,7 @@ def block_scorer(name: str) -> Callable[[BlockScorer], BlockScorer]:
                 check_cancelled(cancel)
                 module = stats.modules[block.key]
                 weight = block.last.weight.detach().to(module.gram.device)
-                scores[block.key] = function(block, weight, module, ratio=ratio)
+                scores[block.key] = function(block, weight, module, ratio=ratio, progress=progress, cancel=cancel)
                 if progress is not None:
                     progress(done, len(blocks), f"scoring {block.key}")
             return scores
@@ -93,7 +102,15 @@ def scorer(name: str) -> Callable[[Scorer], Scorer]:
 
     def add(function: Scorer) -> Scorer:
         @block_scorer(name)
-        def of_block(block: Block, weight: torch.Tensor, stats: ModuleStats, *, ratio: float) -> torch.Tensor:
+        def of_block(
+            block: Block,
+            weight: torch.Tensor,
+            stats: ModuleStats,
+            *,
+            ratio: float,
+            progress: Progress | None,
+            cancel: CancelEvent | None,
+        ) -> torch.Tensor:
             return function(weight, stats, ratio=ratio, key=block.key)
 
         return function

@@ -97,7 +97,7 @@ def edited(session: Session, plan: PruningPlan, edit: Edit) -> Session:
             ratios[key] = plan.ratio(key)
         else:
             ratios.pop(key, None)
-    return session.changed("", ratios=ratios)
+    return session.changed("", ratios=ratios, suggested=False)
 
 
 def parse_ratio(text: str) -> float:

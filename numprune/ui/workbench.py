@@ -328,7 +328,7 @@ class Workbench:
         loaded = self.dense(session)
         recipe = session.recipe
         plan = allocate(loaded.scores, recipe)
-        what = method_of(recipe, loaded.scores.modules) or recipe.allocation
+        what = method_of(recipe) or recipe.allocation
         wanted = name.strip()[:40] or f"{recipe.ratio:.0%} {what}"
         self._check_budget(loaded.model.bytes * plan.parameters_after // plan.parameters_before, f"'{wanted}'")
         with self._computing:

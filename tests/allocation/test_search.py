@@ -6,7 +6,7 @@ import torch
 from architectures import random_ids, random_scores, tiny_model, with_recipe
 from scipy.optimize import linprog
 
-from numprune import Cancelled, InputError, ModuleKey, Recipe, allocate, calibrate, perplexity, prune
+from numprune import Cancelled, InputError, ModuleKey, NumericalError, Recipe, allocate, calibrate, perplexity, prune
 from numprune.allocation.search import Sensitivity, sensitivity, spend, suggest
 
 ROWS = random_ids(8, 24, seed=1)
@@ -143,3 +143,26 @@ def test_bad_fractions_and_statistics_without_tokens_are_refused(scored):
     with pytest.raises(InputError, match="calibrate again"):
         suggest(model, stats, scores, Recipe())
     stats.rows = rows
+
+
+@pytest.mark.parametrize("compensation", ["paper", "network"])
+def test_a_trial_that_is_not_finite_counts_as_an_infinite_loss(scored, compensation, monkeypatch):
+    """One plan whose model overflows once ended the whole search."""
+    model, stats, scores = scored
+    recipe = Recipe(ratio=0.4, compensation=compensation)
+    worst = ModuleKey(1, "mlp")
+
+    def overflowing(pruned, rows, **_):
+        narrow = {block.key: block for block in pruned.blocks}[worst]
+        lost = narrow.units < 24 or bool((narrow.last.weight == 0).all(0).any())
+        if lost:
+            raise NumericalError("The model's logits are not finite.")
+        return 3.0
+
+    monkeypatch.setattr("numprune.allocation.trial.mean_loss", overflowing)
+    curves = sensitivity(model, stats, scores, recipe)
+    assert np.isinf(curves.increase[worst][1:]).all()
+    assert all(np.isfinite(curves.increase[key]).all() for key in curves.increase if key != worst)
+    assert spend(curves, 1e9)[worst] == 0
+    chosen = suggest(model, stats, scores, recipe, curves=curves)
+    assert len(chosen.ratios) == len(scores.modules) - 1

@@ -362,3 +362,16 @@ def test_costs_are_the_parameters_of_the_real_linears():
     assert scores.modules[ModuleKey(0, "mlp")].cost == 3 * 32
     linears = [m for m in model.module.model.layers.modules() if isinstance(m, torch.nn.Linear)]
     assert scores.prunable_parameters == sum(p.numel() for linear in linears for p in linear.parameters())
+
+
+def test_a_lock_that_cannot_be_kept_is_told():
+    key = next(iter(table().modules))
+    units = len(table().modules[key].units)
+    forced = Recipe(ratio=0.3, ratios={key: 0.9}, keep={key: tuple(range(units - 1))})
+    plan = allocate(table(), forced)
+    assert len(plan.keep[key]) >= units - 1
+    assert any(
+        note.startswith(f"{key} loses 1 of {units} units instead of the 90.0% of its ratio") for note in plan.notes
+    )
+    easy = allocate(table(), Recipe(ratio=0.3, ratios={key: 0.5}))
+    assert not any("instead of the" in note and note.startswith(str(key)) for note in easy.notes)

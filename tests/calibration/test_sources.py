@@ -88,9 +88,7 @@ def test_a_file_is_one_source_whatever_its_name(tmp_path):
     assert parse_sources(file) == {str(file): 1}
 
 
-@pytest.mark.parametrize(
-    "text", ["c4,", ",c4", "c4,c4", "c4=0,self", "c4=-1,self", "c4=x,self", "c4=nan", "=2,c4"]
-)
+@pytest.mark.parametrize("text", ["c4,", ",c4", "c4,c4", "c4=0,self", "c4=-1,self", "c4=x,self", "c4=nan", "=2,c4"])
 def test_what_is_no_source_is_refused(text):
     with pytest.raises(InputError, match="is no source of its own; write names with commas"):
         parse_sources(text)

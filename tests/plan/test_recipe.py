@@ -1,8 +1,10 @@
 import json
 
+import numpy as np
 import pytest
 
-from numprune import CalibrationRecipe, InputError, ModuleKey, Recipe
+from numprune import CalibrationRecipe, InputError, ModuleKey, Recipe, preset
+from numprune.plan.presets import method_of
 
 FULL = {
     "model": "tiny-stories",
@@ -13,6 +15,7 @@ FULL = {
     "allocation": "uniform",
     "ratio": 0.123456789012345,
     "ratios": {ModuleKey(1, "mlp"): 0.5, ModuleKey(0, "attention"): 0.25},
+    "suggested": True,
     "keep": {ModuleKey(0, "mlp"): (3, 1)},
     "prune": {ModuleKey(0, "mlp"): (0, 2), ModuleKey(2, "attention"): (4,)},
     "swaps": 4,
@@ -177,3 +180,38 @@ def test_files_call_the_removal_method():
 def test_module_keys_read_as_they_are_written():
     for key in (ModuleKey(0, "attention"), ModuleKey(31, "mlp")):
         assert ModuleKey.parse(str(key)) == key
+
+
+@pytest.mark.parametrize("kind", [np.float32, np.float64, np.int64])
+def test_numbers_of_other_libraries_become_plain_ones(kind):
+    half = kind(0) if kind is np.int64 else kind(0.5)
+    recipe = Recipe(ratio=half, damping=half, ratios={"0.mlp": half}, swaps=np.int64(2), round_channels=np.int32(8))
+    assert all(type(value) is float for value in (recipe.ratio, recipe.damping, recipe.ratios[0, "mlp"]))
+    assert (recipe.swaps, recipe.round_channels) == (2, 8)
+    assert Recipe.from_json(recipe.to_json()) == recipe
+    assert CalibrationRecipe(samples=np.int64(4)) == CalibrationRecipe(samples=4)
+
+
+@pytest.mark.parametrize(
+    ("values", "says"),
+    [
+        ({"swaps": 1.5}, "swaps is 1.5; give a whole number"),
+        ({"damping": "much"}, "damping is 'much'; give a number"),
+        ({"healing": True}, "healing is True"),
+        ({"ratio": True}, "ratio is True"),
+    ],
+)
+def test_what_is_no_number_is_refused(values, says):
+    with pytest.raises(InputError, match=says):
+        Recipe(**values)
+
+
+def test_suggested_ratios_are_known_as_such_only():
+    """Earlier versions took any ratios of all modules but one for suggested ones, and do not know the key."""
+    by_hand = Recipe(ratios={"0.attention": 0.2, "0.mlp": 0.3, "1.attention": 0.1})
+    priced = preset("best").applied(by_hand)
+    assert method_of(priced) is None
+    assert method_of(priced.replace(suggested=True)) == "best"
+    assert method_of(preset("balanced").applied(Recipe())) == "balanced"
+    assert "suggested" not in by_hand.to_dict()
+    assert Recipe.from_json(priced.replace(suggested=True).to_json()).suggested

@@ -1,15 +1,16 @@
 """Fisher information against gradients of single predictions, and its prices against the loss they promise."""
 
 import dataclasses
+import threading
 
 import numpy as np
 import pytest
 import torch
 import transformers
-from architectures import ARCHITECTURES, random_ids, tiny_model
+from architectures import ARCHITECTURES, make_tokenizer, random_ids, tiny_model
 from scipy.optimize import isotonic_regression
 
-from numprune import InputError, Model, calibrate, score
+from numprune import InputError, Model, calibrate, generate, score
 from numprune.linalg import damped_cholesky
 from numprune.models.adapter import adapter_for
 from numprune.scoring.fisher import fisher_information, rising_prices
@@ -94,3 +95,22 @@ def test_prices_rise_as_isotonic_regression_has_it():
     np.testing.assert_allclose(prices, isotonic_regression(added.numpy()).x, rtol=1e-11)
     assert (np.diff(prices) > 0).all()
     assert prices.sum() == pytest.approx(float(added.sum()), rel=1e-14)
+
+
+def test_other_work_on_the_model_goes_on_beside_it():
+    """Generation on another thread once met hooks that asked for gradients."""
+    model, stats = calibrated("llama-gqa-tied", 16, tokenizer=make_tokenizer())
+    alone, text = score(model, stats, scorer="fisher"), generate(model, "the cat", max_new_tokens=12, seed=3)
+    texts = []
+
+    def work(*_):
+        thread = threading.Thread(
+            target=lambda: texts.append(generate(model, "the cat", max_new_tokens=12, seed=3)), daemon=True
+        )
+        thread.start()
+        thread.join()
+
+    beside = score(model, stats, scorer="fisher", progress=work)
+    assert set(texts) == {text}
+    for key, module in alone.modules.items():
+        np.testing.assert_array_equal(beside.modules[key].units, module.units)

@@ -27,7 +27,7 @@ def waits(workbench: Workbench, session: Session) -> bool:
     """Whether the session is still at the method every model opens with; a scorer or method chosen by hand stays."""
     loaded = workbench.opened(session)
     chosen = loaded.request.scorer != Recipe().scorer or session.recipe.scorer != Recipe().scorer
-    return not chosen and method_of(session.recipe, loaded.scores.modules) == "paper"
+    return not chosen and method_of(session.recipe) == "paper"
 
 
 def adopted(workbench: Workbench, session: Session) -> Session:

@@ -86,7 +86,7 @@ class TuneStep:
             self.recipe: recipe.to_json(),
             self.repeat: command_line(recipe),
             self.preset: preset_of(recipe, loaded.scores),
-            self.method: method_of(recipe, loaded.scores.modules),
+            self.method: method_of(recipe),
         }
 
     def settings(self, recipe: Recipe) -> Updates:
@@ -185,6 +185,7 @@ def adopted(session: Session, recipe: Recipe) -> Session:
         "allocation",
         "ratio",
         "ratios",
+        "suggested",
         "keep",
         "prune",
         "swaps",
@@ -351,6 +352,7 @@ def wire(page: Page) -> None:
                 "ratio",
                 "allocation",
                 "ratios",
+                "suggested",
                 "keep",
                 "prune",
                 "round_channels",
@@ -404,7 +406,7 @@ def wire(page: Page) -> None:
 
     def adopt_suggestion(given: Updates) -> Updates:
         with toasts():
-            return page.planned(given[page.session].changed("", ratios=given[step.suggested]), given)
+            return page.planned(given[page.session].changed("", ratios=given[step.suggested], suggested=True), given)
 
     def prepare_method(
         given: Updates,
@@ -422,13 +424,14 @@ def wire(page: Page) -> None:
     def adopt_method(given: Updates) -> Updates:
         with toasts():
             values = {**METHODS[given[step.method]].settings, "ratios": given[step.suggested]}
+            values["suggested"] = METHODS[given[step.method]].suggests
             return page.settled(given[page.session].changed("", **values), given)
 
     def show_method(given: Updates) -> Updates:
         """After a method that could not be taken over: the one that holds."""
         with toasts():
             session = given[page.session]
-            return {step.method: method_of(session.recipe, page.workbench.dense(session).scores.modules)}
+            return {step.method: method_of(session.recipe)}
 
     settings = page.settled_outputs
     step.ratio.input(
