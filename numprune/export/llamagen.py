@@ -2,7 +2,7 @@
 
 That code has one size for all layers and gets it from numbers that belong to dense models: a head has dim / n_head
 channels, whatever n_head is, and the output projection is dim x dim. MLP channels that were pruned alike everywhere fit
-it (`ffn_dim_multiplier`); heads that were removed are written as zeros, which compute nothing and keep their room.
+it (`ffn_dim_multiplier`); heads that were removed are written as zeros, which compute nothing and take as much memory.
 """
 
 from __future__ import annotations
@@ -15,11 +15,15 @@ import torch
 from numprune.errors import CancelEvent, Progress, check_cancelled
 from numprune.export.formats import Format, register
 from numprune.llamagen import LlamaGen, LlamaGenConfig
-from numprune.llamagen.checkpoint import PIXELS_PER_CODE
+from numprune.llamagen.published import (
+    CAPTION_PROJECTION,
+    LAYER_NAMES,
+    NORM_EPS,
+    NULL_CAPTION,
+    PIXELS_PER_CODE,
+    ROPE_THETA,
+)
 from numprune.models.model import Model
-
-# What LlamaGen's code and `load_checkpoint` take for granted.
-NORM_EPS, ROPE_THETA = 1e-5, 10000.0
 
 
 def refusal(model: Model) -> str | None:
@@ -61,14 +65,14 @@ def write(model: LlamaGen, path: Path, *, progress: Progress | None, cancel: Can
 
 def published_state(model: LlamaGen) -> dict[str, torch.Tensor]:
     """The decoder's tensors under LlamaGen's names; those of removed heads are zero."""
-    config, ours = model.config, model.module.state_dict()
+    config, weights = model.config, model.module.state_dict()
     hidden, keys = config.hidden_size, config.num_key_value_heads * config.head_dim
     half = config.head_dim // 2
     # The two halves of a head become interleaved pairs.
     order = torch.arange(config.head_dim).reshape(2, half).T.reshape(-1)
 
     def take(name: str) -> torch.Tensor:
-        return ours[f"{name}.weight"].to("cpu", copy=True)
+        return weights[f"{name}.weight"].to("cpu", copy=True)
 
     def pairs(rows: torch.Tensor) -> torch.Tensor:
         return rows.unflatten(0, (-1, config.head_dim))[:, order].flatten(0, 1)
@@ -82,25 +86,19 @@ def published_state(model: LlamaGen) -> dict[str, torch.Tensor]:
     if config.caption_size is None:
         state["cls_embedding.embedding_table.weight"] = table[config.codes :].clone()
     else:
-        state["cls_embedding.uncond_embedding"] = ours["caption_projection.null"].to("cpu", copy=True)
+        state[NULL_CAPTION] = weights["caption_projection.null"].to("cpu", copy=True)
         for linear in ("fc1", "fc2"):
-            state[f"cls_embedding.cap_proj.{linear}.weight"] = take(f"caption_projection.{linear}")
-    renamed = {
-        "feed_forward.w1": "mlp.gate_proj",
-        "feed_forward.w3": "mlp.up_proj",
-        "feed_forward.w2": "mlp.down_proj",
-        "attention_norm": "input_layernorm",
-        "ffn_norm": "post_attention_layernorm",
-    }
+            state[f"{CAPTION_PROJECTION}.{linear}.weight"] = take(f"caption_projection.{linear}")
     for layer in range(model.layers):
-        theirs, own = f"layers.{layer}", f"model.layers.{layer}"
-        q, k, v = (take(f"{own}.self_attn.{each}_proj") for each in "qkv")
+        source, target = f"model.layers.{layer}", f"layers.{layer}"
+        q, k, v = (take(f"{source}.self_attn.{part}_proj") for part in "qkv")
         parts = [rows_to(pairs(q), hidden), rows_to(pairs(k), keys), rows_to(v, keys)]
-        state[f"{theirs}.attention.wqkv.weight"] = torch.cat(parts)
-        output = take(f"{own}.self_attn.o_proj")
-        state[f"{theirs}.attention.wo.weight"] = rows_to(output.T, hidden).T.contiguous()
-        for new, old in renamed.items():
-            state[f"{theirs}.{new}.weight"] = take(f"{own}.{old}")
+        state[f"{target}.attention.wqkv.weight"] = torch.cat(parts)
+        for published, name in LAYER_NAMES.items():
+            state[f"{target}.{published}.weight"] = take(f"{source}.{name}")
+        # Columns of removed heads.
+        output = f"{target}.attention.wo.weight"
+        state[output] = rows_to(state[output].T, hidden).T.contiguous()
     return state
 
 

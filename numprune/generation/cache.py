@@ -11,15 +11,15 @@ from transformers import Cache, DynamicLayer
 class ReservedLayer(DynamicLayer):
     """Keys and values of one layer in memory taken once: growing by concatenation copies all of them at every token."""
 
-    def __init__(self, room: int) -> None:
+    def __init__(self, capacity: int) -> None:
         super().__init__()
-        self.room = room
+        self.capacity = capacity
         self._space: tuple[torch.Tensor, torch.Tensor] | None = None
 
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
         self.dtype, self.device = key_states.dtype, key_states.device
         both = (key_states, value_states)
-        self._space = tuple(each.new_empty(*each.shape[:2], self.room, each.shape[-1]) for each in both)
+        self._space = tuple(states.new_empty(*states.shape[:2], self.capacity, states.shape[-1]) for states in both)
         self.keys, self.values = (space[:, :, :0] for space in self._space)
         self.is_initialized = True
 
@@ -37,6 +37,6 @@ class ReservedLayer(DynamicLayer):
         return self.keys, self.values
 
 
-def reserved_cache(layers: int, room: int) -> Cache:
-    """A cache for `layers` decoder layers and sequences of at most `room` tokens."""
-    return Cache(layers=[ReservedLayer(room) for _ in range(layers)])
+def reserved_cache(layers: int, capacity: int) -> Cache:
+    """A cache for `layers` decoder layers and sequences of at most `capacity` tokens."""
+    return Cache(layers=[ReservedLayer(capacity) for _ in range(layers)])

@@ -15,18 +15,19 @@ from accelerate import init_empty_weights
 from transformers import JanusVQVAE, JanusVQVAEConfig
 
 from numprune.errors import InputError, LoadError
+from numprune.llamagen.adapter import LlamaGenAdapter
 from numprune.llamagen.captions import CAPTION_FILES, Captions, captions_from
-from numprune.llamagen.model import LlamaGen, caption_table, captioned, check_vq, fill, make_vq
-from numprune.llamagen.network import CaptionProjection, LlamaGenAdapter, LlamaGenConfig, LlamaGenForImages
+from numprune.llamagen.image_tokenizer import check_vq, make_vq
+from numprune.llamagen.model import LlamaGen, caption_table, captioned
+from numprune.llamagen.network import CaptionProjection, LlamaGenConfig, LlamaGenForImages, fill
+from numprune.llamagen.published import CAPTION_PROJECTION, LAYER_NAMES, NORM_EPS, NULL_CAPTION, PIXELS_PER_CODE
 from numprune.models.placement import place, resolve_device, resolve_dtype
 
 # Heads by (layers, hidden size): B, L, XL, XXL and 3B. Nothing in a checkpoint says them.
 HEADS = {(12, 768): 12, (24, 1024): 16, (36, 1280): 20, (48, 1536): 24, (24, 3200): 32}
-PIXELS_PER_CODE = 16
 VQ_FILE, TEXT_VQ_FILE = "vq_ds16_c2i.pt", "vq_ds16_t2i.pt"
 """What LlamaGen calls the tokenizers of its class-conditional and of its text-conditional decoders."""
 _SIZE_IN_NAME = re.compile(r"[_-](256|384|512)$")
-_NULL_CAPTION = "cls_embedding.uncond_embedding"
 _NESTINGS = ("model", "module", "state_dict")
 
 State = dict[str, torch.Tensor]
@@ -62,13 +63,13 @@ def load_checkpoint(
     path = Path(path).expanduser()
     target = resolve_device(device)
     if image_size is None:
-        found = _SIZE_IN_NAME.search(path.stem)
-        if not found:
+        size = _SIZE_IN_NAME.search(path.stem)
+        if not size:
             raise InputError(
                 f"The name {path.name} does not tell the image size; name the file as published, such as"
                 " c2i_B_256.pt, or give load_checkpoint the image_size."
             )
-        image_size = int(found[1])
+        image_size = int(size[1])
     if image_size < PIXELS_PER_CODE or image_size % PIXELS_PER_CODE:
         raise InputError(f"image_size is {image_size}; give a multiple of {PIXELS_PER_CODE}, such as 256 or 384.")
     state = _read(path)
@@ -133,7 +134,7 @@ def load_vq(path: str | os.PathLike[str], grid: int) -> JanusVQVAE:
         num_embeddings=codes,
         embed_dim=width,
         base_channels=base,
-        channel_multiplier=[each // base for each in widths],
+        channel_multiplier=[width // base for width in widths],
         num_res_blocks=depth,
         latent_channels=latent,
         num_patches=grid,
@@ -163,7 +164,7 @@ def _read(path: Path) -> State:
         if isinstance(state, Mapping) and isinstance(state.get(nesting), Mapping):
             state = state[nesting]
             break
-    if not isinstance(state, Mapping) or not all(isinstance(each, torch.Tensor) for each in state.values()):
+    if not isinstance(state, Mapping) or not all(isinstance(value, torch.Tensor) for value in state.values()):
         raise LoadError(f"{path} holds no tensors by name; give a .pt file that LlamaGen published.")
     return dict(state)
 
@@ -173,8 +174,8 @@ def _decoder_config(path: Path, state: State, n_head: int | None, grid: int) -> 
         raise LoadError(f"{path} is a VQ tokenizer; give it as vq beside a decoder, such as c2i_B_256.pt.")
     try:
         codes, hidden = state["tok_embeddings.weight"].shape
-        tokens, caption_size = state.get(_NULL_CAPTION, state["tok_embeddings.weight"][:1, :0]).shape
-        reads_captions = _NULL_CAPTION in state
+        tokens, caption_size = state.get(NULL_CAPTION, state["tok_embeddings.weight"][:1, :0]).shape
+        reads_captions = NULL_CAPTION in state
         # The captions are counted when they are known.
         classes = 1 if reads_captions else state["cls_embedding.embedding_table.weight"].shape[0] - 1
         channels = state["layers.0.feed_forward.w1.weight"].shape[0]
@@ -205,7 +206,7 @@ def _decoder_config(path: Path, state: State, n_head: int | None, grid: int) -> 
         num_attention_heads=heads,
         num_key_value_heads=(fused - hidden) // (2 * head_dim),
         intermediate_size=channels,
-        rms_norm_eps=1e-5,
+        rms_norm_eps=NORM_EPS,
         condition_tokens=tokens,
         caption_size=caption_size if reads_captions else None,
     )
@@ -231,12 +232,12 @@ def _decoder_weights(
     if captions is None:
         table = torch.cat([take("tok_embeddings.weight"), take("cls_embedding.embedding_table.weight")])
     else:
-        names = {"fc1.weight": "cls_embedding.cap_proj.fc1.weight", "fc2.weight": "cls_embedding.cap_proj.fc2.weight"}
-        names["null"] = _NULL_CAPTION
-        extra = {f"caption_projection.{ours}": take(theirs) for ours, theirs in names.items()}
+        read = {f"{linear}.weight": take(f"{CAPTION_PROJECTION}.{linear}.weight") for linear in ("fc1", "fc2")}
+        read["null"] = take(NULL_CAPTION)
+        extra = {f"caption_projection.{name}": value for name, value in read.items()}
         with init_empty_weights():
             projection = CaptionProjection(config)
-        fill(projection, {ours: extra[f"caption_projection.{ours}"] for ours in names}, path)
+        fill(projection, read, path)
         table = caption_table(projection, take("tok_embeddings.weight"), captions)
     weights = {
         **extra,
@@ -244,32 +245,25 @@ def _decoder_weights(
         "model.norm.weight": take("norm.weight"),
         "lm_head.weight": take("output.weight"),
     }
-    renamed = {
-        "attention.wo": "self_attn.o_proj",
-        "feed_forward.w1": "mlp.gate_proj",
-        "feed_forward.w3": "mlp.up_proj",
-        "feed_forward.w2": "mlp.down_proj",
-        "attention_norm": "input_layernorm",
-        "ffn_norm": "post_attention_layernorm",
-    }
     for layer in range(config.num_hidden_layers):
-        theirs, ours = f"layers.{layer}", f"model.layers.{layer}"
-        fused = take(f"{theirs}.attention.wqkv.weight")
+        source, target = f"layers.{layer}", f"model.layers.{layer}"
+        fused = take(f"{source}.attention.wqkv.weight")
         if fused.shape != (hidden + 2 * keys, hidden):
-            raise LoadError(f"{path} has another shape of {theirs}.attention.wqkv than of the first layer's.")
+            raise LoadError(f"{path} has another shape of {source}.attention.wqkv than of the first layer's.")
         q, k, v = fused.split([hidden, keys, keys])
-        weights[f"{ours}.self_attn.q_proj.weight"] = halves(q)
-        weights[f"{ours}.self_attn.k_proj.weight"] = halves(k)
+        weights[f"{target}.self_attn.q_proj.weight"] = halves(q)
+        weights[f"{target}.self_attn.k_proj.weight"] = halves(k)
         # A part of a fused tensor would keep all of it in memory.
-        weights[f"{ours}.self_attn.v_proj.weight"] = v.clone()
-        for old, new in renamed.items():
-            weights[f"{ours}.{new}.weight"] = take(f"{theirs}.{old}.weight")
+        weights[f"{target}.self_attn.v_proj.weight"] = v.clone()
+        for published, name in LAYER_NAMES.items():
+            weights[f"{target}.{name}.weight"] = take(f"{source}.{published}.weight")
     return weights
 
 
 def _last(state: State, pattern: str) -> int:
     """The highest number a pattern finds in the names; -1 when it finds none."""
-    return max((int(found[1]) for found in (re.match(pattern, key) for key in state) if found), default=-1)
+    matches = filter(None, (re.match(pattern, key) for key in state))
+    return max((int(match[1]) for match in matches), default=-1)
 
 
 def _vq_name(key: str) -> str:

@@ -1,31 +1,29 @@
-"""LlamaGen as the rest of the package sees it: a model of image codes, with the tokenizer that paints them."""
+"""A LlamaGen model: it draws image codes, which its tokenizer turns into images."""
 
 from __future__ import annotations
 
 import math
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from accelerate import init_empty_weights
-from safetensors.torch import load_file
 from transformers import JanusVQVAE, JanusVQVAEConfig
 
-from numprune.errors import CancelEvent, InputError, LoadError, NumericalError, Progress, check_cancelled
+from numprune.errors import CancelEvent, InputError, NumericalError, Progress, check_cancelled
 from numprune.generation.cache import reserved_cache
 from numprune.generation.sampling import Sampling, draw
 from numprune.llamagen.captions import Captions
-from numprune.llamagen.network import CaptionProjection, LlamaGenAdapter, LlamaGenConfig, LlamaGenForImages
+from numprune.llamagen.image_tokenizer import VQ_FOLDER, check_vq
+from numprune.llamagen.network import CaptionProjection, LlamaGenConfig, LlamaGenForImages
+from numprune.llamagen.published import NORM_EPS
+from numprune.models.adapter import adapter_for
 from numprune.models.batches import SAMPLED_SEQUENCES
 from numprune.models.model import Model, twin
 
-VQ_FOLDER = "vq"
-"""Where the image tokenizer lies inside a saved folder."""
-
 JUDGE_FOLDER = "judge"
-"""Where a classifier of the images lies inside a saved folder; `numprune.evaluation.images.judge` reads it."""
+"""The folder of a classifier of the images inside a saved folder; `numprune.evaluation.images.judge` reads it."""
 
 
 @dataclass
@@ -58,7 +56,7 @@ class LlamaGen(Model):
     @property
     def class_names(self) -> list[str]:
         """What the classes show; their ids in digits where nobody said."""
-        return self.config.class_names or [str(each) for each in range(self.classes)]
+        return self.config.class_names or [str(number) for number in range(self.classes)]
 
     @property
     def condition_tokens(self) -> int:
@@ -118,7 +116,7 @@ class LlamaGen(Model):
         return logits[:, self.condition_tokens - 1 :]
 
     def with_captions(self, captions: Captions) -> LlamaGen:
-        """A text-conditional decoder with these captions in the place of its own; both share all other weights.
+        """A text-conditional decoder with these captions instead of its own; both share all other weights.
 
         Raises:
             InputError: the decoder is class-conditional, or the features have other sizes than it reads.
@@ -195,12 +193,14 @@ class LlamaGen(Model):
         if cfg_scale != 1:
             ids = torch.cat([ids, self._prefix(torch.full_like(condition, self.null_class), condition)])
         generators = [torch.Generator().manual_seed(sampling.seed + row) for row in range(batch)]
-        uniform = torch.stack([torch.rand(sampling.max_new_tokens, generator=each) for each in generators], dim=1)
-        # Keeping every code is no choice, and would sort them all at each step.
+        uniform = torch.stack(
+            [torch.rand(sampling.max_new_tokens, generator=generator) for generator in generators], dim=1
+        )
+        # A top-k that keeps every code changes nothing, and would sort them all at each step.
         top_k = 0 if sampling.top_k >= self.config.codes else sampling.top_k
         uniform, warpers = uniform.to(self.device), replace(sampling, top_k=top_k).warpers()
-        room = self.condition_tokens - 1 + sampling.max_new_tokens
-        cache = reserved_cache(self.layers, room) if use_cache else None
+        length = self.condition_tokens - 1 + sampling.max_new_tokens
+        cache = reserved_cache(self.layers, length) if use_cache else None
         finite = torch.ones((), dtype=torch.bool, device=self.device)
         for numbers in uniform:
             output = self.module(input_ids=ids, past_key_values=cache, use_cache=use_cache, logits_to_keep=1)
@@ -303,22 +303,22 @@ def build(
         num_hidden_layers=layers,
         num_attention_heads=heads,
         intermediate_size=channels,
-        rms_norm_eps=1e-5,
+        rms_norm_eps=NORM_EPS,
     )
     vq = None if vq_config is None else JanusVQVAE(vq_config)
     if vq is not None:
         check_vq(vq, config)
     module = LlamaGenForImages(config).eval()
-    return LlamaGen(module=module, tokenizer=None, adapter=LlamaGenAdapter(), name=name, vq=vq)
+    return LlamaGen(module=module, tokenizer=None, adapter=adapter_for(config), name=name, vq=vq)
 
 
 def captioned(config: LlamaGenConfig, captions: Captions) -> LlamaGenConfig:
     """A config for these captions; raises InputError when their features have other sizes than the decoder reads."""
-    found, expected = captions.features.shape[1:], (config.condition_tokens, config.caption_size)
-    if tuple(found) != expected:
+    tokens, size = captions.features.shape[1:]
+    if (tokens, size) != (config.condition_tokens, config.caption_size):
         raise InputError(
-            f"The captions have {found[0]} tokens of {found[1]} features, the decoder reads {expected[0]} of"
-            f" {expected[1]}; encode them with the encoder it was trained with."
+            f"The captions have {tokens} tokens of {size} features, the decoder reads {config.condition_tokens} of"
+            f" {config.caption_size}; encode them with the encoder it was trained with."
         )
     settings = config.to_dict() | {"classes": len(captions.texts), "class_names": captions.texts}
     return type(config).from_dict(settings | {"caption_lengths": list(captions.lengths)})
@@ -330,45 +330,3 @@ def caption_table(projection: CaptionProjection, codes: torch.Tensor, captions: 
     features = captions.left_padded().to(projection.null)
     rows = projection(torch.cat([features, projection.null[None]])).flatten(0, 1)
     return torch.cat([codes, rows, rows.new_zeros(1, rows.shape[1])])
-
-
-def open_vq(folder: Path, config: LlamaGenConfig) -> JanusVQVAE | None:
-    """The image tokenizer a saved folder holds, in float32; None when it has none."""
-    folder = folder / VQ_FOLDER
-    if not (folder / "config.json").is_file():
-        return None
-    vq_config = JanusVQVAEConfig.from_pretrained(folder)
-    state: dict[str, torch.Tensor] = {}
-    for file in sorted(folder.glob("model*.safetensors")):
-        state.update(load_file(file))
-    vq = make_vq(vq_config, state, folder)
-    check_vq(vq, config)
-    return vq
-
-
-def make_vq(config: JanusVQVAEConfig, weights: Mapping[str, torch.Tensor], source: Path) -> JanusVQVAE:
-    """An image tokenizer of these weights, in float32 on the CPU."""
-    with init_empty_weights(include_buffers=False):
-        vq = JanusVQVAE(config)
-    fill(vq, {key: value.float() for key, value in weights.items()}, source)
-    return vq.eval().requires_grad_(False)
-
-
-def fill(module: torch.nn.Module, weights: Mapping[str, torch.Tensor], source: Path) -> None:
-    """Put weights into a module without memory; raise LoadError when they are not exactly those it needs."""
-    expected = {key: value.shape for key, value in module.state_dict().items()}
-    wrong = sorted(key for key, value in expected.items() if key not in weights or weights[key].shape != value)
-    wrong += sorted(weights.keys() - expected.keys())
-    if wrong:
-        raise LoadError(f"{source} does not hold what its sizes promise (see {wrong[0]}); get it again.")
-    module.load_state_dict({key: value.contiguous() for key, value in weights.items()}, assign=True)
-
-
-def check_vq(vq: JanusVQVAE, config: LlamaGenConfig) -> None:
-    """Raise InputError when an image tokenizer does not speak the decoder's codes."""
-    found, expected = (vq.config.num_embeddings, vq.config.num_patches), (config.codes, config.grid)
-    if found != expected:
-        raise InputError(
-            f"The image tokenizer has {found[0]} codes on a grid of {found[1]}, the decoder {expected[0]} on"
-            f" {expected[1]}; use the tokenizer the decoder was trained with."
-        )

@@ -4,7 +4,7 @@ One table embeds codes and conditions: rows 0 to codes - 1 are the codes of the 
 and last the null class that guidance needs. An image is then one row of ids, [codes + class, code 0, code 1, ...],
 and everything that reads rows of ids (calibration, the residual fit, perplexity) works as for text.
 
-A text-conditional decoder has a caption in the place of a class: as many rows of the table as its condition has
+A text-conditional decoder has a caption instead of a class: as many rows of the table as its condition has
 tokens, projected from the caption's features when it is opened. Captions are padded on the left with the id of a row
 of zeros, which is the last of the table. Such a token sees only itself, so it stays zero in every layer (nothing has a
 bias) and adds nothing to any statistics.
@@ -12,6 +12,8 @@ bias) and adds nothing to any statistics.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -27,8 +29,7 @@ from transformers import (
     LlamaModel,
 )
 
-from numprune.models.adapter import register
-from numprune.models.llama import LlamaAdapter
+from numprune.errors import LoadError
 
 
 @strict
@@ -169,16 +170,14 @@ class LlamaGenForImages(LlamaForCausalLM):
         self.post_init()
 
 
-@register
-class LlamaGenAdapter(LlamaAdapter):
-    """Llama's layers under LlamaGen's rows."""
-
-    model_types = (LlamaGenConfig.model_type,)
-    reads_text = False
-
-    def decoder(self, model: nn.Module) -> nn.Module:
-        # Captions are projected once, when they are bound.
-        return model.model
+def fill(module: nn.Module, weights: Mapping[str, torch.Tensor], source: Path) -> None:
+    """Put weights into a module without memory; raise LoadError when they are not exactly those it needs."""
+    expected = {key: value.shape for key, value in module.state_dict().items()}
+    wrong = sorted(key for key, value in expected.items() if key not in weights or weights[key].shape != value)
+    wrong += sorted(weights.keys() - expected.keys())
+    if wrong:
+        raise LoadError(f"{source} does not hold what its sizes promise (see {wrong[0]}); get it again.")
+    module.load_state_dict({key: value.contiguous() for key, value in weights.items()}, assign=True)
 
 
 AutoConfig.register(LlamaGenConfig.model_type, LlamaGenConfig)

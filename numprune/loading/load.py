@@ -17,8 +17,7 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedModel
 
 from numprune.errors import LoadError, NumpruneError
 from numprune.files import MARKER
-from numprune.llamagen import CAPTION_FILES, TEXT_VQ_FILE, VQ_FILE, LlamaGen, LlamaGenForImages, load_checkpoint
-from numprune.llamagen.model import JUDGE_FOLDER, open_vq
+from numprune.llamagen import CAPTION_FILES, TEXT_VQ_FILE, VQ_FILE, LlamaGen, load_checkpoint
 from numprune.loading.narrowed import load_narrowed, recorded_sizes, restore_history
 from numprune.models.adapter import Adapter, adapter_for
 from numprune.models.embedded import embedded_model, embedded_models
@@ -81,12 +80,8 @@ def load(
             tokenizer.pad_token = tokenizer.eos_token
         tokenizer.padding_side = "left"
     module = place(module, name, target)
-    if isinstance(module, LlamaGenForImages):
-        vq = _attempt(name, lambda: open_vq(Path(source), config))
-        judge = Path(source) / JUDGE_FOLDER
-        judge = judge if judge.is_dir() else None
-        model: Model = LlamaGen(module=module, tokenizer=None, adapter=adapter, name=name, vq=vq, judge=judge)
-    else:
+    model = _attempt(name, lambda: adapter.wrap(module, name, Path(source)))
+    if model is None:
         model = Model(module=module, tokenizer=tokenizer, adapter=adapter, name=name)
     if (Path(source) / MARKER).is_file():
         _attempt(name, lambda: restore_history(model, Path(source)))
@@ -116,8 +111,8 @@ def _load_llamagen(name: str, revision: str | None, **options: Any) -> LlamaGen:
         vq = beside if beside.is_file() else None
     captions = None
     if vq_file == TEXT_VQ_FILE:
-        found = (captions_folder / each for each in CAPTION_FILES)
-        captions = next((each for each in found if each.is_file()), None)
+        files = (captions_folder / file for file in CAPTION_FILES)
+        captions = next((file for file in files if file.is_file()), None)
     model = load_checkpoint(path, vq=vq, captions=captions, **options)
     model.name = name
     model.notes += notes

@@ -1,4 +1,4 @@
-"""What the rest of the package may know about an architecture.
+"""Adapters: an architecture's prunable modules, and all that code outside this folder knows of it.
 
 A decoder layer has two prunable modules, attention and MLP. Each ends in a linear layer (`last`) whose
 input channels belong to units: a KV group (a KV head with the query heads it serves) or an MLP channel.
@@ -11,6 +11,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -89,7 +90,7 @@ def make_linear(weight: torch.Tensor, bias: torch.Tensor | None) -> nn.Linear:
 
 
 class EmptyAttention(nn.Module):
-    """Stands where all heads of a layer were removed: the output projection of nothing, its bias at most."""
+    """The attention of a layer without heads: it puts out zeros, or the bias of its output projection."""
 
     def __init__(self, layer_idx: int, bias: torch.Tensor | None):
         super().__init__()
@@ -145,7 +146,7 @@ class Adapter(ABC):
     def final_norm(self, model: nn.Module) -> nn.Module | None:
         """The norm behind the last layer; None where there is none, or one without weights."""
         layers = self.layers(model)
-        owner = next(each for each in model.modules() if any(child is layers for child in each.children()))
+        owner = next(module for module in model.modules() if any(child is layers for child in module.children()))
         norm = getattr(owner, "norm", None) or getattr(owner, "final_layer_norm", None)
         return None if norm is None or norm.weight is None else norm
 
@@ -159,6 +160,11 @@ class Adapter(ABC):
     def adds_outputs(self, config: Any) -> bool:
         """Whether what a module puts out is added to the residual stream as it is; not where a norm stands between."""
         return True
+
+    def wrap(self, module: nn.Module, name: str, folder: Path) -> Any:
+        """The model around a module opened from `folder`, with what else the folder has; None where a plain
+        `numprune.Model` serves."""
+        return None
 
     def residual_width(self, model: nn.Module) -> int | None:
         """Width of a residual stream that was narrowed (`numprune.slicing.stream`); None for one of its own."""
@@ -174,7 +180,7 @@ class Adapter(ABC):
 
     def blocks(self, model: nn.Module) -> list[Block]:
         """All prunable modules, attention before MLP in each layer; emptied modules are left out."""
-        found: list[Block] = []
+        blocks: list[Block] = []
         for index, layer in enumerate(self.layers(model)):
             owner, name = self.attention_owner(layer)
             attention = getattr(owner, name)
@@ -182,11 +188,11 @@ class Adapter(ABC):
                 block = self.attention(layer, index, model.config)
                 rest = sum(p.numel() for p in attention.parameters()) - block.units * block.cost
                 rest -= 0 if block.last.bias is None else block.last.bias.numel()
-                found.append(replace(block, remainder=rest))
+                blocks.append(replace(block, remainder=rest))
             mlp = self.mlp(layer, index, model.config)
             if mlp.units:
-                found.append(mlp)
-        return found
+                blocks.append(mlp)
+        return blocks
 
 
 _REGISTRY: dict[str, Adapter] = {}

@@ -1,8 +1,8 @@
 """Sizes of single layers in a transformers config: its standard key `per_layer_config`, read and written.
 
 The config's own numbers of heads and channels are those of a layer at full size; `per_layer_config` holds what a layer
-has instead, and `skip` the modules it lacks altogether. `output_biases`, a key of ours, names the layers whose output
-projection has a bias that its architecture does not give it.
+has instead, and `skip` the modules it lacks altogether. `output_biases`, a key that numprune adds, names the layers
+whose output projection has a bias that its architecture does not give it.
 """
 
 from __future__ import annotations

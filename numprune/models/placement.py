@@ -13,7 +13,11 @@ DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.
 
 
 def place(module: PreTrainedModel, name: str, device: torch.device) -> PreTrainedModel:
-    """The module on its device, ready for inference."""
+    """Put a module on a device, in eval mode and without gradients.
+
+    Raises:
+        LoadError: it does not fit the memory, which is told by the `name` of the model.
+    """
     try:
         return module.to(device).eval().requires_grad_(False)
     except torch.OutOfMemoryError as error:

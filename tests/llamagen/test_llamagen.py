@@ -30,7 +30,7 @@ from numprune import (
     suggest,
 )
 from numprune.llamagen import VQ_FILE, LlamaGen, build, load_checkpoint, load_vq
-from numprune.llamagen.model import VQ_FOLDER
+from numprune.llamagen.image_tokenizer import VQ_FOLDER
 
 GRID = 2
 CODES, CLASSES = 40, 5
