@@ -27,8 +27,16 @@ BIBTEX = """\
   eprint    = {2412.12441},
   archivePrefix = {arXiv}
 }"""
+COMPENSATION_WORDS = {
+    "paper": "theorem 3 of the paper, module by module",
+    "residual": "each module against the dense residual stream",
+    "network": "each module, what feeds its units and the last norm, against the dense network",
+    "bias": "the mean of what was removed, as a bias",
+    "none": "none",
+}
+"""What a card calls the compensations of a recipe."""
 _OPENED_BY_NAME = ("transformers", "stock")
-"""Formats whose snippet takes a repository's name in the place of a folder."""
+"""Formats whose snippet takes a repository's name instead of a folder."""
 
 
 def push_to_hub(
@@ -52,7 +60,7 @@ def push_to_hub(
     Args:
         repo_id: OWNER/NAME, or NAME in the token's own account; made where it does not exist.
         format, options: as in `numprune.export`.
-        token: of an account that may write there; None for the one `hf auth login` has stored. It is passed on with the
+        token: of an account that may write to it; None for the one `hf auth login` has stored. It is passed on with the
             requests and kept nowhere.
         private: whether a new repository is; one that exists stays as it is.
         perplexity_before, perplexity_after, perplexity_data: for the card, see `model_card`.
@@ -102,8 +110,8 @@ def model_card(
     Raises:
         InputError: the two perplexities were not measured on the same tokens.
     """
-    measured = [each for each in (perplexity_before, perplexity_after) if each is not None]
-    if len({(each.tokens, each.sequence_length, each.stride) for each in measured}) > 1:
+    measured = [value for value in (perplexity_before, perplexity_after) if value is not None]
+    if len({(value.tokens, value.sequence_length, value.stride) for value in measured}) > 1:
         raise InputError(
             "The perplexities before and after were not measured on the same tokens; measure both on one text."
         )
@@ -118,7 +126,7 @@ def model_card(
     if measured:
         parts.append(_protocol(model, measured[0], perplexity_data))
     if model.recipe is not None:
-        parts += ["## How it was pruned", _method(model), _layers(model)]
+        parts += ["## How it was pruned", _recipe_lines(model), _layers(model)]
         recipe = _shareable(model).recipe.to_json().rstrip()
         parts.append(
             f"<details><summary>The recipe, for <code>numprune prune --recipe</code></summary>\n\n"
@@ -184,20 +192,14 @@ def _protocol(model: Model, value: Perplexity, data: str | None) -> str:
     )
 
 
-def _method(model: Model) -> str:
+def _recipe_lines(model: Model) -> str:
     recipe, calibration = model.recipe, model.recipe.calibration
     data = _shown(calibration.data) if calibration.data else "text that is not named"
     if calibration.data == "self":
         data = "what the dense model itself writes" if model.adapter.reads_text else "what the dense model itself draws"
-    compensation = {
-        "paper": "theorem 3 of the paper, module by module",
-        "residual": "each module against the dense residual stream",
-        "bias": "the mean of what was removed, as a bias",
-        "none": "none",
-    }[recipe.compensation]
     lines = [
         f"scores: `{recipe.scorer}`, allocation `{recipe.allocation}`",
-        f"compensation: {compensation} (`{recipe.compensation}`, damping {recipe.damping:g})",
+        f"compensation: {COMPENSATION_WORDS[recipe.compensation]} (`{recipe.compensation}`, damping {recipe.damping:g})",
         f"calibration: {data}, {calibration.samples} x {calibration.sequence_length} tokens, seed {calibration.seed}",
         f"training: {f'{recipe.healing} steps of healing' if recipe.healing else 'none'}",
     ]
@@ -229,8 +231,8 @@ def _loading(model: Model, repo_id: str, format: str) -> str:
     }
     if others:
         commands = "\n".join(
-            f"numprune export {source} --format {other} --out {name}-{other}{found.suffix}  # {found.about}"
-            for other, found in others.items()
+            f"numprune export {source} --format {other} --out {name}-{other}{engine.suffix}  # {engine.about}"
+            for other, engine in others.items()
         )
         parts += ["For other engines:", f"```sh\n{commands}\n```"]
     return "\n\n".join(parts)

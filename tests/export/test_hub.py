@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import httpx2
 import pytest
 import torch
@@ -8,7 +10,7 @@ from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 from numprune import InputError, NumpruneError, Recipe, allocate, calibrate, load, perplexity, prune
 from numprune.cli import main
 from numprune.export import hub, model_card, push_to_hub
-from numprune.plan.recipe import CalibrationRecipe
+from numprune.plan.recipe import COMPENSATIONS, CalibrationRecipe
 
 TOKEN = "hf_abcSECRETdef"
 
@@ -162,6 +164,13 @@ def test_the_card_says_how_it_was_pruned_and_what_that_cost(model, pruned):
     assert f"| 1 | {units[(1, 'attention')]} | {units[(1, 'mlp')]} |" in body
     recipe = body.split("```json\n")[1].split("```")[0]
     assert Recipe.from_json(recipe) == pruned.recipe.replace(calibration=CalibrationRecipe(data="diary.txt", samples=8))
+
+
+@pytest.mark.parametrize("compensation", COMPENSATIONS)
+def test_a_card_has_words_for_every_compensation(pruned, compensation):
+    card = model_card(replace(pruned, recipe=pruned.recipe.replace(compensation=compensation)))
+    line = next(line for line in card.splitlines() if line.startswith("- compensation: "))
+    assert f"(`{compensation}`, damping" in line
 
 
 def test_perplexities_of_different_tokens_are_not_set_side_by_side(model, pruned):
