@@ -41,7 +41,7 @@ class Format:
 
 @dataclass(frozen=True)
 class Exported:
-    """What an export left behind.
+    """What an export wrote.
 
     Attributes:
         path: the folder or file.
@@ -106,7 +106,7 @@ def export(
 ) -> Exported:
     """Write `model` in a format that another engine opens; `model` is not changed.
 
-    Written beside the target and renamed at the end, so that a stop or a full disk leaves nothing that looks whole.
+    Written beside the target and renamed at the end, so that a stop or a full disk leaves nothing incomplete.
 
     Args:
         target: a folder, or a file with the format's suffix; an earlier export is replaced.
@@ -129,7 +129,7 @@ def export(
     else:
         with atomic_folder(target) as partial:
             notes = chosen.write(model, partial, progress=progress, cancel=cancel, **settings)
-            if not (partial / MARKER).exists():  # numprune's own folder says more there
+            if not (partial / MARKER).exists():  # the marker of numprune's own folder says more
                 (partial / MARKER).write_text(to_json({"export": format, "base": model.name}))
         size = sum(file.stat().st_size for file in target.rglob("*") if file.is_file())
     return Exported(target, format, size, notes, chosen.snippet(model, target))

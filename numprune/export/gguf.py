@@ -1,7 +1,7 @@
 """GGUF, the file that llama.cpp and everything that embeds it open.
 
 The file holds the keys that describe the model, the tokenizer and the tensors; `gguf_layers` says which architecture of
-llama.cpp a model takes there.
+llama.cpp a model is written as.
 """
 
 from __future__ import annotations
@@ -132,7 +132,7 @@ def _name(model: Model, vocabulary: Vocabulary) -> str:
     """The model's name, without what makes llama.cpp refuse the file."""
     name = Path(model.name).name
     if not {"</s>", "<unk>", "<s>", "<|endoftext|>"} <= set(vocabulary.tokens):
-        # By this name, in the vocabulary, it looks for these tokens and fails when one is not there.
+        # By this name it looks for these tokens in the vocabulary, and fails when one is missing.
         name = re.sub("phi-?3", "phi 3", name, flags=re.IGNORECASE)
     return name
 
@@ -172,7 +172,7 @@ def _shape(writer: Any, model: Model, layers: list[FileLayer]) -> None:
 
 
 def _context(config: Any) -> int:
-    """Tokens up to which llama.cpp, which attends to all of them here, computes what the model does."""
+    """Tokens up to which llama.cpp, which has no window in these graphs, computes what the model does."""
     window = _window(config)
     return config.max_position_embeddings if window is None else min(window, config.max_position_embeddings)
 

@@ -7,7 +7,7 @@ Llama's, `openelm` is Qwen3's with tied embeddings. So models whose layers diffe
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -31,7 +31,7 @@ _ROPE_TYPES = ("default", "linear", "llama3", "yarn")
 
 @dataclass(frozen=True)
 class FileTensor:
-    """A tensor of the file: its name there, its values, stacked, and how many heads' rows change order (0: none)."""
+    """A tensor of the file: its name in it, its values, stacked, and how many heads' rows change order (0: none)."""
 
     name: str
     parts: tuple[torch.Tensor, ...]
@@ -52,7 +52,7 @@ class FileTensor:
 
 @dataclass(frozen=True)
 class FileLayer:
-    """What llama.cpp must know of a decoder layer; `padded` are emptied modules that are written as a unit of zeros."""
+    """A decoder layer in the file; `padded` are emptied modules that are written as a unit of zeros."""
 
     heads: int
     kv_heads: int
@@ -107,7 +107,7 @@ def head_shape(config: Any) -> tuple[int, int]:
 
 
 def outer_tensors(model: Model) -> list[FileTensor]:
-    """What lies around the layers: embeddings, the last norm, the output layer unless tied, rotary frequencies."""
+    """The tensors outside the layers: embeddings, the last norm, the output layer unless tied, rotary frequencies."""
     module = model.module
     tensors = [
         FileTensor("token_embd.weight", (module.get_input_embeddings().weight,)),
@@ -134,20 +134,20 @@ def file_layers(model: Model) -> list[FileLayer]:
     An emptied attention counts no heads where llama.cpp allows it: in `deci`, behind the first layer, without a bias.
     Elsewhere, and for an emptied MLP, one unit of zeros is written, whose output is exactly nothing.
     """
-    left = {block.key: block for block in model.blocks}
+    blocks = {block.key: block for block in model.blocks}
     name = architecture(model)
-    found = []
+    described = []
     for index, layer in enumerate(model.adapter.layers(model.module)):
-        attention = left.get(ModuleKey(index, "attention"))
+        attention = blocks.get(ModuleKey(index, "attention"))
         tensors, kv_heads, padded = _attention(model, layer, index, attention, name)
         block = model.adapter.mlp(layer, index, model.config)
         tensors += _mlp(model, layer, block)
         if not block.units:
             padded.append(block.key)
-        placed = [FileTensor(f"blk.{index}.{each.name}", each.parts, each.heads) for each in tensors]
+        named = [replace(tensor, name=f"blk.{index}.{tensor.name}") for tensor in tensors]
         _, group = head_shape(model.config)
-        found.append(FileLayer(kv_heads * group, kv_heads, max(block.units, 1), placed, padded))
-    return found
+        described.append(FileLayer(kv_heads * group, kv_heads, max(block.units, 1), named, padded))
+    return described
 
 
 def _attention(
@@ -160,7 +160,7 @@ def _attention(
     module = getattr(owner, attribute)
     if block is not None:
         kv_heads, parts, last, bias = block.units, list(_projections(block)), block.last.weight, block.last.bias
-        norms = [getattr(module, f"{each}_norm", None) for each in "qk"]
+        norms = [getattr(module, f"{part}_norm", None) for part in "qk"]
         norms = [None if norm is None else norm.weight for norm in norms]
     else:
         bias = module.bias
@@ -175,11 +175,11 @@ def _attention(
         tensors.append(FileTensor("attn_qkv.weight", tuple(weight for weight, _ in parts)))
     else:
         turned = (kv_heads * group, kv_heads, 0) if name in ("llama", "deci") else (0, 0, 0)
-        for each, (weight, offset), heads in zip("qkv", parts, turned, strict=True):
-            tensors += _named(f"attn_{each}", weight, offset, heads)
-    for each, norm in zip("qk", norms, strict=True):
+        for part, (weight, offset), heads in zip("qkv", parts, turned, strict=True):
+            tensors += _named(f"attn_{part}", weight, offset, heads)
+    for part, norm in zip("qk", norms, strict=True):
         if norm is not None:
-            tensors += _named(f"attn_{each}_norm", norm)
+            tensors += _named(f"attn_{part}_norm", norm)
     return [*tensors, *_named("attn_output", last, bias)], kv_heads, padded
 
 
@@ -189,8 +189,8 @@ def _mlp(model: Model, layer: nn.Module, block: Block) -> list[FileTensor]:
     if not block.units:
         parts, last = [(torch.zeros(1, hidden), None)] * 2, torch.zeros(hidden, 1)
     tensors = _named("ffn_norm", layer.post_attention_layernorm.weight)
-    for each, (weight, offset) in zip(("gate", "up"), parts, strict=True):
-        tensors += _named(f"ffn_{each}", weight, offset)
+    for part, (weight, offset) in zip(("gate", "up"), parts, strict=True):
+        tensors += _named(f"ffn_{part}", weight, offset)
     return [*tensors, *_named("ffn_down", last, block.last.bias)]
 
 

@@ -110,8 +110,8 @@ def read_vocabulary(tokenizer: PreTrainedTokenizerBase, rows: int) -> Vocabulary
     model = spec["model"]
     sentencepiece = bool(model.get("byte_fallback"))
     tokens = {token: text for text, token in model["vocab"].items()}
-    added = {each["id"]: each for each in spec["added_tokens"]}
-    tokens |= {token: each["content"] for token, each in added.items()}
+    added = {entry["id"]: entry for entry in spec["added_tokens"]}
+    tokens |= {token: entry["content"] for token, entry in added.items()}
     merges = [tuple(merge.split(" ")) if isinstance(merge, str) else tuple(merge) for merge in model["merges"]]
     framing = _framing(tokenizer)
     return Vocabulary(
@@ -220,7 +220,7 @@ def _notes(spec: dict[str, Any], sentencepiece: bool) -> list[str]:
         notes.append(
             "llama.cpp puts a space before a text that already begins with one; other text is tokenized alike."
         )
-    stripping = [each["content"] for each in spec["added_tokens"] if each["lstrip"] or each["rstrip"]]
+    stripping = [entry["content"] for entry in spec["added_tokens"] if entry["lstrip"] or entry["rstrip"]]
     if stripping:
         notes.append(f"llama.cpp leaves the spaces beside {', '.join(stripping[:3])} that transformers takes away.")
     return notes

@@ -136,15 +136,15 @@ def graph_of(model: Model) -> DecoderGraph:
 
 
 def layer_caches(model: Model) -> list[LayerCache]:
-    """What every layer that has attention keeps of a token."""
-    found = []
+    """The cache of every layer that has attention."""
+    caches = []
     for block in model.blocks:
         if block.key.kind == "attention":
             owner, name = model.adapter.attention_owner(model.adapter.layers(model.module)[block.key.layer])
             attention = getattr(owner, name)
             width = attention.head_size if hasattr(attention, "head_size") else attention.head_dim
-            found.append(LayerCache(block.key.layer, block.units, width))
-    return found
+            caches.append(LayerCache(block.key.layer, block.units, width))
+    return caches
 
 
 def _runtime() -> Any:
@@ -217,12 +217,12 @@ def _difference(runtime: Any, path: Path, decoder: DecoderGraph, caches: list[La
     logits = []
     for begin, end in ((0, 6), (6, 7)):
         feed = (ids[:, begin:end], mask[:, :end], positions[:, begin:end], *past)
-        outputs = session.run(None, {name: each.numpy() for name, each in zip(names, feed, strict=True)})
-        found, *past = (torch.from_numpy(each) for each in outputs)
-        logits.append(found)
+        outputs = session.run(None, {name: tensor.numpy() for name, tensor in zip(names, feed, strict=True)})
+        step_logits, *past = map(torch.from_numpy, outputs)
+        logits.append(step_logits)
     seen = mask.bool()
-    apart = (torch.cat(logits, dim=1) - expected)[seen].abs().max()
-    return float(apart / expected[seen].abs().max())
+    difference = (torch.cat(logits, dim=1) - expected)[seen].abs().max()
+    return float(difference / expected[seen].abs().max())
 
 
 def snippet(model: Model, path: Path) -> str:

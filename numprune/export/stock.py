@@ -19,7 +19,7 @@ from transformers import MistralConfig, PreTrainedModel
 
 from numprune.errors import CancelEvent, Progress, check_cancelled
 from numprune.export.formats import Format, register
-from numprune.export.transformers import explicit_config, is_stock, loading_code, shapes, write_companions
+from numprune.export.transformers import explicit_config, loading_code, shapes, unknown_layers, write_companions
 from numprune.models.layer_sizes import layer_values, text_config
 from numprune.models.model import Model
 from numprune.plan.keys import KINDS
@@ -27,10 +27,9 @@ from numprune.plan.keys import KINDS
 
 def refusal(model: Model) -> str | None:
     """Why no stock class is this model; None when one is."""
-    if not is_stock(model.module):
-        return f"is a {model.architecture}, which transformers does not have"
-    if model.adapter.residual_width(model.module) is not None:
-        return "has a narrowed residual stream (SliceGPT), which transformers has no layers for"
+    reason = unknown_layers(model)
+    if reason is not None:
+        return reason
     for kind, what in zip(KINDS, ("KV heads", "MLP channels"), strict=True):
         counts = sorted(_counts(model, kind))
         if len(counts) > 1:
@@ -78,7 +77,7 @@ def _stock_config(model: Model) -> Any:
 
 
 def _candidates(model: Model) -> Iterator[Any]:
-    """The architecture's own config with the kept counts, then with biases, then Mistral's in the place of Llama's.
+    """The architecture's own config with the kept counts, then with biases, then Mistral's instead of Llama's.
 
     LlamaConfig wants heads to divide the hidden size; MistralConfig takes any number of heads of a given width and its
     class, without a window, computes the same.
@@ -106,15 +105,15 @@ def _candidates(model: Model) -> Iterator[Any]:
 def _expresses(config: Any, model: Model) -> bool:
     """Whether the class of a config is the model, but for biases that can be zeros."""
     try:
-        # As it will be read: validation of a sub-config happens there alone.
+        # By way of its dictionary, as it will be read: only then is a sub-config validated.
         module = _built(type(config).from_dict(config.to_dict()), model)
     except (ValueError, StrictDataclassError):
         return False
-    stock, ours = shapes(module), shapes(model.module)
-    added = stock.keys() - ours.keys()
+    stock, pruned = shapes(module), shapes(model.module)
+    added = stock.keys() - pruned.keys()
     if not all(name.endswith(".bias") for name in added):
         return False
-    if ours != {name: shape for name, shape in stock.items() if name not in added}:
+    if pruned != {name: shape for name, shape in stock.items() if name not in added}:
         return False
     buffers, own = dict(module.named_buffers()), dict(model.module.named_buffers())
     return buffers.keys() == own.keys() and all(_close(own[name], buffer) for name, buffer in buffers.items())

@@ -30,10 +30,9 @@ from numprune.plan.keys import ModuleKey
 
 def refusal(model: Model) -> str | None:
     """Why a narrowed stock class is not this model; None when it is."""
-    if not is_stock(model.module):
-        return f"is a {model.architecture}, which transformers does not have"
-    if model.adapter.residual_width(model.module) is not None:
-        return "has a narrowed residual stream (SliceGPT), which transformers has no layers for"
+    reason = unknown_layers(model)
+    if reason is not None:
+        return reason
     narrowed = stock_module(model)
     described = layout(model, narrowed)
     narrowed.config = pruned_config(model)
@@ -82,9 +81,13 @@ def write_companions(model: Model, folder: Path) -> None:
             (folder / name).write_text(document.to_json())
 
 
-def is_stock(module: nn.Module) -> bool:
-    """Whether the class of a module is one of transformers' own."""
-    return getattr(transformers, type(module).__name__, None) is type(module)
+def unknown_layers(model: Model) -> str | None:
+    """Why transformers has no layers for a model, as half a sentence after its name; None when it has."""
+    if getattr(transformers, model.architecture, None) is not type(model.module):
+        return f"is a {model.architecture}, which transformers does not have"
+    if model.adapter.residual_width(model.module) is not None:
+        return "has a narrowed residual stream (SliceGPT), which transformers has no layers for"
+    return None
 
 
 def shapes(module: nn.Module) -> dict[str, torch.Size]:
@@ -119,14 +122,14 @@ def pruned_config(model: Model) -> Any:
 
 def _added_biases(model: Model, stock: PreTrainedModel) -> set[ModuleKey]:
     """Modules whose output projection has a bias that the architecture does not give it."""
-    ours, described = model.module.state_dict(), layout(model, stock)
+    weights, described = model.module.state_dict(), layout(model, stock)
     added = set()
     for block in model.adapter.blocks(stock):
         names = list(described[f"{block.key.kind}_columns"])
         if block.key.kind == "attention":
-            names.append(described["attention"])  # holds the bias where all heads are gone
+            names.append(described["attention"])  # holds the bias where no head is left
         biases = [f"{described['layers']}.{block.key.layer}.{name}.bias" for name in names]
-        if block.last.bias is None and any(name in ours for name in biases):
+        if block.last.bias is None and any(name in weights for name in biases):
             added.add(block.key)
     return added
 
@@ -158,7 +161,7 @@ def modelling_file(model: Model) -> str:
 
 
 def modelling_source(model: Model) -> str:
-    """The template with the architecture's class and layout in the place of Llama's."""
+    """The template with the architecture's class and layout instead of Llama's."""
     source = Path(template.__file__).read_text()
     described = json.dumps(layout(model, stock_module(model)), indent=4)
     source = re.sub(r"(?<=^LAYOUT = )\{.*?^\}", lambda _: described, source, flags=re.DOTALL | re.MULTILINE)
