@@ -65,7 +65,7 @@ def janus():
 def emu3():
     """The same for Emu3."""
     vq = {"codebook_size": 16, "embed_dim": 4, "latent_channels": 4, "base_channels": 32, "channel_multiplier": [1, 1]}
-    vq |= {"num_res_blocks": 1, "attn_resolutions": []}
+    vq |= {"hidden_size": 32, "num_res_blocks": 1, "attn_resolutions": []}
     names = {f"<|visual token {index:06d}|>": 90 + index for index in range(16)} | {"<image>": 89}
     return transformers.Emu3Config(text_config=_GQA, vq_config=vq, vocabulary_map=names, image_token_id=89)
 

@@ -1,20 +1,13 @@
-import os
-import socket
-import subprocess
-import sys
-import time
-import urllib.request
-from contextlib import contextmanager
-from pathlib import Path
+from dataclasses import replace
 
 import pytest
+from servers import served
 
 from numprune.loading import load
 from numprune.plan.recipe import CalibrationRecipe
+from numprune.ui.serving import Policy
 from numprune.ui.session import LoadRequest, Session
 from numprune.ui.workbench import Workbench
-
-ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="session")
@@ -43,47 +36,18 @@ def pruned(scored):
     bench.release("tests")
 
 
-@contextmanager
-def serving(folder, *flags):
-    """`python app.py` on a free port; yields its address."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    log = folder / "log"
-    environment = os.environ | {"HF_HUB_OFFLINE": "1", "NUMPRUNE_CACHE": str(folder)}
-    with log.open("w") as output:
-        server = subprocess.Popen(
-            [sys.executable, "app.py", "--port", str(port), *flags],
-            cwd=ROOT,
-            env=environment,
-            stdout=output,
-            stderr=output,
-        )
-    address = f"http://127.0.0.1:{port}"
-    try:
-        for _ in range(240):
-            if server.poll() is not None:
-                pytest.fail(f"the server ended:\n{log.read_text()}")
-            try:
-                urllib.request.urlopen(address, timeout=5).close()
-                break
-            except OSError:
-                time.sleep(0.5)
+@pytest.fixture(scope="session")
+def small_url(tmp_path_factory):
+    """Address of a dashboard whose first visit finds the model calibrated on little text."""
+    bench = Workbench(load("tiny-stories"), policy=Policy(push=True, exports=tmp_path_factory.mktemp("exports")))
+    bench.start = replace(bench.start, calibration=CalibrationRecipe("self", 8, 64))
+    bench.load(bench.start, "the running program")
+    with served(bench) as address:
         yield address
-    finally:
-        server.terminate()
-        server.wait(20)
 
 
 @pytest.fixture(scope="session")
-def url(tmp_path_factory):
-    """Address of a running dashboard."""
-    with serving(tmp_path_factory.mktemp("server")) as address:
-        yield address
-
-
-@pytest.fixture
-def images_url(tmp_path_factory, images_folder):
+def images_url(images_folder):
     """Address of a dashboard that starts with the tiny image model."""
-    with serving(tmp_path_factory.mktemp("server"), "--model", str(images_folder)) as address:
+    with served(Workbench(load(images_folder))) as address:
         yield address

@@ -2,27 +2,30 @@
 
 import base64
 import io
-import subprocess
-import sys
+import socket
 import zipfile
+from functools import partial
 
 import numpy as np
 import pytest
-from conftest import ROOT, serving
 from gradio_client import Client
 from gradio_client.exceptions import AppError
 from PIL import Image
+from servers import program, served
 
 import numprune
+from numprune.calibration.data import documents
 from numprune.evaluation.images.judge import panel_of
+from numprune.ui.serving import Policy
+from numprune.ui.workbench import Workbench
 
 # More tokens than channels: scores from a singular Gram matrix would follow the last bits of rounding.
 SMALL = {"samples": 32, "sequence_length": 64}
 
 
 @pytest.fixture(scope="module")
-def client(url):
-    opened = Client(url, verbose=False)
+def client(small_url):
+    opened = Client(small_url, verbose=False)
     yield opened
     opened.close()
 
@@ -30,6 +33,14 @@ def client(url):
 @pytest.fixture(scope="module")
 def facts(client):
     return client.predict(model="tiny-stories", **SMALL, api_name="/load")
+
+
+def test_the_program_that_the_readme_starts_answers(tmp_path, images_folder):
+    with program(tmp_path, "--model", str(images_folder)) as address:
+        started = Client(address, verbose=False)
+        facts = started.predict(model=str(images_folder), samples=8, api_name="/load")
+        assert facts["parameters"] == numprune.load(images_folder).parameters
+        started.close()
 
 
 def test_load_tells_what_was_loaded(facts):
@@ -44,7 +55,11 @@ def test_score_gives_every_unit(client, facts):
     assert {len(units) for units in scores.values()} == {8, 512}
 
 
-def test_prune_and_compare_repeat_what_the_package_does(client, facts):
+def test_prune_and_compare_repeat_what_the_package_does(client, facts, monkeypatch):
+    # On the server, which runs in this process.
+    few = documents(numprune.held_out_text(), "test")[:8]
+    monkeypatch.setattr("numprune.ui.steps.compare.held_out_text", lambda: few)
+    monkeypatch.setattr("numprune.ui.steps.compare.measure_speed", partial(numprune.measure_speed, repetitions=1))
     recipe = facts["recipe"] | {"ratio": 0.25}
     done = client.predict(recipe=recipe, name="mine", api_name="/prune")
     assert done["name"] == "mine"
@@ -106,9 +121,9 @@ def test_errors_reach_the_client_as_sentences(client, facts):
         client.predict(recipe=facts["recipe"], name="never made", prompt="x", api_name="/compare")
 
 
-def test_limits_hold_for_clients_too(tmp_path, client):
-    flags = ("--allow-models", "tiny-stories", "--auth", "ada:secret")
-    with serving(tmp_path, *flags) as address:
+def test_limits_hold_for_clients_too():
+    bench = Workbench(numprune.load("tiny-stories"), policy=Policy(models=("tiny-stories",)))
+    with served(bench, auth=("ada", "secret")) as address:
         with pytest.raises(Exception, match=r"(?i)auth|login|credentials"):
             Client(address, verbose=False)
         allowed = Client(address, auth=("ada", "secret"), verbose=False)
@@ -119,9 +134,12 @@ def test_limits_hold_for_clients_too(tmp_path, client):
         allowed.close()
 
 
-def test_a_port_that_is_taken_is_one_sentence_and_an_exit_code(url):
-    port = url.rsplit(":", 1)[1]
-    done = subprocess.run([sys.executable, "app.py", "--port", port], cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 2
-    assert f"Cannot listen on 127.0.0.1:{port}" in done.stderr
-    assert "Traceback" not in done.stderr
+def test_a_port_that_is_taken_is_one_sentence_and_an_exit_code(run):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        code, _, err = run("serve", "--port", port)
+    assert code == 2
+    assert f"Cannot listen on 127.0.0.1:{port}" in err
+    assert "Traceback" not in err
