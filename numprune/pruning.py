@@ -10,7 +10,7 @@ import torch
 from numprune.allocation.swaps import swap_units
 from numprune.calibration.statistics import CalibrationStats
 from numprune.errors import CancelEvent, NumericalError, Progress, check_cancelled
-from numprune.fitting.compensation import compensate, lost_mean, relative_error
+from numprune.fitting.compensation import compensate, lost_mean, relative_errors
 from numprune.fitting.healing import heal
 from numprune.fitting.sequential import fit_to_dense
 from numprune.models.model import Model, slice_module
@@ -171,10 +171,11 @@ def _reports(
         before = after = 0.0
         if len(kept) < block.units:
             weight, gram, channels = block.last.weight.detach(), stats.modules[block.key].gram, block.channels(kept)
-            sliced = weight[:, channels.to(weight.device)]
-            before = after = relative_error(weight, gram, channels, sliced)
+            weights = [weight[:, channels.to(weight.device)]]
             if block.key in seconds and block.key in narrow:
-                after = relative_error(weight, gram, channels, narrow[block.key].last.weight.detach())
+                weights.append(narrow[block.key].last.weight.detach())
+            errors = relative_errors(weight, gram, channels, weights)
+            before, after = errors[0], errors[-1]
         reports.append(
             ModuleReport(
                 layer=block.key.layer,

@@ -86,21 +86,27 @@ def lost_mean(weight: torch.Tensor, mean: torch.Tensor, keep: Sequence[int] | to
     return bias
 
 
-def relative_error(
-    weight: torch.Tensor, gram: torch.Tensor, keep: Sequence[int] | torch.Tensor, kept_weight: torch.Tensor
-) -> float:
+def relative_errors(
+    weight: torch.Tensor, gram: torch.Tensor, keep: Sequence[int] | torch.Tensor, kept_weights: Sequence[torch.Tensor]
+) -> list[float]:
     """||X W - X_S W'|| / ||X W|| (Frobenius) of the layer's output on the calibration data, from its Gram matrix.
 
     Args:
         weight: (out, in), the dense weight.
         gram: (in, in).
         keep: indices S of the kept input channels.
-        kept_weight: (out, len(keep)), the weight W' they have after pruning.
+        kept_weights: (out, len(keep)) each, weights W' they may have after pruning.
+
+    Returns:
+        One error a weight.
     """
     w, g = to_float64(weight), to_float64(gram).to(weight.device if weight.device.type != "mps" else "cpu")
-    difference = w.clone()
     kept = torch.as_tensor(keep, dtype=torch.long, device=w.device)
-    difference[:, kept] -= to_float64(kept_weight)
     energy = float(((w @ g) * w).sum())
-    lost = float(((difference @ g) * difference).sum())
-    return math.sqrt(max(lost, 0.0) / energy) if energy > 0 else 0.0
+    errors = []
+    for kept_weight in kept_weights:
+        difference = w.clone()
+        difference[:, kept] -= to_float64(kept_weight)
+        lost = float(((difference @ g) * difference).sum())
+        errors.append(math.sqrt(max(lost, 0.0) / energy) if energy > 0 else 0.0)
+    return errors

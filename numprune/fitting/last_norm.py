@@ -7,6 +7,7 @@ alone: one Newton step, as in the paper's score, taken on the divergence of the 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -16,7 +17,7 @@ from transformers import PreTrainedModel
 from numprune.errors import CancelEvent, NumericalError, check_cancelled
 from numprune.linalg import to_float64
 from numprune.models.adapter import Adapter
-from numprune.models.batches import READ_LOGITS
+from numprune.models.batches import NEWTON_LOGITS, READ_LOGITS
 from numprune.models.prediction import predicted
 
 CAUTION = 10.0
@@ -45,6 +46,7 @@ def fit_last_norm(
 
         s_j = 1 - g_j / (h_j + 10 mean h),    g_j = E[H'_j (Wᵀ(q - p))_j],    h_j = E[H'_j² Var_q(W_j)].
 
+    The step is taken from all sequences, or every so many of each batch where that would be more than 2^29 logits.
     Where there is no such norm, nothing is done. Memory is two float32 copies of the output layer.
 
     Args:
@@ -167,7 +169,10 @@ def _predicting(
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
     """What the two norms put out where a token is predicted, and the part of the second that its gains scale."""
     size = max(1, READ_LOGITS // vocabulary)
+    # Every so many sequences are enough where the vocabulary is large.
+    apart = math.ceil(sum(batch.numel() for batch in rows) * vocabulary / NEWTON_LOGITS)
     for batch, state, other in zip(rows, dense_stream, pruned_stream, strict=True):
+        batch, state, other = (each[::apart] for each in (batch, state, other))
         counted = predicted(batch, vocabulary).to(state.device)
         pairs = (each[:, :-1][counted] for each in (state, other))
         for chunk, narrow in zip(*(each.split(size) for each in pairs), strict=True):

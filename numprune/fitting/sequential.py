@@ -70,9 +70,9 @@ def fit_to_dense(
     and V_S the columns of the kept units, V' minimises ||N' V' - N V_S||² + gamma ||V' - V_S||², and at the end the
     gains of the last norm are fitted (`numprune.fitting.last_norm`).
 
-    Modules before the first one that lost units stay as they are. Memory is six times the residual stream on `rows`:
-    of both models, between a layer's modules, at the entry of its MLP and before the last linear of its attention. No
-    attention of either model runs more than twice.
+    Modules before the first one that lost units stay as they are. Memory is six times the residual stream on `rows`
+    (of both models, between a layer's modules, at the entry of its MLP and behind its attention) and what reaches the
+    last linear of one module. No linear of either model runs twice on a fitted input.
 
     Args:
         dense: the model before pruning; only read.
@@ -172,7 +172,8 @@ class _LayerFit:
         self.whole, self.narrow = whole, narrow
         self.damping, self.cancel = damping, cancel
         self.targets: list[_Target] = []
-        self.reached: list[torch.Tensor] = []  # inputs of the attention's last linear, whose other parts are fitted
+        self.reached: dict[Kind, list[torch.Tensor]] = {kind: [] for kind in KINDS}
+        """What reaches the last linear of a module whose other parts are fitted, by batch."""
         self.attended: list[torch.Tensor] = []
         self.rest: tuple[nn.Module, KnownAttention] | None = None
 
@@ -197,7 +198,7 @@ class _LayerFit:
     ) -> None:
         """Refit the linears that feed a module's units, so that they put out what they did in the dense network."""
         block, whole = self.narrow[kind], self.whole[kind]
-        system = _System([linear for linear, _ in block.inputs], block.key)
+        system = _System([linear for linear, _ in block.inputs], block.key, whole.inputs[0][0].in_features)
         weight = _kept_rows(whole, keep)
         for batch, target in enumerate(self.targets):
             check_cancelled(self.cancel)
@@ -205,18 +206,18 @@ class _LayerFit:
             if kind == "attention":
                 seen = self.calls.inputs_of(whole.inputs[0][0], self.layer, dense_stream[batch], self.index)
             reached = self._inputs_of(block.inputs[0][0], batch, pruned_stream[batch])
-            system.add(reached, seen.reshape(-1, seen.shape[-1]).float() @ weight.T)
-        system.solve(self.damping)
+            system.add(reached, seen)
+        # N'ᵀ(N V_S) = (N'ᵀN) V_S: the outputs themselves are never formed.
+        system.solve(self.damping, through=weight)
 
     def fit_last(self, kind: Kind, stream: Sequence[torch.Tensor]) -> None:
         """Refit a module's last linear, so that the residual stream behind it is the dense one."""
         block = self.narrow[kind]
-        system = _System([block.last], block.key)
+        system = _System([block.last], block.key, block.last.out_features)
         for batch, (state, target) in enumerate(zip(stream, self.targets, strict=True)):
             check_cancelled(self.cancel)
             inputs = self._inputs_of(block.last, batch, state)
-            if kind == "attention":
-                self.reached.append(inputs)
+            self.reached[kind].append(inputs)
             wanted = target.of(kind, state if kind == "attention" else state + self.attended[batch])
             system.add(inputs, wanted if block.last.bias is None else wanted - block.last.bias)
         system.solve(self.damping)
@@ -226,17 +227,25 @@ class _LayerFit:
         attention = getattr(*self.adapter.attention_owner(self.narrow_layer))
         for batch, state in enumerate(stream):
             check_cancelled(self.cancel)
-            if self.reached:
+            if self.reached["attention"]:
                 # Nothing follows an attention's last linear (`Adapter.attention_owner`).
-                self.attended.append(self.narrow["attention"].last(self.reached[batch]).reshape(state.shape))
+                self.attended.append(self._finished("attention", batch, state))
             else:
                 self.attended.append(self.calls.output_of(attention, self.narrow_layer, state, self.index))
-        self.reached.clear()
+        self.reached["attention"].clear()
         self.rest = behind_attention(self.adapter, self.narrow_layer)
 
     def leave(self, stream: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         """What leaves the fitted layer of the pruned model."""
+        if self.reached["mlp"] and self.adapter.adds_outputs(self.calls.config):
+            return [
+                state + self.attended[batch] + self._finished("mlp", batch, state) for batch, state in enumerate(stream)
+            ]
         return [self.calls.run(self._layer(batch), state, self.index) for batch, state in enumerate(stream)]
+
+    def _finished(self, kind: Kind, batch: int, state: torch.Tensor) -> torch.Tensor:
+        """What a fitted module puts out, in the shape of the residual stream."""
+        return self.narrow[kind].last(self.reached[kind][batch]).reshape(state.shape)
 
     def _inputs_of(self, linear: nn.Linear, batch: int, state: torch.Tensor) -> torch.Tensor:
         return self.calls.inputs_of(linear, self._layer(batch), state, self.index)
@@ -251,26 +260,25 @@ class _LayerFit:
 
 
 def _kept_rows(block: Block, kept: Sequence[int]) -> torch.Tensor:
-    """The rows of a module's input linears that belong to the kept units, one linear after the other, float32."""
+    """The rows of a module's input linears that belong to the kept units, one linear after the other, float64."""
     rows = [
         linear.weight[torch.cat([section.indices(kept) for section in sections]).to(linear.weight.device)]
         for linear, sections in block.inputs
     ]
-    return torch.cat(rows).float()
+    return to_float64(torch.cat(rows))
 
 
 class _System:
     """The normal equations of linears that share their inputs, streamed."""
 
-    def __init__(self, linears: list[nn.Linear], key: ModuleKey) -> None:
+    def __init__(self, linears: list[nn.Linear], key: ModuleKey, targets: int) -> None:
         self.linears, self.key = linears, key
         channels, device = linears[0].in_features, linears[0].weight.device
-        outputs = sum(linear.out_features for linear in linears)
         self.moments = GramAccumulator(channels, device)
-        self.product = torch.zeros(channels, outputs, dtype=torch.float64, device=device)
+        self.product = torch.zeros(channels, targets, dtype=torch.float64, device=device)
 
     def add(self, inputs: torch.Tensor, target: torch.Tensor) -> None:
-        """`target` (..., out) holds what the linears should put out, one after the other, without their biases."""
+        """`target` (..., targets) is what the linears should put out, without their biases, or what makes that."""
         product = inputs.float().T @ target.reshape(-1, target.shape[-1]).float()
         if not (self.moments.add(inputs) and bool(torch.isfinite(product).all())):
             raise NumericalError(
@@ -278,18 +286,23 @@ class _System:
             )
         self.product += product
 
-    def solve(self, damping: float) -> None:
-        """Give the linears their new weights."""
+    def solve(self, damping: float, *, through: torch.Tensor | None = None) -> None:
+        """Give the linears their new weights.
+
+        Args:
+            through: (out, targets), by which targets become what the linears should put out; None where they are.
+        """
         moments = self.moments.finish()
         gram = moments.gram
         damping *= 1 + SCARCITY * self.linears[0].in_features / moments.tokens
         start = torch.cat([to_float64(linear.weight) for linear in self.linears]).T
+        product = self.product if through is None else self.product @ through.T.to(self.product.device)
         gamma = damping * gram.diagonal().mean()
         try:
             factor, _ = damped_cholesky(gram, damping)
         except NumericalError as error:
             raise NumericalError(f"Fitting {self.key}: {error}") from error
-        solved = torch.cholesky_solve(self.product + gamma * start, factor).T
+        solved = torch.cholesky_solve(product + gamma * start, factor).T
         for linear, weight in zip(
             self.linears, solved.split([linear.out_features for linear in self.linears]), strict=True
         ):

@@ -134,6 +134,23 @@ def test_chunks_do_not_matter(pruned, monkeypatch):
     torch.testing.assert_close(fit(dense, other), whole, atol=1e-6, rtol=1e-5)
 
 
+def test_a_large_vocabulary_is_read_on_every_so_many_sequences(pruned, monkeypatch):
+    """The least squares before the step see all of them."""
+    dense, narrow, _ = pruned
+    norms, half = [], 12 * 24 * dense.config.vocab_size // 2
+    adapter = adapter_for(dense.config)
+    streams = [[states(each, ROWS)] for each in (dense, narrow)]
+    for rows, limit in ((ROWS, half), (ROWS[::2], 10 * half)):
+        chosen = [[state[:: 12 // len(rows)] for state in stream] for stream in streams]
+        monkeypatch.setattr("numprune.fitting.last_norm.NEWTON_LOGITS", limit)
+        other = copy.deepcopy(narrow)
+        monkeypatch.setattr("numprune.fitting.last_norm._least_squares", lambda norm, *_: torch.ones_like(norm.weight))
+        assert fit_last_norm(dense, other, adapter, [rows], *chosen, damping=1e-7) is None
+        norms.append(adapter.final_norm(other).weight)
+    torch.testing.assert_close(norms[0], norms[1], atol=1e-7, rtol=1e-6)
+    assert not torch.equal(norms[0], adapter.final_norm(narrow).weight)
+
+
 def test_a_model_without_last_norm_stays_as_it_is(pruned, monkeypatch):
     dense, narrow, _ = pruned
     start = narrow.model.norm.weight.clone()
