@@ -15,7 +15,7 @@ from numprune.files import to_json, write_text
 if TYPE_CHECKING:
     from numprune.evaluation.benchmark import Benchmark
 
-BENCHMARKS = ("score", "calibrate", "prune", "speed", "images", "dashboard")
+BENCHMARKS = ("score", "eliminate", "calibrate", "prune", "speed", "images", "dashboard")
 
 EXAMPLE = """\
   numprune bench score --sizes 4096 --json
@@ -31,7 +31,7 @@ def add(commands: Commands) -> None:
     add_device(parser)
     parser.add_argument("--repetitions", type=int, default=3, metavar="N", help="of every measurement (default 3)")
     parser.add_argument("--out", metavar="FILE", help="also write the JSON to a file")
-    group = parser.add_argument_group("score")
+    group = parser.add_argument_group("score, eliminate")
     group.add_argument("--sizes", default="4096,11008", metavar="D,D", help="input channels (default 4096,11008)")
     group.add_argument("--out-features", type=int, default=4096, metavar="N", help="of the layer (default 4096)")
     group.add_argument(
@@ -99,6 +99,9 @@ def _chosen(args: argparse.Namespace, sizes: list[int]) -> Iterator[Callable[...
         for size in sizes:
             steps = args.loop_steps or costs.usual_loop_steps(size, args.device)
             yield partial(costs.bench_score, size, out_features=args.out_features, loop_steps=steps, **on)
+    if args.which in (None, "eliminate"):
+        for size in sizes:
+            yield partial(costs.bench_eliminate, size, out_features=args.out_features, **on)
     on["dtype"] = args.dtype
     if args.which in (None, "calibrate"):
         yield partial(costs.bench_calibrate, shape, samples=args.samples, sequence_length=args.sequence_length, **on)

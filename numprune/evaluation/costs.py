@@ -34,6 +34,7 @@ from numprune.plan.plan import PruningPlan
 from numprune.plan.recipe import Recipe
 from numprune.pruning import prune
 from numprune.scoring import score
+from numprune.scoring.elimination import eliminate
 from numprune.scoring.newton import numerical_score
 
 PAPER_STEPS = 50
@@ -105,6 +106,41 @@ def bench_score(
         figures.insert(3, Figure.of(f"loop, {loop_steps} steps, measured", "s", [seconds]))
     settings = {"channels": channels, "out_features": out_features, "loop_steps": loop_steps}
     return Benchmark(f"score {channels}", str(target), "float32 weight, float64 solve", settings, figures)
+
+
+def bench_eliminate(
+    channels: int,
+    *,
+    out_features: int = 4096,
+    device: str = "auto",
+    repetitions: int = 3,
+    progress: Progress | None = None,
+) -> Benchmark:
+    """Greedy elimination, one unit a step, over a bare factorisation of the same size.
+
+    Args:
+        channels: input channels of the random layer, each a unit.
+    """
+    target = resolve_device(device)
+    generator = torch.Generator(target).manual_seed(0)
+    options = {"generator": generator, "device": target}
+    weight = torch.randn(out_features, channels, **options) / channels**0.5
+    tokens = min(channels, 512)
+    gram = to_float64(symmetric_product(torch.randn(tokens, channels, **options)))
+    gram.diagonal().add_(tokens)
+    torch.linalg.cholesky(gram)  # a warm-up
+    factorising, eliminating = [], []
+    for repetition in range(repetitions):
+        factorising.append(timed(lambda: torch.linalg.cholesky(gram), target))
+        eliminating.append(timed(lambda: eliminate(weight, gram), target))
+        told(progress, repetition + 1, repetitions, f"eliminating {channels} channels")
+    figures = [
+        Figure.of("eliminate", "s", eliminating),
+        Figure.of("bare Cholesky", "s", factorising),
+        Figure.of("eliminate / Cholesky", "x", quotients(eliminating, factorising), "<= 12"),
+    ]
+    settings = {"channels": channels, "out_features": out_features}
+    return Benchmark(f"eliminate {channels}", str(target), "float32 weight, float64", settings, figures)
 
 
 def bench_calibrate(

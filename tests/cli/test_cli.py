@@ -346,7 +346,7 @@ def test_bench_runs_everything_by_default(run, tmp_path):
     code, printed, err = run("bench", *sizes, *TINY, "--out", out, "--device", "cpu")
     assert code == 0, err
     value = json.loads(out.read_text())
-    names = ["score 16", "score 32", "calibrate", "prune", "speed", "images"]
+    names = ["score 16", "score 32", "eliminate 16", "eliminate 32", "calibrate", "prune", "speed", "images"]
     assert [each["name"] for each in value["benchmarks"]] == names
     for each in value["benchmarks"]:
         assert each["name"] in printed

@@ -4,7 +4,14 @@ import torch
 from numprune import InputError
 from numprune.evaluation import costs, memory
 from numprune.evaluation.benchmark import Figure
-from numprune.evaluation.costs import bench_calibrate, bench_images, bench_prune, bench_score, bench_speed
+from numprune.evaluation.costs import (
+    bench_calibrate,
+    bench_eliminate,
+    bench_images,
+    bench_prune,
+    bench_score,
+    bench_speed,
+)
 from numprune.evaluation.random_models import Shape, random_llama
 
 TINY = Shape(hidden=32, channels=48, layers=1, heads=2, vocabulary=64)
@@ -52,6 +59,12 @@ def test_score_extrapolates_a_shortened_loop_and_says_so(monkeypatch):
 def test_usual_loop_steps_are_the_papers_unless_it_takes_minutes():
     assert costs.usual_loop_steps(4096, "cpu") == 50
     assert costs.usual_loop_steps(11008, "cpu") < 50
+
+
+def test_elimination_is_measured_over_a_factorisation():
+    figures = check(bench_eliminate(80, out_features=16, device="cpu", repetitions=3))
+    assert [*figures] == ["eliminate", "bare Cholesky", "eliminate / Cholesky"]
+    assert figures["eliminate / Cholesky"].aim == "<= 12"
 
 
 def test_calibrate_is_measured_over_forward():
