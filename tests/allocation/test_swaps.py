@@ -24,7 +24,7 @@ def loss_of(block, gram, keep, damping):
 
 
 def test_no_swap_of_two_units_of_a_module_would_lower_its_loss(model, stats):
-    damping = 0.2
+    damping = 2.0
     plan = allocate(random_scores(model), Recipe(ratio=0.4, swaps=4, damping=damping, allocation="uniform"))
     swapped = swap_units(model, plan, stats)
     changed = 0
@@ -32,12 +32,13 @@ def test_no_swap_of_two_units_of_a_module_would_lower_its_loss(model, stats):
         gram = stats.modules[block.key].gram
         before, after = plan.keep[block.key], swapped.keep[block.key]
         least = loss_of(block, gram, after, damping)
-        assert least < loss_of(block, gram, before, damping)
+        assert (least < loss_of(block, gram, before, damping)) == (after != before)
         for out, into in product(after, set(range(block.units)) - set(after)):
             tried = sorted({*after, into} - {out})
             assert loss_of(block, gram, tried, damping) >= least * (1 - 1e-6)
         assert len(after) == len(before)
         changed += len(set(after) - set(before))
+    assert changed > 5
     assert f"Swaps exchanged {changed}" in swapped.notes[-1]
 
 

@@ -89,6 +89,26 @@ def test_the_prices_of_a_module_add_up_to_what_it_is_worth(channels):
         assert scores.units.sum() * scores.cost / 1e6 == pytest.approx(worth, rel=1e-6)
 
 
+@pytest.mark.parametrize("name", ["llama", "llama-gqa-tied"])
+def test_the_lowest_score_is_the_least_any_unit_adds_to_the_loss(name):
+    """Every unit is removed alone and the others are fitted by least squares; its price is 1/2 tr(F dW H dWᵀ)."""
+    model, stats = calibrated(name, 32)
+    table, information = score(model, stats, scorer="fisher"), fisher_information(model, stats)
+    for block in model.blocks:
+        moments, weight = stats.modules[block.key], block.last.weight.double().numpy()
+        gram = moments.gram.numpy() / moments.tokens
+        root = np.linalg.cholesky(gram + 0.01 * gram.diagonal().mean() * np.eye(len(gram))).T
+        added = []
+        for unit in range(block.units):
+            kept = block.channels([other for other in range(block.units) if other != unit]).numpy()
+            lost = root @ weight.T
+            lost -= root[:, kept] @ np.linalg.lstsq(root[:, kept], lost, rcond=None)[0]
+            added.append(0.5 * float(np.trace(lost @ information[block.key].numpy() @ lost.T)))
+        scores = table.modules[block.key]
+        assert scores.units.argmin() == np.argmin(added)
+        assert scores.units.min() * scores.cost / 1e6 == pytest.approx(min(added), rel=1e-4)
+
+
 def test_prices_rise_as_isotonic_regression_has_it():
     added = torch.tensor([3.0, 1.0, 2.0, 2.0, 0.0, 5.0, 4.0, 9.0, 9.0], dtype=torch.float64)
     prices = rising_prices(added.cumsum(0)).numpy()
