@@ -91,7 +91,7 @@ def test_prune_memory_that_cannot_be_known_is_a_note(monkeypatch, tmp_path):
 
 
 def test_speed_stands_beside_what_the_parameters_promise():
-    benchmark = bench_speed(TINY, new_tokens=2, prompt_tokens=4, device="cpu", repetitions=2)
+    benchmark = bench_speed(TINY, new_tokens=2, prompt_tokens=4, device="cpu", repetitions=1)
     figures = check(benchmark)
     read = [benchmark.settings[f"parameters_{name}"] - 32 * 64 for name in ("dense", "pruned")]
     for phase in ("prefill", "decode"):
@@ -99,7 +99,7 @@ def test_speed_stands_beside_what_the_parameters_promise():
         assert figures[f"{phase}, pruned / dense"].aim == f"promised {read[0] / read[1]:.2f}"
     for model in ("dense", "pruned"):
         assert figures[f"{model} first token"].unit == "s"
-        assert figures[f"{model} first token"].median == pytest.approx(4 / figures[f"{model} prefill"].median, rel=0.5)
+        assert figures[f"{model} first token"].median == pytest.approx(4 / figures[f"{model} prefill"].median)
 
 
 @pytest.mark.skipif(not memory.CLEAR_REFS.exists(), reason="needs Linux")
