@@ -59,9 +59,12 @@ def run(capsys):
     return call
 
 
-@pytest.fixture(autouse=True)
-def cache_in_tmp(tmp_path_factory, monkeypatch):
-    monkeypatch.setenv("NUMPRUNE_CACHE", str(tmp_path_factory.mktemp("cache")))
+@pytest.fixture(scope="session", autouse=True)
+def cache_of_the_run(tmp_path_factory):
+    """What models draw of themselves is kept for all tests, outside the user's own cache."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("NUMPRUNE_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
 
 
 @pytest.fixture(scope="session")

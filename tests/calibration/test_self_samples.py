@@ -1,4 +1,3 @@
-import os
 from pathlib import Path
 
 import pytest
@@ -11,9 +10,12 @@ from numprune.calibration import self_samples as module
 from numprune.calibration.self_samples import draw_samples, self_samples
 
 
-@pytest.fixture
-def cache():
-    return Path(os.environ["NUMPRUNE_CACHE"])
+@pytest.fixture(autouse=True)
+def cache(tmp_path_factory, monkeypatch):
+    """A folder where nothing was kept yet."""
+    folder = tmp_path_factory.mktemp("cache")
+    monkeypatch.setenv("NUMPRUNE_CACHE", str(folder))
+    return folder
 
 
 @pytest.fixture

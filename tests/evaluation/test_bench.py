@@ -75,10 +75,10 @@ def test_calibrate_is_measured_over_forward():
 
 @pytest.mark.skipif(not memory.CLEAR_REFS.exists(), reason="needs Linux")
 def test_prune_memory_holds_at_least_the_pruned_weights():
-    shape = Shape(hidden=256, channels=1024, layers=4, heads=8, vocabulary=64)
+    shape = Shape(hidden=256, channels=1024, layers=2, heads=8, vocabulary=64)
     figures = check(bench_prune(shape, device="cpu", repetitions=1))
     assert figures["growth"].median > 0.9 * figures["pruned weights"].median
-    assert figures["Gram matrices"].median == 4 * 8 * (256**2 + 1024**2)
+    assert figures["Gram matrices"].median == 2 * 8 * (256**2 + 1024**2)
     expected = 1 + figures["growth"].median / figures["weights"].median
     assert figures["weights + growth / weights"].median == pytest.approx(expected)
 

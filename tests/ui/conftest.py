@@ -11,14 +11,12 @@ from numprune.ui.workbench import Workbench
 
 
 @pytest.fixture(scope="session")
-def small(tmp_path_factory):
+def small():
     """The embedded model, calibrated on next to nothing."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("NUMPRUNE_CACHE", str(tmp_path_factory.mktemp("cache")))
-        bench = Workbench(load("tiny-stories", device="cpu"))
-        request = LoadRequest("tiny-stories", "cpu", calibration=CalibrationRecipe("self", 4, 32))
-        bench.load(request, "fixture")
-        yield bench, request
+    bench = Workbench(load("tiny-stories", device="cpu"))
+    request = LoadRequest("tiny-stories", "cpu", calibration=CalibrationRecipe("self", 4, 32))
+    bench.load(request, "fixture")
+    return bench, request
 
 
 @pytest.fixture

@@ -12,6 +12,7 @@ from numprune.calibration.data import documents
 from numprune.cli import main
 from numprune.errors import Cancelled, InputError
 from numprune.evaluation.random_models import Shape
+from numprune.evaluation.speed import measure_speed
 from numprune.evaluation.sweep import sweep
 from numprune.generation import Sampling, generate
 from numprune.loading import load
@@ -23,7 +24,7 @@ from numprune.ui.app import build
 from numprune.ui.bench import bench_dashboard
 from numprune.ui.page import toasts
 from numprune.ui.session import Unit
-from numprune.ui.steps import inspect
+from numprune.ui.steps import compare, inspect
 from numprune.ui.steps.compare import (
     figures_table,
     measure_one,
@@ -262,8 +263,15 @@ def test_ratios_to_measure_are_numbers():
             ratios_of(text)
 
 
-def test_figures_state_device_dtype_counts_and_spread(pruned):
+def test_figures_state_device_dtype_counts_and_spread(pruned, monkeypatch):
     bench, session, name = pruned
+    measured = {}
+
+    def short(model, *, prompt_tokens, new_tokens, **options):
+        measured.update(prompt_tokens=prompt_tokens, new_tokens=new_tokens)
+        return measure_speed(model, prompt_tokens=4, new_tokens=4, **options)
+
+    monkeypatch.setattr(compare, "measure_speed", short)
     text = "Once upon a time there was a dog. " * 20
     pair = [
         measure_one(title, model, text, None, None)
@@ -272,6 +280,7 @@ def test_figures_state_device_dtype_counts_and_spread(pruned):
     shown = figures_table(pair)
     for part in ("cpu", "float32", "5 runs", f"{pair[0].perplexity.tokens:,} tokens", "median", "first token"):
         assert part in shown
+    assert measured == {"prompt_tokens": 64, "new_tokens": 64}
     assert f"{pair[1].model.parameters / pair[0].model.parameters:.2f}x" in shown
 
 

@@ -15,8 +15,7 @@ SMALL = CalibrationRecipe(data="self", samples=4, sequence_length=32)
 
 
 @pytest.fixture
-def request_(tmp_path, monkeypatch):
-    monkeypatch.setenv("NUMPRUNE_CACHE", str(tmp_path))
+def request_():
     return LoadRequest("tiny-stories", calibration=SMALL)
 
 
@@ -175,7 +174,8 @@ def test_a_bad_name_does_not_disturb_the_loaded_model(request_):
 def test_the_program_s_model_is_used_without_loading_it_again(request_):
     model = load("tiny-stories")
     bench = Workbench(model)
-    assert bench._build(bench.start, None, None).model is model
+    bench.start = request_
+    assert bench.load(bench.start, "tab").model is model
 
 
 def test_stop_reaches_only_the_jobs_of_its_tab():
