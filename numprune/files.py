@@ -77,9 +77,9 @@ def check_output(target: str | os.PathLike[str]) -> None:
     target = Path(target)
     if target.exists() and not replaceable(target):
         raise InputError(f"{target} exists and was not written by numprune; choose another output folder.")
-    there = next(parent for parent in target.absolute().parents if parent.exists())
-    if not (there.is_dir() and os.access(there, os.W_OK | os.X_OK)):
-        raise NumpruneError(f"Cannot write beside {target}: {there} takes no files; choose another output folder.")
+    nearest = next(parent for parent in target.absolute().parents if parent.exists())
+    if not (nearest.is_dir() and os.access(nearest, os.W_OK | os.X_OK)):
+        raise NumpruneError(f"Cannot write beside {target}: {nearest} takes no files; choose another output folder.")
 
 
 def replaceable(target: Path) -> bool:

@@ -139,10 +139,10 @@ def _dataset(name: str, split: Split) -> list[str]:
 def _file(name: str) -> list[str]:
     try:
         path = Path(name).expanduser()
-        found = path.is_file()
+        exists = path.is_file()
     except (OSError, RuntimeError):  # longer than a path can be, or the home of an unknown user
-        found = False
-    if not found:
+        exists = False
+    if not exists:
         known = ", ".join(DATASETS)
         raise InputError(
             f"'{name[:80]}' is neither a file nor a dataset name; give a text or jsonl file, or one of {known}."

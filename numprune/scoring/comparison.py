@@ -30,26 +30,26 @@ def agreement(first: ScoreTable, second: ScoreTable, *, ratio: float = 0.5) -> p
         raise InputError(f"The scores are of {first.model} and {second.model}; compare scores of the same model.")
     rows = []
     for key, module in first.modules.items():
-        ours, theirs = module.units, second.modules[key].units
-        count = round(ratio * len(ours))
-        gone, gone_too = (set(np.argsort(scores, kind="stable")[:count].tolist()) for scores in (ours, theirs))
+        scores, others = module.units, second.modules[key].units
+        count = round(ratio * len(scores))
+        removed, also_removed = (set(np.argsort(each, kind="stable")[:count].tolist()) for each in (scores, others))
         rows.append(
             {
                 "layer": key.layer,
                 "module": key.kind,
-                "units": len(ours),
-                "spearman": _spearman(ours, theirs),
+                "units": len(scores),
+                "spearman": _spearman(scores, others),
                 "removed": count,
-                "both": len(gone & gone_too),
-                "only_first": tuple(sorted(gone - gone_too)),
-                "only_second": tuple(sorted(gone_too - gone)),
+                "both": len(removed & also_removed),
+                "only_first": tuple(sorted(removed - also_removed)),
+                "only_second": tuple(sorted(also_removed - removed)),
             }
         )
     return pd.DataFrame(rows)
 
 
-def _spearman(ours: np.ndarray, theirs: np.ndarray) -> float:
-    a, b = (pd.Series(scores).rank().to_numpy() for scores in (ours, theirs))
+def _spearman(scores: np.ndarray, others: np.ndarray) -> float:
+    a, b = (pd.Series(each).rank().to_numpy() for each in (scores, others))
     a, b = a - a.mean(), b - b.mean()
     scale = float(np.sqrt((a @ a) * (b @ b)))
     return float(a @ b) / scale if scale else float("nan")

@@ -98,8 +98,8 @@ class _Remaining:
 
     def _forget(self) -> None:
         size = len(self._p)
-        room = PENDING - 1 + self._width
-        self._c, self._v, self._u = (self._p.new_empty(size, room) for _ in range(3))
+        columns = PENDING - 1 + self._width
+        self._c, self._v, self._u = (self._p.new_empty(size, columns) for _ in range(3))
         self._out = torch.zeros(len(self._units), dtype=torch.bool, device=self._p.device)
         self.pending = 0
 

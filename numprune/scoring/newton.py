@@ -138,13 +138,13 @@ def _boxed(a: torch.Tensor, excess: float, penalty: float, steps: int, damping: 
         pull = a[:, at_one].sum(1)
         u = at_one.to(a.dtype)
         # On the free variables A u = mu 1, where mu = penalty (excess - 1ᵀu) holds u; both are linear in mu.
-        room = excess - float(at_one.sum())
-        mu = penalty * room
+        excess_left = excess - float(at_one.sum())
+        mu = penalty * excess_left
         if bool(free.any()):
             factor, _ = damped_cholesky(a[free][:, free], 0.0)
             right = torch.stack([torch.ones_like(pull[free]), -pull[free]], dim=1)
             slope, offset = torch.cholesky_solve(right, factor).unbind(1)
-            mu = penalty * (room - float(offset.sum())) / (1 + penalty * float(slope.sum()))
+            mu = penalty * (excess_left - float(offset.sum())) / (1 + penalty * float(slope.sum()))
             u[free] = mu * slope + offset
         gradient = a @ u - mu
         slack = 1e-9 * float((a.diagonal() * u.abs()).max().clamp(min=abs(mu)))
