@@ -4,6 +4,7 @@ import csv
 import json
 
 import pytest
+from architectures import make_tokenizer, tiny_model
 from safetensors.torch import load_file
 
 import numprune
@@ -21,9 +22,17 @@ def text(tmp_path_factory):
     return path
 
 
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    """The folder of a tiny random Llama."""
+    folder = tmp_path_factory.mktemp("model") / "tiny"
+    tiny_model("llama", tokenizer=make_tokenizer()).save(folder)
+    return folder
+
+
 @pytest.mark.parametrize("flags", [("--preset", "slicegpt"), ("--preset", "osscar"), ("--swaps", "3")])
-def test_a_recipe_repeats_the_same_bits(run, text, tmp_path, flags):
-    code, out, err = run("prune", MODEL, "--calibration", text, *SMALL, *flags, "--out", tmp_path / "first")
+def test_a_recipe_repeats_the_same_bits(run, tiny, text, tmp_path, flags):
+    code, out, err = run("prune", tiny, "--calibration", text, *SMALL, *flags, "--out", tmp_path / "first")
     assert code == 0, err
     assert ("mean error" in out) == ("slicegpt" not in flags)
     assert (
