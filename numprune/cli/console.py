@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 from numprune.errors import Progress
 from numprune.files import to_json
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
 
 
 @dataclass
@@ -69,6 +73,12 @@ class Console:
         finally:
             if bar is not None:
                 bar.close()
+
+
+def json_rows(table: DataFrame) -> list[dict[str, Any]]:
+    """The rows of a table for JSON, which knows neither NaN nor infinity."""
+    table = table.replace([math.inf, -math.inf], math.nan)
+    return table.astype(object).where(table.notna(), None).to_dict("records")
 
 
 def labelled(rows: dict[str, str]) -> str:

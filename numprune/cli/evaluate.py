@@ -99,7 +99,7 @@ def _answer(args: argparse.Namespace, console: Console) -> None:
     names = [part.strip() for part in args.tasks.split(",")]
     names = [task for name in names for task in (numprune.PAPER_TASKS if name == "paper" else (name,))]
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
-    found = []
+    measured, results = [], []
     for name in args.model:
         model = load_model(name, args, console)
         # The harness draws bars on stderr wherever it goes.
@@ -107,7 +107,7 @@ def _answer(args: argparse.Namespace, console: Console) -> None:
             console.progress() as progress,
             nullcontext() if console.shows_progress else redirect_stderr(io.StringIO()),
         ):
-            score = numprune.zero_shot(
+            accuracy = numprune.zero_shot(
                 model,
                 names,
                 limit=args.limit,
@@ -117,26 +117,27 @@ def _answer(args: argparse.Namespace, console: Console) -> None:
                 **given(batch_size=args.batch_size),
             )
         console.notes(model.notes)
-        found.append((describe(model), score))
-    results = [{**about, **score.to_dict()} for about, score in found]
-    console.result(results[0] if len(results) == 1 else results, _answers([score for _, score in found]))
+        measured.append(accuracy)
+        results.append({**describe(model), **accuracy.to_dict()})
+    console.result(results[0] if len(results) == 1 else results, _answers(measured))
 
 
-def _answers(found: list[numprune.ZeroShot]) -> str:
+def _answers(models: list[numprune.ZeroShot]) -> str:
     """A line for every task, with one standard error, and their mean."""
     import pandas as pd
 
+    first = models[0]
     table = pd.DataFrame(
         {
-            "task": [score.task for score in found[0].scores],
-            "metric": [score.metric for score in found[0].scores],
-            "shots": [score.shots for score in found[0].scores],
-            "n": [score.n for score in found[0].scores],
-            **{f"{each.model} %": [_percent(score) for score in each.scores] for each in found},
+            "task": [score.task for score in first.scores],
+            "metric": [score.metric for score in first.scores],
+            "shots": [score.shots for score in first.scores],
+            "n": [score.n for score in first.scores],
+            **{f"{accuracy.model} %": [_percent(score) for score in accuracy.scores] for accuracy in models},
         }
     )
-    table.loc[len(table)] = ["mean", "", "", "", *(f"{100 * each.mean:.2f}" for each in found)]
-    return f"{table.to_string(index=False)}\n{found[0].harness}, {found[0].dtype} on {found[0].device}"
+    table.loc[len(table)] = ["mean", "", "", "", *(f"{100 * accuracy.mean:.2f}" for accuracy in models)]
+    return f"{table.to_string(index=False)}\n{first.harness}, {first.dtype} on {first.device}"
 
 
 def _percent(score: numprune.TaskScore) -> str:

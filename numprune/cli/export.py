@@ -89,8 +89,8 @@ def _push(args: argparse.Namespace, model: numprune.Model, options: dict[str, st
         if model.recipe is not None and model.recipe.model is not None:
             models["perplexity_before"] = numprune.load(model.recipe.model, device="cpu", dtype=args.dtype)
         with console.progress() as progress:
-            for name, each in models.items():
-                measured[name] = numprune.perplexity(each, args.perplexity, progress=progress)
+            for name, compared in models.items():
+                measured[name] = numprune.perplexity(compared, args.perplexity, progress=progress)
         measured["perplexity_data"] = args.perplexity
     with console.progress() as progress:
         return numprune.push_to_hub(
@@ -107,15 +107,15 @@ def _push(args: argparse.Namespace, model: numprune.Model, options: dict[str, st
 def _options(given: list[str]) -> dict[str, str]:
     options = {}
     for text in given:
-        name, found, value = text.partition("=")
-        if not found:
+        name, separator, value = text.partition("=")
+        if not separator:
             raise numprune.InputError(f"--option is '{text}'; write NAME=VALUE, see --formats for what there is.")
         options[name] = value
     return options
 
 
 def _check_target(args: argparse.Namespace) -> None:
-    """What can be said before a model is loaded."""
+    """Raise InputError for what is wrong whatever the model is."""
     if args.format not in numprune.FORMATS:
         raise numprune.InputError(f"Format '{args.format}' is not known; use {', '.join(numprune.FORMATS)}.")
     if args.perplexity is not None and args.push_to_hub is None:
@@ -146,10 +146,10 @@ def _list_formats(model: numprune.Model, console: Console) -> None:
         for name, format in numprune.FORMATS.items()
     ]
     rows = {}
-    for each in formats:
-        rows[each["format"]] = each["about"]
-        for option, values in each["options"].items():
+    for entry in formats:
+        rows[entry["format"]] = entry["about"]
+        for option, values in entry["options"].items():
             rows[f"  {option}"] = f"{values[0]} (the default){''.join(f', {value}' for value in values[1:])}"
-        if each["reason"]:
-            rows[each["format"]] += f"; not here: {model.name} {each['reason']}"
+        if entry["reason"]:
+            rows[entry["format"]] += f"; not here: {model.name} {entry['reason']}"
     console.result({**describe(model), "formats": formats}, f"{model.name} as\n{labelled(rows)}")

@@ -90,7 +90,7 @@ def _images(args: argparse.Namespace, console: Console, began: float) -> None:
             f"{args.model} came without an image tokenizer; put its VQ file (vq_ds16_c2i.pt) beside it."
         )
     console.notes(model.notes)
-    classes = [each for each in _class_ids(args.classes, model) for _ in range(count)]
+    classes = [number for number in _class_ids(args.classes, model) for _ in range(count)]
     settings: dict[str, Any] = given(
         cfg_scale=args.guidance, temperature=args.temperature, top_k=args.top_k, top_p=args.top_p, seed=args.seed
     )
@@ -106,7 +106,7 @@ def _images(args: argparse.Namespace, console: Console, began: float) -> None:
 def _class_ids(text: str, model: LlamaGen) -> list[int]:
     """Ids of classes given by id or name."""
     ids = {name: index for index, name in enumerate(model.class_names)}
-    found = []
+    chosen = []
     for word in filter(None, (part.strip() for part in text.split(","))):
         if not word.isdecimal() and word not in ids:
             known = ", ".join(model.class_names[:5])
@@ -115,12 +115,12 @@ def _class_ids(text: str, model: LlamaGen) -> list[int]:
                 f" such as {known}."
             )
         # A name that is a number is the class of that name: the digit, not the position.
-        found.append(ids[word] if word in ids else int(word))
-    return found
+        chosen.append(ids[word] if word in ids else int(word))
+    return chosen
 
 
 def _refuse(args: argparse.Namespace, with_flag: str, *names: str) -> None:
-    """Raise InputError when a flag was given that means nothing beside `with_flag`."""
+    """Raise InputError when a flag was given that has no effect with `with_flag`."""
     for name in names:
         if getattr(args, name) is not None:
             raise numprune.InputError(f"--{name.replace('_', '-')} means nothing with {with_flag}; leave it out.")

@@ -1,4 +1,4 @@
-"""Arguments that several commands share, and the steps that read them."""
+"""Flags that several commands share, and the model they name."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numprune
 from numprune.cli.console import Console
 
 if TYPE_CHECKING:
-    from numprune import CalibrationRecipe, CalibrationStats, Model
+    from numprune import Model
 
 Commands = argparse._SubParsersAction
 
@@ -48,27 +48,17 @@ def add_device(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_calibration(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("calibration")
-    group.add_argument(
-        "--calibration",
-        metavar="DATA",
-        help="text or jsonl file; wikitext2, c4, ptb or tinystories; or self (the default), text the model writes;"
-        " several in turn as c4,wikitext2,self or, by weights, c4=2,self=1",
-    )
-    group.add_argument("--samples", type=int, metavar="N", help="sequences (default 128)")
-    group.add_argument("--sequence-length", type=int, metavar="L", help="tokens per sequence (default 2048)")
-    group.add_argument("--seed", type=int, metavar="S", help="for drawing the sequences (default 0)")
-
-
-def calibration_changes(args: argparse.Namespace) -> dict[str, Any]:
-    """The calibration flags that were given, by their name in `CalibrationRecipe`."""
-    return given(data=args.calibration, samples=args.samples, sequence_length=args.sequence_length, seed=args.seed)
-
-
 def given(**flags: Any) -> dict[str, Any]:
     """The flags that were given."""
     return {name: value for name, value in flags.items() if value is not None}
+
+
+def numbers(name: str, text: str, kind: type, example: str) -> list[Any]:
+    """The numbers of a flag, separated by commas; `example` is named where they are none."""
+    try:
+        return [kind(number) for number in text.split(",")]
+    except ValueError as error:
+        raise numprune.InputError(f"{name} is '{text}'; give numbers such as {example}.") from error
 
 
 def load_model(name: str, args: argparse.Namespace, console: Console) -> Model:
@@ -78,7 +68,7 @@ def load_model(name: str, args: argparse.Namespace, console: Console) -> Model:
 
 
 def quiet_libraries(console: Console) -> None:
-    """Stop transformers from talking; downloads show a bar only where ours does."""
+    """Stop transformers from talking; downloads show a bar only where the command's own does."""
     from huggingface_hub.utils import disable_progress_bars
     from transformers.utils import logging
 
@@ -86,23 +76,6 @@ def quiet_libraries(console: Console) -> None:
     logging.disable_progress_bar()
     if not console.shows_progress:
         disable_progress_bars()
-
-
-def calibrate_model(model: Model, recipe: CalibrationRecipe, console: Console) -> CalibrationStats:
-    """`numprune.calibrate` as the recipe says."""
-    if recipe.data is None:
-        raise numprune.InputError(
-            "The recipe was calibrated on text it does not name; give --calibration with a file or dataset."
-        )
-    with console.progress() as progress:
-        return numprune.calibrate(
-            model,
-            recipe.data,
-            samples=recipe.samples,
-            sequence_length=recipe.sequence_length,
-            seed=recipe.seed,
-            progress=progress,
-        )
 
 
 def describe(model: Model) -> dict[str, Any]:

@@ -8,18 +8,9 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numprune
+from numprune.cli.calibration import add_calibration, asked_calibration, calibrate_model
 from numprune.cli.console import Console, labelled
-from numprune.cli.options import (
-    Commands,
-    add_calibration,
-    add_command,
-    add_model,
-    calibrate_model,
-    calibration_changes,
-    describe,
-    given,
-    load_model,
-)
+from numprune.cli.options import Commands, add_command, add_model, describe, given, load_model
 from numprune.files import check_output
 
 if TYPE_CHECKING:
@@ -179,10 +170,9 @@ def _recipe(args: argparse.Namespace) -> Recipe:
         recipe = numprune.preset(preset).applied(recipe)
     names = ("ratio", "scorer", "allocation", "swaps", "compensation", "damping", "healing")
     names += ("round_heads", "round_channels", "uniform", "allow_empty")
-    calibration = {**recipe.to_dict()["calibration"], **calibration_changes(args)}
     return recipe.replace(
         **given(removal=args.method, **{name: getattr(args, name) for name in names}),
-        calibration=numprune.CalibrationRecipe(**calibration),
+        calibration=asked_calibration(args, recipe.calibration),
         ratios=_merged(recipe.ratios, args.ratios),
         suggested=recipe.suggested and not args.ratios,
         keep=_merged(recipe.keep, args.keep),
@@ -194,8 +184,8 @@ def _entry(separator: str, convert: Callable[[str], Any]) -> Callable[[str], tup
     """Argument type `MODULE<separator>VALUE`; the value is None when nothing follows."""
 
     def parse(text: str) -> tuple[str, Any]:
-        module, found, value = text.partition(separator)
-        if not found:
+        module, sign, value = text.partition(separator)
+        if not sign:
             raise argparse.ArgumentTypeError(f"'{text}' has no '{separator}'; write 3.mlp=0.5 or 0.attention:1,2")
         try:
             return module, convert(value) if value else None

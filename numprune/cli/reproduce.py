@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 import numprune
 from numprune.cli import speed_figure
 from numprune.cli.console import Console
-from numprune.cli.options import Commands, add_command, add_device, describe, load_model
-from numprune.cli.page import html_page
+from numprune.cli.options import Commands, add_command, add_device, load_model, numbers
+from numprune.cli.page import html_page, result_of
 from numprune.errors import InputError, LoadError
 from numprune.evaluation.paper import IMAGE_METRICS, PROTOCOLS, SOURCE, PaperModel, Protocol
 from numprune.files import write_text
@@ -69,18 +69,20 @@ def run(args: argparse.Namespace, console: Console) -> None:
         numprune.preset(name)
     out = Path(args.out or args.name)
     recipe = _recipe(args, protocol)
-    ratios = [recipe.replace(ratio=ratio).ratio for ratio in _ratios(args.ratios)] if args.ratios else protocol.ratios
-    names = [args.model] if args.model else [each.checkpoint for each in protocol.models[: protocol.by_default]]
+    ratios = protocol.ratios
+    if args.ratios:
+        ratios = [recipe.replace(ratio=ratio).ratio for ratio in numbers("ratios", args.ratios, float, "0.1,0.2")]
+    names = [args.model] if args.model else [known.checkpoint for known in protocol.models[: protocol.by_default]]
     results, texts = [], []
     for name in names:
         model = _open(name, args, protocol, console)
-        place = out / re.sub(r"[^\w.-]+", "-", Path(name).name)
+        stem = out / re.sub(r"[^\w.-]+", "-", Path(name).name)
         if args.name == "figure5":
-            result, text = speed_figure.measure(model, args, protocol, recipe, ratios, place, console)
+            result, text = speed_figure.measure(model, args, protocol, recipe, ratios, stem, console)
         else:
             able = methods_for(model)
             chosen = methods or [name for name in protocol.methods if name in able]
-            result, text = _table(model, args, protocol, recipe, chosen, ratios, place, console)
+            result, text = _table(model, args, protocol, recipe, chosen, ratios, stem, console)
         console.notes(model.notes)
         results.append(result)
         texts.append(text)
@@ -101,13 +103,6 @@ def _check_flags(args: argparse.Namespace, protocol: Protocol) -> None:
         raise InputError("figure5 is of the paper's own method; leave out --methods.")
 
 
-def _ratios(text: str) -> list[float]:
-    try:
-        return [float(number) for number in text.split(",")]
-    except ValueError as error:
-        raise InputError(f"ratios is '{text}'; give numbers such as 0.1,0.2.") from error
-
-
 def _recipe(args: argparse.Namespace, protocol: Protocol) -> numprune.Recipe:
     calibration = numprune.CalibrationRecipe(
         data=args.calibration or protocol.calibration,
@@ -124,7 +119,7 @@ def _open(name: str, args: argparse.Namespace, protocol: Protocol, console: Cons
     except LoadError as error:
         if args.model:
             raise
-        wanted = next(each for each in protocol.models if each.checkpoint == name)
+        wanted = next(known for known in protocol.models if known.checkpoint == name)
         raise LoadError(
             f"{protocol.title.capitalize()} needs the weights of {wanted.name}: get {name} from the hub, or give their"
             f" place as --model ({str(error).rstrip('.')})."
@@ -143,7 +138,7 @@ def _table(
     recipe: numprune.Recipe,
     methods: list[str],
     ratios: list[float],
-    place: Path,
+    stem: Path,
     console: Console,
 ) -> tuple[dict[str, Any], str]:
     from numprune.evaluation.cells import read_cells, write_cells
@@ -154,7 +149,7 @@ def _table(
     paper = paper_model(model, protocol.models)
     with console.progress() as progress:
         benches, differing = _benches(model, args, protocol, recipe, paper, progress)
-        cells_file = place.with_name(f"{place.name}-cells.csv")
+        cells_file = stem.with_name(f"{stem.name}-cells.csv")
         cells = read_cells(cells_file)
         for cell in compare_methods(
             model, methods, ratios, benches, recipe=recipe, seeds=[args.seed], done=cells, progress=progress
@@ -165,21 +160,12 @@ def _table(
     shown = [cell for cell in cells if (cell.method, cell.ratio) in wanted]
     table = beside(shown, paper)
     notes = _notes(model, protocol, paper, differing + other_ratios(protocol, ratios))
-    csv, page = place.with_name(f"{place.name}.csv"), place.with_name(f"{place.name}.html")
+    csv, page = stem.with_name(f"{stem.name}.csv"), stem.with_name(f"{stem.name}.html")
     write_text(csv, table.to_csv(index=False))
-    title = f"{model.name} by the protocol of {protocol.title}: {protocol.about}"
+    title = protocol.heading(model.name)
     write_text(page, html_page(title, notes, _figures(shown, paper)))
-    result = {
-        **describe(model),
-        "title": title,
-        "paper_model": paper.name if paper else None,
-        "notes": notes,
-        "rows": _plain(table),
-        "cells": str(cells_file),
-        "csv": str(csv),
-        "page": str(page),
-        "seconds": time.monotonic() - began,
-    }
+    files = {"cells": cells_file, "csv": csv, "page": page}
+    result = result_of(model, title, paper, notes, table, files, began)
     return result, "\n".join([title, _wide(table).to_string(index=False), *notes])
 
 
@@ -191,7 +177,7 @@ def _benches(
     paper: PaperModel | None,
     progress: Any,
 ) -> tuple[list[Bench], list[str]]:
-    """What to measure on, and in what that differs from the paper's protocol."""
+    """What to measure on, and how that differs from the paper's protocol."""
     from numprune.evaluation.reproduction import Resized, deviations
 
     source = recipe.calibration
@@ -226,40 +212,30 @@ def _benches(
 
 
 def _notes(model: Model, protocol: Protocol, paper: PaperModel | None, differing: list[str]) -> list[str]:
-    notes = []
+    from numprune.evaluation.reproduction import protocol_notes
+
     if paper is None:
-        known = ", ".join(each.name for each in protocol.models)
-        notes.append(f"{model.name} is none of the models of {protocol.title} ({known}): no figure stands beside ours.")
+        names = ", ".join(known.name for known in protocol.models)
+        note = f"{model.name} is none of the models of {protocol.title} ({names}): no figure stands beside ours."
     else:
-        notes.append(f"Figures of the paper: {paper.name}, {protocol.title} of {SOURCE}.")
-    if differing:
-        notes.append(f"Not the paper's protocol: {'; '.join(differing)}.")
-    notes.append(f"What the paper leaves open: {'; '.join(protocol.unsaid)}.")
-    return notes
+        note = f"Figures of the paper: {paper.name}, {protocol.title} of {SOURCE}."
+    return [note, *protocol_notes(protocol, differing)]
 
 
 def _wide(table: DataFrame) -> DataFrame:
-    """A line for every method and ratio; ours, the paper's and the difference side by side for every measure."""
+    """A line for every method and ratio; for every measure the measured value, the paper's and the difference."""
     import pandas as pd
 
     rows = []
     for (method, ratio), group in table.groupby(["method", "ratio"], sort=False):
         row = {"method": method, "ratio": f"{ratio:g}"}
-        for each in group.itertuples():
-            row[each.measure] = each.ours
-            row[f"{each.measure}, paper"] = each.paper
-            row[f"{each.measure}, difference"] = each.difference
+        for figure in group.itertuples():
+            row[figure.measure] = figure.ours
+            row[f"{figure.measure}, paper"] = figure.paper
+            row[f"{figure.measure}, difference"] = figure.difference
         rows.append(row)
     wide = pd.DataFrame(rows).dropna(axis=1, how="all")
     return wide.map(lambda value: ("-" if pd.isna(value) else f"{value:.4g}") if isinstance(value, float) else value)
-
-
-def _plain(table: DataFrame) -> list[dict[str, Any]]:
-    """Rows for JSON, which knows neither NaN nor infinity."""
-    import numpy as np
-
-    table = table.replace([np.inf, -np.inf], np.nan)
-    return table.astype(object).where(table.notna(), None).to_dict("records")
 
 
 def _figures(cells: list[Cell], paper: PaperModel | None) -> list[Figure]:

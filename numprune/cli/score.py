@@ -7,18 +7,9 @@ import time
 from typing import TYPE_CHECKING
 
 import numprune
+from numprune.cli.calibration import add_calibration, asked_calibration, calibrate_model
 from numprune.cli.console import Console
-from numprune.cli.options import (
-    Commands,
-    add_calibration,
-    add_command,
-    add_model,
-    calibrate_model,
-    calibration_changes,
-    describe,
-    given,
-    load_model,
-)
+from numprune.cli.options import Commands, add_command, add_model, describe, given, load_model
 from numprune.files import write_text
 
 if TYPE_CHECKING:
@@ -61,7 +52,7 @@ def run(args: argparse.Namespace, console: Console) -> None:
     began = time.monotonic()
     # A recipe checks names and numbers before the model is loaded.
     recipe = numprune.Recipe(
-        calibration=numprune.CalibrationRecipe(**calibration_changes(args)),
+        calibration=asked_calibration(args, numprune.CalibrationRecipe()),
         ratio=0.5 if args.score_ratio is None else args.score_ratio,
         **given(scorer=args.method),
     )

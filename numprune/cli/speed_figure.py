@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numprune
+from numprune.cli.calibration import calibrate_model
 from numprune.cli.console import Console
-from numprune.cli.options import calibrate_model, describe
-from numprune.cli.page import html_page
+from numprune.cli.page import html_page, result_of
 from numprune.errors import InputError
 from numprune.evaluation.paper import Protocol
 from numprune.files import to_json, write_text
@@ -30,11 +30,11 @@ def measure(
     protocol: Protocol,
     recipe: numprune.Recipe,
     ratios: list[float],
-    place: Path,
+    stem: Path,
     console: Console,
 ) -> tuple[dict[str, Any], str]:
-    """Measure the ratios that `place`.csv does not hold, and write the table and its picture; the result and text."""
-    from numprune.evaluation.reproduction import deviations, paper_model
+    """Measure the ratios that `stem`.csv does not hold, and write the table and its picture; the result and text."""
+    from numprune.evaluation.reproduction import deviations, paper_model, protocol_notes
     from numprune.ui.figures import sweep_chart
 
     began = time.monotonic()
@@ -42,7 +42,7 @@ def measure(
     recipe = numprune.preset("paper").applied(recipe)
     repetitions, new_tokens = args.repetitions or REPETITIONS, args.new_tokens or NEW_TOKENS
     run = _run(model, recipe, repetitions, new_tokens)
-    csv, page = place.with_name(f"{place.name}.csv"), place.with_name(f"{place.name}.html")
+    csv, page = stem.with_name(f"{stem.name}.csv"), stem.with_name(f"{stem.name}.html")
     table = _read(csv, run)
     missing = [ratio for ratio in (0.0, *ratios) if ratio not in set(table["ratio"])]
     if missing:
@@ -71,21 +71,11 @@ def measure(
     notes = [
         f"Measured on {shown['device'].iloc[0]}, {shown['dtype'].iloc[0]}, median of {shown['repetitions'].iloc[0]}"
         " repetitions at batch 1, lowest and highest beside it.",
-        *([f"Not the paper's protocol: {'; '.join(differing)}."] if differing else []),
-        f"What the paper leaves open: {'; '.join(protocol.unsaid)}.",
+        *protocol_notes(protocol, differing),
     ]
-    title = f"{model.name} by the protocol of {protocol.title}: {protocol.about}"
+    title = protocol.heading(model.name)
     write_text(page, html_page(title, notes, [sweep_chart(shown)]))
-    result = {
-        **describe(model),
-        "title": title,
-        "paper_model": known.name if known else None,
-        "notes": notes,
-        "rows": shown.astype(object).where(shown.notna(), None).to_dict("records"),
-        "csv": str(csv),
-        "page": str(page),
-        "seconds": time.monotonic() - began,
-    }
+    result = result_of(model, title, known, notes, shown, {"csv": csv, "page": page}, began)
     return result, "\n".join([title, _text(shown), *notes])
 
 

@@ -8,17 +8,9 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import numprune
+from numprune.cli.calibration import add_calibration, asked_calibration, calibrate_model
 from numprune.cli.console import Console
-from numprune.cli.options import (
-    Commands,
-    add_calibration,
-    add_command,
-    add_model,
-    calibrate_model,
-    calibration_changes,
-    describe,
-    load_model,
-)
+from numprune.cli.options import Commands, add_command, add_model, describe, load_model, numbers
 from numprune.files import write_text
 
 if TYPE_CHECKING:
@@ -82,10 +74,9 @@ def run(args: argparse.Namespace, console: Console) -> None:
     began = time.monotonic()
     # A recipe checks names and numbers before the model is loaded.
     recipe = numprune.Recipe.read(args.recipe) if args.recipe else numprune.Recipe()
-    calibration = {**recipe.to_dict()["calibration"], **calibration_changes(args)}
-    recipe = recipe.replace(calibration=numprune.CalibrationRecipe(**calibration))
+    recipe = recipe.replace(calibration=asked_calibration(args, recipe.calibration))
     numprune.check_scorer(recipe.scorer)
-    ratios = [recipe.replace(ratio=ratio).ratio for ratio in _numbers("ratios", args.ratios, float, "0,0.3,0.5")]
+    ratios = [recipe.replace(ratio=ratio).ratio for ratio in numbers("ratios", args.ratios, float, "0,0.3,0.5")]
     if args.methods:
         _compare(args, recipe, ratios, console)
         return
@@ -122,13 +113,6 @@ def run(args: argparse.Namespace, console: Console) -> None:
     console.result(result, _table(points))
 
 
-def _numbers(name: str, text: str, kind: type, example: str) -> list[Any]:
-    try:
-        return [kind(number) for number in text.split(",")]
-    except ValueError as error:
-        raise numprune.InputError(f"{name} is '{text}'; give numbers such as {example}.") from error
-
-
 def _compare(args: argparse.Namespace, recipe: Recipe, ratios: list[float], console: Console) -> None:
     """`--methods`: the cells that are missing in the CSV, and the picture of all of them."""
     from numprune.evaluation.cells import read_cells, summary, write_cells
@@ -142,7 +126,7 @@ def _compare(args: argparse.Namespace, recipe: Recipe, ratios: list[float], cons
     methods = None if args.methods == "all" else args.methods.split(",")
     for name in methods or ():
         numprune.preset(name)
-    seeds = _numbers("seeds", args.seeds, int, "0,1,2") if args.seeds else [recipe.calibration.seed]
+    seeds = numbers("seeds", args.seeds, int, "0,1,2") if args.seeds else [recipe.calibration.seed]
     cells = read_cells(args.out)
     model = load_model(args.model, args, console)
     bench = Bench(
@@ -152,19 +136,18 @@ def _compare(args: argparse.Namespace, recipe: Recipe, ratios: list[float], cons
         drawing={"cfg_scale": args.guidance, "top_k": 0},
         repetitions=args.repetitions,
     )
-    wanted = [ratio for ratio in ratios if ratio]
     with console.progress() as progress:
-        found = compare_methods(
+        missing = compare_methods(
             model,
             methods or methods_for(model),
-            wanted,
+            [ratio for ratio in ratios if ratio],
             bench,
             recipe=recipe,
             seeds=seeds,
             done=cells,
             progress=progress,
         )
-        for cell in found:
+        for cell in missing:
             cells.append(cell)
             write_cells(args.out, cells)
     table = summary(cells)
@@ -172,28 +155,20 @@ def _compare(args: argparse.Namespace, recipe: Recipe, ratios: list[float], cons
     write_text(page, _page(model, table, args.data))
     console.notes(model.notes)
     result = {**describe(model), "out": args.out, "page": page, "cells": [asdict(cell) for cell in cells]}
-    shown = table.rename(columns={"measure": _measure(model)}).dropna(axis=1, how="all")
+    measure = "excess loss" if model.adapter.reads_text else "Fréchet distance"
+    shown = table.rename(columns={"measure": measure}).dropna(axis=1, how="all")
     console.result(result, shown.to_string(index=False, float_format=lambda value: f"{value:.4g}"))
 
 
-def _measure(model: Model) -> str:
-    return "Fréchet distance" if not model.adapter.reads_text else "excess loss"
-
-
 def _page(model: Model, table: DataFrame, data: str | None) -> str:
+    from numprune.evaluation.cells import EXCESS_LOSS, JUDGE_DISTANCE
     from numprune.evaluation.reproduction import curves_for
     from numprune.ui.figures import methods_chart
 
-    measure = {
-        "excess loss": "excess loss, ln PPL pruned - ln PPL dense",
-        "Fréchet distance": "Fréchet distance in the judge's features",
-    }[_measure(model)]
-    title, curves, found = f"{model.name}: {measure}", None, curves_for(model, data)
-    if found is not None:
-        known, text, curves = found
-        title += f"<br>dashed: the paper's figures for {known.name} on {text}, 2048 tokens"
-    figure = methods_chart(table, measure, paper=curves)
-    figure.update_layout(title=title, margin={"t": 90})
+    measure, curves = EXCESS_LOSS if model.adapter.reads_text else JUDGE_DISTANCE, curves_for(model, data)
+    figure = methods_chart(table, measure, paper=curves and curves.table)
+    title = f"{model.name}: {measure}"
+    figure.update_layout(title=f"{title}<br>{curves.caption}" if curves else title, margin={"t": 90})
     return figure.to_html(include_plotlyjs=True, config={"responsive": True, "displaylogo": False})
 
 

@@ -18,6 +18,10 @@ from numprune.files import write_text
 DENSE = "dense"
 """The method of the cell that holds the model itself."""
 
+EXCESS_LOSS = "excess loss, ln PPL pruned - ln PPL dense"
+JUDGE_DISTANCE = "Fréchet distance in the judge's features"
+"""What `summary` calls `measure`, in words: of language models, and of image models that come with a judge."""
+
 
 @dataclass(frozen=True)
 class Cell:

@@ -1,4 +1,4 @@
-"""How far another model's predictions are from the dense model's."""
+"""KL divergence of another model's predictions from the dense model's."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def divergence(
     """KL divergence of `other` from `dense` at every predicted token of a text.
 
     Each document is cut into windows of `sequence_length` tokens, side by side; both models predict every token
-    of a window but the first from those before it there.
+    of a window but the first from those before it in the window.
 
     Args:
         text: as in `numprune.perplexity`, read with the tokenizer of `dense`.
@@ -98,9 +98,10 @@ def divergence(
     agree: list[np.ndarray] = []
     for done, window in enumerate(windows, 1):
         check_cancelled(cancel)
-        logits = _logits(dense, window), _logits(other, window).to(dense.device)
-        for parts in zip(*(each.split(EXACT_POSITIONS) for each in logits), strict=True):
-            p, q = (to_float64(part) for part in parts)
+        dense_logits, other_logits = _logits(dense, window), _logits(other, window).to(dense.device)
+        pairs = zip(dense_logits.split(EXACT_POSITIONS), other_logits.split(EXACT_POSITIONS), strict=True)
+        for pair in pairs:
+            p, q = (to_float64(logits) for logits in pair)
             # Equal distributions may differ by a rounding error, which has no sign.
             kl.append(kl_divergence(p, q).clamp(min=0).cpu().numpy())
             agree.append((p.argmax(-1) == q.argmax(-1)).cpu().numpy())

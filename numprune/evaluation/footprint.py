@@ -1,4 +1,4 @@
-"""What a model needs, counted: parameters, bytes of weights and cache, operations per token."""
+"""Sizes of a model, counted: parameters, bytes of weights and cache, operations per token."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Sizes:
 def sizes(model: Model, plan: PruningPlan | None = None, *, context: int = 1000) -> Sizes:
     """Sizes of `model`, or of what `prune` would make of it.
 
-    Nothing is pruned for it and no weight is read, so it can follow every move of a slider.
+    Nothing is pruned for it and no weight is read, so it is quick enough to be shown while a slider moves.
 
     Args:
         plan: from `allocate`, for this model; None for the model as it is.
@@ -59,17 +59,17 @@ def sizes(model: Model, plan: PruningPlan | None = None, *, context: int = 1000)
         raise InputError(f"The plan belongs to another model than {model.name}; make it for this one.")
 
     parameters, weight_bytes = model.parameters, model.bytes
-    passed = {*model.adapter.decoder(model.module).modules(), model.module.get_output_embeddings()}
-    multiply_adds = sum(m.in_features * m.out_features for m in passed if isinstance(m, nn.Linear))
+    used = {*model.adapter.decoder(model.module).modules(), model.module.get_output_embeddings()}
+    multiply_adds = sum(m.in_features * m.out_features for m in used if isinstance(m, nn.Linear))
     keys = _keys(model, context)
     # An emptied attention caches one number each for key and value, see EmptyAttention.
     cached = dict.fromkeys(range(model.layers), 2)
     for block in blocks:
         kept = block.units if plan is None else len(plan.keep[block.key])
         removed = block.units - kept
-        gone = removed * block.cost + (0 if kept else block.remainder)
-        parameters -= gone
-        weight_bytes -= gone * block.last.weight.element_size()
+        removed_parameters = removed * block.cost + (0 if kept else block.remainder)
+        parameters -= removed_parameters
+        weight_bytes -= removed_parameters * block.last.weight.element_size()
         multiply_adds -= removed * _multiply_adds(block)
         if block.key.kind == "attention" and kept:
             cached[block.key.layer] = kept * (_rows(block) - block.width)
@@ -97,6 +97,6 @@ def _multiply_adds(block: Block) -> int:
 
 def _keys(model: Model, context: int) -> list[int]:
     """Keys that a token after `context` others attends to in each layer, its own included."""
-    # transformers decides there which layers have a window.
+    # transformers decides in this class which layers have a window.
     layers = DynamicCache(config=model.config).layers
     return [min(context + 1, layer.sliding_window) if layer.is_sliding else context + 1 for layer in layers]

@@ -74,6 +74,10 @@ class Protocol:
     images: int | None
     unsaid: tuple[str, ...]
 
+    def heading(self, model: str) -> str:
+        """The title of what was measured of a model."""
+        return f"{model} by the protocol of {self.title}: {self.about}"
+
 
 def find(config: Any, models: tuple[PaperModel, ...]) -> PaperModel | None:
     """The model of the paper that a transformers config describes; None when it describes none of them."""

@@ -1,11 +1,11 @@
-"""What was measured beside what the paper prints."""
+"""Measured figures beside those the paper prints, and its protocol beside the one that was followed."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import pandas as pd
 import torch
@@ -47,51 +47,53 @@ def paper_model(model: Model, models: Sequence[PaperModel]) -> PaperModel | None
 def beside(cells: Sequence[Cell], paper: PaperModel | None) -> pd.DataFrame:
     """One row per method, ratio and measure, the dense model first.
 
-    Rows the paper has at a ratio that was measured are there even where the method was not; figures it does not have
-    are NaN, as are all of them for images that Inception has not seen.
+    At the ratios that were measured it has the paper's rows of other methods too. Figures the paper does not have are
+    NaN, and so are all of its figures where the images were not measured with Inception.
 
     Args:
         cells: of one model.
-        paper: the model in the paper; None when it has none such.
+        paper: the model in the paper; None when it is not among the paper's.
 
     Returns:
         Columns method, ratio, measure (a text, whose perplexity it is, or an image metric), ours, paper, difference
         (ours - paper), reached, parameters, seconds.
     """
-    measured = {(cell.method, cell.ratio): _Place(cell.reached, cell.parameters, cell.seconds) for cell in cells}
-    ours: dict[tuple[str, float, str], float] = {}
+    outcomes = {(cell.method, cell.ratio): _Outcome(cell.reached, cell.parameters, cell.seconds) for cell in cells}
+    measured: dict[tuple[str, float, str], float] = {}
     for cell in cells:
         for measure, value in _values(cell).items():
-            ours[cell.method, cell.ratio, measure] = value
+            measured[cell.method, cell.ratio, measure] = value
     comparable = paper is not None and all(cell.extractor in (None, INCEPTION) for cell in cells)
     printed = _printed(paper) if comparable else {}
-    ratios = {ratio for _, ratio in measured}
-    places = dict.fromkeys([*measured, *(place for place in printed if place[1] in ratios)])
-    measures = list(dict.fromkeys(measure for *_, measure in ours))
+    ratios = {ratio for _, ratio in outcomes}
+    pairs = dict.fromkeys([*outcomes, *((method, ratio) for method, ratio in printed if ratio in ratios)])
+    measures = list(dict.fromkeys(measure for *_, measure in measured))
     rows = []
-    for method, ratio in sorted(places, key=lambda place: place[1]):
-        place = measured.get((method, ratio), _Place(math.nan, None, None))
+    for method, ratio in sorted(pairs, key=lambda pair: pair[1]):
+        outcome = outcomes.get((method, ratio), _Outcome(math.nan, None, None))
         for measure in measures:
-            value = ours.get((method, ratio, measure), math.nan)
-            theirs = printed.get((method, ratio), {}).get(measure, math.nan)
+            value = measured.get((method, ratio, measure), math.nan)
+            published = printed.get((method, ratio), {}).get(measure, math.nan)
             rows.append(
                 {
                     "method": method,
                     "ratio": ratio,
                     "measure": measure,
                     "ours": value,
-                    "paper": theirs,
-                    "difference": value - theirs,
-                    "reached": place.reached,
-                    "parameters": place.parameters,
-                    "seconds": place.seconds,
+                    "paper": published,
+                    "difference": value - published,
+                    "reached": outcome.reached,
+                    "parameters": outcome.parameters,
+                    "seconds": outcome.seconds,
                 }
             )
     return pd.DataFrame(rows).astype({"parameters": "Int64", "seconds": "float64"})
 
 
 @dataclass(frozen=True)
-class _Place:
+class _Outcome:
+    """What a method made of a model at a ratio, whatever was measured of it."""
+
     reached: float
     parameters: int | None
     seconds: float | None
@@ -123,37 +125,53 @@ def paper_curves(paper: PaperModel, measure: str) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["method", "label", "ratio", "measure"])
 
 
-def curves_for(model: Model, data: Any) -> tuple[PaperModel, str, pd.DataFrame] | None:
+class PaperCurves(NamedTuple):
+    """The paper's curves for a model: which model of the paper it is, the text they are of, and `paper_curves`."""
+
+    model: PaperModel
+    text: str
+    table: pd.DataFrame
+
+    @property
+    def caption(self) -> str:
+        """What a chart says about the curves, which are drawn dashed."""
+        return f"dashed: the paper's figures for {self.model.name} on {self.text}, 2048 tokens"
+
+
+def curves_for(model: Model, data: Any) -> PaperCurves | None:
     """The paper's curves for a language model of its tables; None for every other model.
 
     Args:
-        data: the held-out text of the measured curves; where the paper has none of it, its WikiText2 stands there.
-
-    Returns:
-        The model in the paper, the text the curves are of, and `paper_curves` of them.
+        data: the held-out text of the measured curves; where the paper has none of it, the curves are of its WikiText2.
     """
     paper = paper_model(model, LLAMAS)
     if paper is None:
         return None
     text = data if isinstance(data, str) and data in TEXTS else TEXTS[0]
-    return paper, text, paper_curves(paper, text)
+    return PaperCurves(paper, text, paper_curves(paper, text))
 
 
 def deviations(protocol: Protocol, **used: Any) -> list[str]:
-    """In what settings differ from the paper's, a few words each.
+    """The settings that differ from the paper's, a few words each.
 
     Args:
         used: by the names of the protocol's attributes: calibration, samples, sequence_length, images.
     """
     words = {"samples": "calibration samples", "sequence_length": "tokens per window", "images": "images drawn"}
-    found = []
+    differing = []
     for name, value in used.items():
         expected = getattr(protocol, name)
         if value != expected and name in words:
-            found.append(f"{value:,} {words[name]} instead of {expected:,}")
+            differing.append(f"{value:,} {words[name]} instead of {expected:,}")
         elif value != expected:
-            found.append(f"{name} {value} instead of {expected}")
-    return found
+            differing.append(f"{name} {value} instead of {expected}")
+    return differing
+
+
+def protocol_notes(protocol: Protocol, differing: Sequence[str]) -> list[str]:
+    """Sentences on the protocol: in what the measurement differs, and what the paper leaves open."""
+    notes = [f"Not the paper's protocol: {'; '.join(differing)}."] if differing else []
+    return [*notes, f"What the paper leaves open: {'; '.join(protocol.unsaid)}."]
 
 
 def other_ratios(protocol: Protocol, ratios: Sequence[float]) -> list[str]:

@@ -1,9 +1,10 @@
-"""Generation speed, measured alone: nothing else of this process computes meanwhile."""
+"""Speed and peak memory of generation."""
 
 from __future__ import annotations
 
 import statistics
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -28,7 +29,7 @@ class Speed:
             CUDA and resident, for the whole process, on a CPU under Linux; None elsewhere, where it is not known.
             Other models in memory do not count.
         prompt_tokens, new_tokens, batch: the shape of one repetition.
-        repetitions: timed ones, after one warm-up; up to three more tell the memory.
+        repetitions: timed ones, after one warm-up; up to three more measure the memory.
         device, dtype: where and in what.
     """
 
@@ -74,7 +75,7 @@ def measure_speed(
     if min(prompt_tokens, new_tokens, batch, repetitions) < 1:
         raise InputError("prompt_tokens, new_tokens, batch and repetitions must be at least 1.")
     prompt = torch.full((batch, prompt_tokens), 1, device=model.device)
-    # Memory is told by repetitions of their own: what it takes to measure it would disturb the times.
+    # Memory has repetitions of its own: measuring it would disturb the times.
     weighed = min(repetitions, 3) if measurable(model.device) else 0
     runs: list[tuple[float, float]] = []
     peaks: list[float] = []
@@ -88,10 +89,10 @@ def measure_speed(
             progress(done + 1, 1 + repetitions + weighed, "measuring speed")
     measured = runs[1:]
     return Speed(
-        prefill=_spread([batch * prompt_tokens / first for first, _ in measured]),
-        decode=_spread([batch * new_tokens / rest for _, rest in measured]),
-        first_token=_spread([first for first, _ in measured]),
-        peak_bytes=_spread(peaks) if peaks else None,
+        prefill=spread([batch * prompt_tokens / first for first, _ in measured]),
+        decode=spread([batch * new_tokens / rest for _, rest in measured]),
+        first_token=spread([first for first, _ in measured]),
+        peak_bytes=spread(peaks) if peaks else None,
         prompt_tokens=prompt_tokens,
         new_tokens=new_tokens,
         batch=batch,
@@ -126,5 +127,6 @@ def now(device: torch.device) -> float:
     return time.perf_counter()
 
 
-def _spread(values: list[float]) -> tuple[float, float, float]:
+def spread(values: Sequence[float]) -> tuple[float, float, float]:
+    """Median, lowest and highest."""
     return statistics.median(values), min(values), max(values)

@@ -1,4 +1,4 @@
-"""One recipe at several ratios: what each costs and what it gains (paper, figure 5)."""
+"""One recipe at several ratios: size, speed and perplexity (paper, figure 5)."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ class SweepPoint:
     """A model pruned at one ratio.
 
     Attributes:
-        ratio: share of the prunable parameters asked to go; 0 is the dense model itself.
-        reached: share that went.
+        ratio: share of the prunable parameters to remove; 0 is the dense model itself.
+        reached: share that was removed.
         sizes, speed: of the pruned model.
         perplexity: of the pruned model; None when no text was given.
     """
@@ -62,8 +62,8 @@ def sweep(
 ) -> Iterator[SweepPoint]:
     """Prune at every ratio with the settings of one recipe, and measure.
 
-    Points come one by one, in the order of `ratios`; a pruned model is gone before its point is handed out, so
-    that memory never holds more than the dense model and one other.
+    Points come one by one, in the order of `ratios`; a pruned model is freed before its point is yielded, so that
+    memory never holds more than the dense model and one other.
 
     Args:
         stats, scores: from `calibrate` and `score`, for this model.

@@ -1,4 +1,4 @@
-"""What equal counts in every layer cost."""
+"""The loss that equal counts in every layer cost."""
 
 from __future__ import annotations
 
@@ -42,8 +42,8 @@ def cost_of_uniform(
     other = prune(model, plan, stats, progress=progress, cancel=cancel)
     rows = stats.rows[:samples].long()
     equal, free = (
-        perplexity(each, rows, sequence_length=rows.shape[1], progress=progress, cancel=cancel)
-        for each in (pruned, other)
+        perplexity(compared, rows, sequence_length=rows.shape[1], progress=progress, cancel=cancel)
+        for compared in (pruned, other)
     )
     return (
         f"Equal counts in every layer change the perplexity by {equal - free:+.3g}, from the {free:.4g} of free counts"

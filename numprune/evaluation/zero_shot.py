@@ -24,7 +24,7 @@ PAPER_TASKS = ("boolq", "piqa", "hellaswag", "winogrande", "arc_easy", "arc_chal
 """The common-sense tasks of the paper's table 2, by their names in the harness."""
 
 METRICS = ("acc_norm", "acc", "exact_match")
-"""What a task is told by: the first of these it defines, else its own first metric."""
+"""The metric a task is scored by: the first of these it defines, else its own first one."""
 
 
 @dataclass(frozen=True)
@@ -55,11 +55,11 @@ class ZeroShot:
 
     Attributes:
         model: its name.
-        scores: by task, in the order they were asked for; a name that stands for several tasks and defines no
-            mean of theirs gives one score each.
+        scores: by task, in the order they were asked for; a name for several tasks that defines no mean gives one score
+            a task.
         limit: most examples taken of a task; None for all, as published figures have it.
         harness: version of lm-eval.
-        seconds, device, dtype: what it took.
+        seconds, device, dtype: how long it took, where and in what.
     """
 
     model: str
@@ -202,7 +202,7 @@ def _reader(model: Model, batch_size: int, cancel: CancelEvent | None) -> Any:
 
 
 def _load(manager: Any, name: str, shots: int | None) -> dict[str, Any]:
-    """The tasks behind a name, with their data and the number of shots settled."""
+    """The tasks of a name, with their data and the number of shots set."""
     try:
         loaded = manager.load([name])
     except Exception as error:  # hub, network and parsing errors come in many types
@@ -224,8 +224,8 @@ def _scores(results: dict[str, Any], names: Sequence[str]) -> list[TaskScore]:
     groups = results.get("group_subtasks", {})
     scores = []
     for name in names:
-        found = {key: value for key, value in results["results"][name].items() if _is_value(key, value)}
-        metric = next((key for wanted in METRICS for key in found if key.split(",")[0] == wanted), next(iter(found)))
+        values = {key: value for key, value in results["results"][name].items() if _is_value(key, value)}
+        metric = next((key for wanted in METRICS for key in values if key.split(",")[0] == wanted), next(iter(values)))
         leaves = _leaves(name, groups)
         label, _, rule = metric.partition(",")
         stderr = results["results"][name].get(f"{label}_stderr,{rule}")
@@ -233,7 +233,7 @@ def _scores(results: dict[str, Any], names: Sequence[str]) -> list[TaskScore]:
             TaskScore(
                 task=name,
                 metric=label if rule == "none" else f"{label} ({rule})",
-                value=float(found[metric]),
+                value=float(values[metric]),
                 stderr=float(stderr) if isinstance(stderr, float) and math.isfinite(stderr) else None,
                 n=sum(results["n-samples"][leaf]["effective"] for leaf in leaves),
                 shots=max(results["n-shot"][leaf] for leaf in leaves),

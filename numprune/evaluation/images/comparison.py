@@ -10,16 +10,7 @@ from typing import Any
 import torch
 
 from numprune.errors import CancelEvent, InputError, Progress
-from numprune.evaluation.images.features import (
-    KINDS,
-    METRICS,
-    NEEDS,
-    Extractor,
-    GatheredFeatures,
-    Images,
-    check_metrics,
-    extract,
-)
+from numprune.evaluation.images.features import METRICS, Extractor, Images, check_metrics, gather
 from numprune.evaluation.images.metrics import frechet_distance, inception_score, precision_recall
 from numprune.evaluation.images.references import Reference
 
@@ -82,14 +73,7 @@ def image_metrics(
         raise InputError(
             f"The reference belongs to {reference.extractor}, not to {extractor.name}; use one extractor for both."
         )
-    gathered = GatheredFeatures(metrics)
-    for features in extract(images, extractor, total, progress, cancel):
-        for metric in metrics:
-            if getattr(features, NEEDS[metric]) is None:
-                raise InputError(
-                    f"{extractor.name} gives no {KINDS[NEEDS[metric]]}, so {metric} cannot be measured; leave it out."
-                )
-        gathered.add(features)
+    gathered = gather(images, extractor, metrics, required=True, total=total, progress=progress, cancel=cancel)
     values: dict[str, float] = {}
     std = None
     if "fid" in metrics:

@@ -28,11 +28,11 @@ Images = Array | Iterable[Array]
 
 @dataclass(frozen=True)
 class Features:
-    """What an extractor finds in n images.
+    """Features of n images.
 
     Attributes:
         pool: one vector per image, (n, d).
-        spatial: features that keep their places, flattened, (n, s); None when there are none.
+        spatial: features by position, flattened, (n, s); None when there are none.
         probabilities: of the classes, (n, classes); None when there are none.
     """
 
@@ -53,7 +53,7 @@ class Extractor(Protocol):
 
 
 class GatheredFeatures:
-    """What the metrics need of all images, on the CPU where it grows with their number."""
+    """The features of all images that some metrics need, on the CPU where they grow with the number of images."""
 
     def __init__(self, metrics: Sequence[str]):
         self.metrics = metrics
@@ -77,12 +77,45 @@ class GatheredFeatures:
 
 
 def check_metrics(metrics: Sequence[str]) -> None:
+    """Raise InputError unless these are metrics, at least one."""
     unknown = [metric for metric in metrics if metric not in METRICS]
     if unknown or not metrics:
         raise InputError(f"{', '.join(map(repr, unknown)) or 'No metric'} was asked for; choose from {METRICS}.")
 
 
-def extract(
+def gather(
+    images: Images,
+    extractor: Extractor,
+    metrics: Sequence[str],
+    *,
+    required: bool,
+    total: int | None,
+    progress: Progress | None,
+    cancel: CancelEvent | None,
+) -> GatheredFeatures:
+    """The features that the metrics need, of all images.
+
+    Args:
+        required: whether every metric must be had; else what the extractor does not give is left out.
+        total: images to come, for `progress`, where `images` does not tell.
+
+    Raises:
+        InputError: a required feature is missing, there is no image, or images or features have another form.
+        NumericalError: features are not finite.
+        Cancelled: `cancel` was set.
+    """
+    gathered = GatheredFeatures(metrics)
+    for features in _extract(images, extractor, total, progress, cancel):
+        for metric in metrics if required else ():
+            if getattr(features, NEEDS[metric]) is None:
+                raise InputError(
+                    f"{extractor.name} gives no {KINDS[NEEDS[metric]]}, so {metric} cannot be measured; leave it out."
+                )
+        gathered.add(features)
+    return gathered
+
+
+def _extract(
     images: Images,
     extractor: Extractor,
     total: int | None,

@@ -49,9 +49,9 @@ class Inception:
         try:
             module = FeatureExtractorInceptionV3("inception", ["2048", "logits_unbiased"], verbose=False)
         except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
-            place = Path(torch.hub.get_dir()) / "checkpoints" / Path(URL_INCEPTION_V3).name
+            path = Path(torch.hub.get_dir()) / "checkpoints" / Path(URL_INCEPTION_V3).name
             raise LoadError(
-                f"The weights of Inception cannot be had ({error}); connect to the network or put them at {place}."
+                f"The weights of Inception cannot be had ({error}); connect to the network or put them at {path}."
             ) from error
         return cls(module.to(target))
 

@@ -1,4 +1,4 @@
-"""The small classifier that judges an embedded image model: which class it sees, and its features for the metrics."""
+"""The small classifier that judges an embedded image model, by classes and by features for the metrics."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from numprune.evaluation.images.references import Reference
 from numprune.llamagen import LlamaGen
 
 SPATIAL = 4
-"""Channels of the last feature map that keep their places, as sFID wants a few."""
+"""Channels of the last feature map that are spatial features, for sFID."""
 
 
 class Judge(nn.Module):
@@ -75,7 +75,7 @@ class Judge(nn.Module):
 
 @dataclass(frozen=True)
 class Verdicts:
-    """What a judge sees in n images.
+    """The classes a judge sees in n images.
 
     Attributes:
         classes: the class it takes each for, (n,).
@@ -95,7 +95,7 @@ class Panel:
     """A judge and the real images it compares with; callable as an `Extractor`.
 
     Attributes:
-        reference: of held-out real images; None until they were looked at.
+        reference: of held-out real images; None until their features were extracted.
         accuracy: share of held-out real images the judge recognises.
         n: held-out real images, which `reference` and `accuracy` are of.
     """

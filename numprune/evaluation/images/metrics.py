@@ -23,8 +23,8 @@ def frechet_distance(a: Moments, b: Moments) -> float:
     """Squared Fréchet distance of two Gaussians (Dowson and Landau 1982): FID on pooled, sFID on spatial features.
 
     |mean_a - mean_b|² + tr(A) + tr(B) - 2 tr((AB)^½), where the last trace is the sum of the singular values of
-    A^½ B^½, so nothing complex can arise. Nothing is added to the covariances; eigenvalues that rounding cannot
-    tell from 0 count as 0, so singular covariances (fewer images than features) lose no accuracy.
+    A^½ B^½, which are real. Nothing is added to the covariances; eigenvalues that rounding cannot tell from 0 count
+    as 0, so singular covariances (fewer images than features) lose no accuracy.
 
     Raises:
         InputError: the two have different numbers of features.
@@ -46,7 +46,7 @@ def _root(covariance: torch.Tensor) -> torch.Tensor:
         raise NumericalError(
             f"A covariance has the eigenvalue {lowest:.3g} beside {highest:.3g}; give the covariance of features."
         )
-    # What is below zero shows how far rounding moved the others, which is more than here for a file in float32.
+    # An eigenvalue below zero shows how far rounding moved the others, further for statistics kept in float32.
     kept = values > max(len(values) * torch.finfo(torch.float64).eps * highest, -lowest)
     return values[kept].sqrt()[:, None] * vectors[:, kept].T
 
@@ -88,9 +88,9 @@ def precision_recall(
 ) -> tuple[float, float]:
     """Improved precision and recall (Kynkäänniemi et al. 2019).
 
-    Every point has a ball that reaches to its k-th nearest neighbour among its own kind. Precision is the share
-    of generated points inside a ball of a real one, recall the share of real points inside a ball of a generated
-    one; the surface belongs to the ball. Distances are in float64, one block at a time.
+    Every point has a ball that reaches to its k-th nearest neighbour in its own set. Precision is the share of
+    generated points inside a ball of a real one, recall the share of real points inside a ball of a generated one;
+    the surface belongs to the ball. Distances are in float64, one block at a time.
 
     Args:
         real, generated: features, (m, d) and (n, d), m and n greater than k.
@@ -136,15 +136,15 @@ def precision_recall(
 
     def radii(points: torch.Tensor) -> torch.Tensor:
         """Squared, (n,)."""
-        found = []
+        squared = []
         for rows in told(points):
             nearest = rows.new_empty(len(rows), 0)
             for columns in blocks(points):
                 nearest = torch.cat([nearest, _squared_distances(rows, columns)[0]], 1)
                 # The nearest of all is the point itself.
                 nearest = nearest.topk(min(k + 1, nearest.shape[1]), largest=False).values
-            found.append(nearest[:, k])
-        return torch.cat(found)
+            squared.append(nearest[:, k])
+        return torch.cat(squared)
 
     def covered(points: torch.Tensor, others: torch.Tensor) -> float:
         """Share of points inside a ball of one of the others."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import statistics
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -16,20 +15,20 @@ from numprune.evaluation.images.comparison import ImageMetrics, image_metrics
 from numprune.evaluation.images.features import METRICS, Extractor
 from numprune.evaluation.images.judge import Panel
 from numprune.evaluation.images.references import Reference
-from numprune.evaluation.speed import now
+from numprune.evaluation.speed import now, spread
 from numprune.llamagen import LlamaGen
 from numprune.models.placement import dtype_name
 
 
 @dataclass(frozen=True)
 class ImageQuality:
-    """What an image model's samples are worth and what they cost.
+    """Quality of an image model's samples and the time they took.
 
     Attributes:
         metrics: values and the extractor they were measured with.
         recognised: share of the images a judge takes for the class they were drawn for; None without a judge.
         batch_seconds: for drawing and painting each batch, in order; the first, a warm-up, is left out where there
-            are more, and a last one that is not full too. Looking at the images is not in it.
+            are more, and a last one that is not full too. Measuring the images is not in it.
         batch: images drawn at once.
         settings: guidance, temperature and the like, as `LlamaGen.generate` takes them.
         device, dtype: where and in what.
@@ -55,8 +54,7 @@ class ImageQuality:
     @property
     def images_per_second(self) -> tuple[float, float, float]:
         """Median, lowest and highest over the batches."""
-        speeds = [self.batch / seconds for seconds in self.batch_seconds]
-        return statistics.median(speeds), min(speeds), max(speeds)
+        return spread([self.batch / seconds for seconds in self.batch_seconds])
 
     def to_dict(self) -> dict[str, Any]:
         return {

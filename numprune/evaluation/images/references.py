@@ -15,15 +15,7 @@ import numpy as np
 import torch
 
 from numprune.errors import CancelEvent, InputError, Progress
-from numprune.evaluation.images.features import (
-    BATCH,
-    METRICS,
-    Extractor,
-    GatheredFeatures,
-    Images,
-    check_metrics,
-    extract,
-)
+from numprune.evaluation.images.features import BATCH, METRICS, Extractor, Images, check_metrics, gather
 from numprune.evaluation.images.inception import INCEPTION
 from numprune.evaluation.images.moments import Moments
 
@@ -68,9 +60,7 @@ def reference_from_images(
         InputError, NumericalError, Cancelled: as in `image_metrics`.
     """
     check_metrics(metrics)
-    gathered = GatheredFeatures(metrics)
-    for features in extract(images, extractor, total, progress, cancel):
-        gathered.add(features)
+    gathered = gather(images, extractor, metrics, required=False, total=total, progress=progress, cancel=cancel)
     return Reference(
         extractor=extractor.name,
         pool=gathered.pool.finish() if "fid" in metrics else None,
@@ -107,16 +97,16 @@ def reference_from_npz(
                 if metric in metrics:
                     moments[metric] = Moments.given(*(_read_array(archive, path, name) for name in (mean, covariance)))
     others = [metric for metric in metrics if metric != "is" and metric not in moments]
-    found = Reference(extractor.name)
+    computed = Reference(extractor.name)
     if others:
-        found = reference_from_images(
+        computed = reference_from_images(
             _npz_images(path), extractor, others, total=_npz_count(path), progress=progress, cancel=cancel
         )
     return Reference(
         extractor=extractor.name,
-        pool=moments.get("fid", found.pool),
-        spatial=moments.get("sfid", found.spatial),
-        features=found.features,
+        pool=moments.get("fid", computed.pool),
+        spatial=moments.get("sfid", computed.spatial),
+        features=computed.features,
     )
 
 

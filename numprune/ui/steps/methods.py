@@ -12,7 +12,7 @@ import gradio as gr
 import pandas as pd
 
 from numprune.errors import InputError
-from numprune.evaluation.cells import DENSE, Cell, read_cells, summary, write_cells
+from numprune.evaluation.cells import DENSE, EXCESS_LOSS, JUDGE_DISTANCE, Cell, read_cells, summary, write_cells
 from numprune.evaluation.measurement import Bench, run_of
 from numprune.evaluation.methods import compare_methods
 from numprune.evaluation.reproduction import curves_for
@@ -33,8 +33,6 @@ BY_METHOD = "Methods side by side"
 WAITING = "Press Compare methods; every method prunes and is measured at every ratio, and what is there already stays."
 FIRST = ("paper", "balanced", "flap")
 MOST_SEEDS = 10
-FRECHET = "Fréchet distance in the judge's features"
-EXCESS = "excess loss, ln PPL pruned - ln PPL dense"
 
 
 @dataclass
@@ -122,14 +120,12 @@ def cells_chart(cells: Sequence[Cell], model: Model | None = None) -> Any:
     if all(cell.method == DENSE for cell in cells):
         return None
     if cells[0].perplexity is None:
-        return methods_chart(summary(cells), FRECHET)
-    found = curves_for(model, cells[0].data) if model is not None and model.name == cells[0].model else None
-    if found is None:
-        return methods_chart(summary(cells), EXCESS)
-    paper, text, curves = found
-    figure = methods_chart(summary(cells), EXCESS, paper=curves)
-    title = f"dashed: the paper's figures for {paper.name} on {text}, 2048 tokens"
-    figure.update_layout(title={"text": title, "font": {"size": 13}}, margin={"t": 80})
+        return methods_chart(summary(cells), JUDGE_DISTANCE)
+    curves = curves_for(model, cells[0].data) if model is not None and model.name == cells[0].model else None
+    if curves is None:
+        return methods_chart(summary(cells), EXCESS_LOSS)
+    figure = methods_chart(summary(cells), EXCESS_LOSS, paper=curves.table)
+    figure.update_layout(title={"text": curves.caption, "font": {"size": 13}}, margin={"t": 80})
     return figure
 
 
@@ -153,7 +149,7 @@ def cells_table(cells: Sequence[Cell]) -> str:
     note = f"{first.model} on {first.device}, {first.threads} {'thread' if first.threads == 1 else 'threads'}. "
     if dense is not None:
         quality = (
-            f"{FRECHET} {dense.fid:.4f} over {dense.images:,} images"
+            f"{JUDGE_DISTANCE} {dense.fid:.4f} over {dense.images:,} images"
             if images
             else f"perplexity {dense.perplexity:.3f} over {dense.tokens:,} tokens"
         )

@@ -1,0 +1,50 @@
+"""The calibration flags that several commands share, and the step they are of."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import numprune
+from numprune.cli.console import Console
+from numprune.cli.options import given
+
+if TYPE_CHECKING:
+    from numprune import CalibrationRecipe, CalibrationStats, Model
+
+
+def add_calibration(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("calibration")
+    group.add_argument(
+        "--calibration",
+        metavar="DATA",
+        help="text or jsonl file; wikitext2, c4, ptb or tinystories; or self (the default), text the model writes;"
+        " several in turn as c4,wikitext2,self or, by weights, c4=2,self=1",
+    )
+    group.add_argument("--samples", type=int, metavar="N", help="sequences (default 128)")
+    group.add_argument("--sequence-length", type=int, metavar="L", help="tokens per sequence (default 2048)")
+    group.add_argument("--seed", type=int, metavar="S", help="for drawing the sequences (default 0)")
+
+
+def asked_calibration(args: argparse.Namespace, recipe: CalibrationRecipe) -> CalibrationRecipe:
+    """The calibration of a recipe with the flags that were given instead of its values."""
+    flags = {"data": args.calibration, "samples": args.samples, "sequence_length": args.sequence_length}
+    return replace(recipe, **given(**flags, seed=args.seed))
+
+
+def calibrate_model(model: Model, recipe: CalibrationRecipe, console: Console) -> CalibrationStats:
+    """`numprune.calibrate` as the recipe says."""
+    if recipe.data is None:
+        raise numprune.InputError(
+            "The recipe was calibrated on text it does not name; give --calibration with a file or dataset."
+        )
+    with console.progress() as progress:
+        return numprune.calibrate(
+            model,
+            recipe.data,
+            samples=recipe.samples,
+            sequence_length=recipe.sequence_length,
+            seed=recipe.seed,
+            progress=progress,
+        )
