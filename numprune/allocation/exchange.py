@@ -1,9 +1,9 @@
-"""Budget exchanged between modules while the loss of the really pruned and fitted model falls.
+"""Budget exchanged between modules while the loss of the pruned and fitted model falls.
 
 Scores and sensitivity curves price what a module loses in the dense network. In the pruned one prices are others, and
-the fit of later modules makes up for part of them. So they are measured there: every module in turn gets a little
-back, and loses a little more. Modules that repay most then get budget back from those that miss least, and what does
-not help is not taken.
+the fit of later modules makes up for part of them. So they are measured in the pruned one: every module in turn gets
+some parameters back, and loses some more. Modules that gain most then get budget from those where it costs least, and
+an exchange that does not lower the loss is not taken.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ def exchange_budget(
 ) -> Recipe:
     """The recipe with other ratios in `free` and the same budget, whose loss in `trial` is not above `loss`.
 
-    A round measures two trials per module, then exchanges between the one, two, three and four modules that repay
-    most and as many that miss least.
+    A round measures two trials per module, then exchanges between the one, two, three and four modules that gain most
+    and as many where it costs least.
 
     Args:
         recipe: with a ratio for the modules in `free` but one.
@@ -75,7 +75,7 @@ def exchange_budget(
 
 
 def removed_parameters(plan: PruningPlan, keys: Iterable[ModuleKey]) -> dict[ModuleKey, float]:
-    """Parameters that go from each of these modules."""
+    """Parameters a plan removes from each of these modules."""
     return {key: float((plan.units[key] - len(plan.keep[key])) * plan.costs[key]) for key in keys}
 
 
@@ -84,7 +84,7 @@ def spends(plan: PruningPlan, start: PruningPlan) -> bool:
 
     Coarse units can keep a plan from its budget, and it must not look better for removing less.
     """
-    removed, due = (sum(removed_parameters(each, each.keep).values()) for each in (plan, start))
+    removed, due = (sum(removed_parameters(which, which.keep).values()) for which in (plan, start))
     return removed >= due - min(plan.costs.values())
 
 
@@ -139,15 +139,15 @@ def _exchanged(
     step: float,
     pairs: int,
 ) -> dict[ModuleKey, float]:
-    """Parameters to remove when the modules that repay most get some back from as many that miss least."""
+    """Parameters to remove when the modules that gain most get some back from as many where they cost least."""
     amounts = dict(removed)
     takers = sorted(gain, key=gain.__getitem__, reverse=True)[:pairs]
     givers = sorted(cost, key=cost.__getitem__)[:pairs]
     for taker, giver in zip(takers, givers, strict=False):
         if taker == giver or gain[taker] <= cost[giver]:
             break
-        left = (plan.units[giver] - 1) * plan.costs[giver] - amounts[giver]
-        size = min(max(step, plan.costs[taker], plan.costs[giver]), amounts[taker], left)
+        headroom = (plan.units[giver] - 1) * plan.costs[giver] - amounts[giver]
+        size = min(max(step, plan.costs[taker], plan.costs[giver]), amounts[taker], headroom)
         amounts[taker] -= size
         amounts[giver] += size
     return amounts

@@ -1,6 +1,6 @@
 """Ratios from the model's own loss: what each module costs when it alone is pruned, and the budget spent by that.
 
-Scores compare units; they do not see that a whole MLP in the middle may be nearly free, or that layer 0 is sacred.
+Scores compare units; they do not see that a whole MLP in the middle may cost almost nothing and layer 0 very much.
 """
 
 from __future__ import annotations

@@ -181,11 +181,11 @@ class _Search:
 
     def _gains_of_channels(self, out: torch.Tensor, into: torch.Tensor) -> torch.Tensor:
         """The same for units of one channel, all pairs at once."""
-        ours, theirs = self.values[out], self.values[into]
+        kept, removed = self.values[out], self.values[into]
         own = self.system.diagonal()
         shared = self.system[out][:, into]
         share = shared / own[out][:, None]
-        squares = theirs.square().sum(1) + 2 * share * (ours @ theirs.T) + share**2 * ours.square().sum(1)[:, None]
+        squares = removed.square().sum(1) + 2 * share * (kept @ removed.T) + share**2 * kept.square().sum(1)[:, None]
         return squares / (own[into] + shared * share)
 
 

@@ -286,10 +286,10 @@ def _spent(cuts: dict[Any, ModuleCut], levels: Levels) -> int:
 
 
 def _take_lowest(
-    cuts: dict[Any, ModuleCut], levels: Levels, rest: float, weigh: Callable[[ModuleCut], float], most: int | None
+    cuts: dict[Any, ModuleCut], levels: Levels, remaining: float, weigh: Callable[[ModuleCut], float], most: int | None
 ) -> Levels:
-    """Take steps of all modules in ascending order of score while the sum of their weights stays nearest to `rest`;
-    at most so many steps of a module."""
+    """Take steps of all modules, at most `most` of each, in ascending order of score until the sum of their weights is
+    nearest to `remaining`."""
     keys = list(cuts)
     steps = [cuts[key].steps_from(levels[key], most) for key in keys]
     scores = np.concatenate([step[0] for step in steps]) if steps else np.empty(0)
@@ -299,10 +299,10 @@ def _take_lowest(
     # Stable, so that equal scores of one module keep its order.
     order = np.argsort(scores, kind="stable")
     sums = np.cumsum(weights[order])
-    count = int(np.searchsorted(sums, rest + 1e-6, side="right"))
+    count = int(np.searchsorted(sums, remaining + 1e-6, side="right"))
     if count < len(order):
         before = sums[count - 1] if count else 0.0
-        count += bool(sums[count] - rest < rest - before)
+        count += bool(sums[count] - remaining < remaining - before)
     taken = order[:count]
     added = np.bincount(owner[taken], weights=sizes[taken], minlength=len(keys))
     return {key: levels[key] + int(size) for key, size in zip(keys, added, strict=True)}
@@ -311,22 +311,22 @@ def _take_lowest(
 # The rules: from the modules that are free, the levels they begin at and the parameters left to remove to new levels.
 
 
-def _global(cuts: dict[Any, ModuleCut], levels: Levels, rest: float, recipe: Recipe) -> Levels:
-    return _take_lowest(cuts, levels, rest, lambda cut: cut.cost, None)
+def _global(cuts: dict[Any, ModuleCut], levels: Levels, remaining: float, recipe: Recipe) -> Levels:
+    return _take_lowest(cuts, levels, remaining, lambda cut: cut.cost, None)
 
 
-def _uniform(cuts: dict[Any, ModuleCut], levels: Levels, rest: float, recipe: Recipe) -> Levels:
+def _uniform(cuts: dict[Any, ModuleCut], levels: Levels, remaining: float, recipe: Recipe) -> Levels:
     forced = sum(len(cut.forced) * cut.cost for cut in cuts.values())
     prunable = sum(cut.units * cut.cost for cut in cuts.values())
     if not prunable:
         return levels
-    ratio = min(max((rest + forced) / prunable, 0.0), 1.0)
+    ratio = min(max((remaining + forced) / prunable, 0.0), 1.0)
     even = {key: cut.highest_below(ratio * cut.units) for key, cut in cuts.items()}
     # Whole units leave a rest; modules take one more step each, lowest score first, until it is used up.
-    return _take_lowest(cuts, even, rest - (_spent(cuts, even) - _spent(cuts, levels)), lambda cut: cut.cost, 1)
+    return _take_lowest(cuts, even, remaining - (_spent(cuts, even) - _spent(cuts, levels)), lambda cut: cut.cost, 1)
 
 
-def _paper_printed(cuts: dict[Any, ModuleCut], levels: Levels, rest: float, recipe: Recipe) -> Levels:
+def _paper_printed(cuts: dict[Any, ModuleCut], levels: Levels, remaining: float, recipe: Recipe) -> Levels:
     units = sum(cut.units for cut in cuts.values())
     forced = sum(len(cut.forced) for cut in cuts.values())
     scaled = {key: _scaled(cut) for key, cut in cuts.items()}

@@ -26,7 +26,7 @@ FITTED = 16
 
 
 class Trial(Protocol):
-    """Tells the loss of a plan before anyone decides for it."""
+    """Tells the loss of a plan before it is decided for."""
 
     def loss(self, keep: Keep) -> float:
         """Nats per token when these modules keep these units and the others all of theirs; infinite where the model

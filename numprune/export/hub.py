@@ -197,9 +197,10 @@ def _recipe_lines(model: Model) -> str:
     data = _shown(calibration.data) if calibration.data else "text that is not named"
     if calibration.data == "self":
         data = "what the dense model itself writes" if model.adapter.reads_text else "what the dense model itself draws"
+    compensation = COMPENSATION_WORDS[recipe.compensation]
     lines = [
         f"scores: `{recipe.scorer}`, allocation `{recipe.allocation}`",
-        f"compensation: {COMPENSATION_WORDS[recipe.compensation]} (`{recipe.compensation}`, damping {recipe.damping:g})",
+        f"compensation: {compensation} (`{recipe.compensation}`, damping {recipe.damping:g})",
         f"calibration: {data}, {calibration.samples} x {calibration.sequence_length} tokens, seed {calibration.seed}",
         f"training: {f'{recipe.healing} steps of healing' if recipe.healing else 'none'}",
     ]

@@ -1,6 +1,6 @@
 """Sampling token by token.
 
-The loop is ours, not transformers' `generate`, for three reasons: every row draws from a generator of its own,
+The loop is not transformers' `generate`, for three reasons: every row draws from a generator of its own,
 so a seed gives the same text whatever else runs in the process and however rows are batched; it is a Python
 generator, so the dashboard streams and stops it; and calibration can let a row start over after a document ends.
 """
@@ -117,13 +117,13 @@ def sample_tokens(
     generators = [torch.Generator().manual_seed(sampling.seed + row) for row in range(len(ids))]
     warpers = sampling.warpers()
     begin = start_token(model) if restart else -1
-    room = sampling.max_new_tokens
+    steps = sampling.max_new_tokens
     if model.maximum_length is not None:
-        room = min(room, model.maximum_length - ids.shape[1])
+        steps = min(steps, model.maximum_length - ids.shape[1])
     cache = DynamicCache(config=model.config) if use_cache else None
     ended = torch.zeros(len(ids), dtype=torch.bool)
     step_ids = ids
-    for _ in range(room):
+    for _ in range(steps):
         check_cancelled(cancel)
         positions = (mask.cumsum(-1) - 1).clamp(min=0)[:, -step_ids.shape[1] :]
         logits = model.module(
@@ -143,7 +143,7 @@ def sample_tokens(
         ended = torch.isin(tokens, eos) if restart else ended | torch.isin(tokens, eos)
         if not restart and bool(ended.all()):
             return
-        # A row that ended keeps its place in the batch; what it is fed does not matter.
+        # A row that ended stays in the batch; what it is fed does not matter.
         column = tokens.clamp(min=0)[:, None].to(ids.device)
         ids = torch.cat([ids, column], dim=1)
         mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)

@@ -76,7 +76,7 @@ def load_narrowed(
     state: dict[str, torch.Tensor] = {}
     for file in sorted(folder.glob("model*.safetensors")):
         state.update(load_file(file))
-    renamings = [each for each in get_model_conversion_mapping(module) if isinstance(each, WeightRenaming)]
+    renamings = [step for step in get_model_conversion_mapping(module) if isinstance(step, WeightRenaming)]
     state = {_renamed(key, renamings): value.to(dtype) for key, value in state.items()}
     _add_biases(module, adapter, state)
     shapes = {key: value.shape for key, value in module.state_dict().items()}
@@ -102,13 +102,13 @@ def _renamed(key: str, renamings: list[WeightRenaming]) -> str:
 
 
 def _add_biases(module: PreTrainedModel, adapter: Adapter, state: dict[str, torch.Tensor]) -> None:
-    """Room for the biases that compensation gave to last linears whose architecture has none."""
-    names = {id(each): name for name, each in module.named_modules()}
+    """Add the biases that compensation gave to last linears whose architecture has none, still without memory."""
+    names = {id(part): name for name, part in module.named_modules()}
     ends = [block.last for block in adapter.blocks(module)]
     for layer in adapter.layers(module):
-        # An emptied module has no block, but its output projection may have been left a bias.
-        ends += [each for each in layer.modules() if isinstance(each, EmptyAttention)]
-        ends += [each for each in layer.modules() if isinstance(each, nn.Linear) and not each.in_features]
+        # An emptied module has no block, but its output projection may have got a bias.
+        ends += [part for part in layer.modules() if isinstance(part, EmptyAttention)]
+        ends += [part for part in layer.modules() if isinstance(part, nn.Linear) and not part.in_features]
     for last in ends:
         bias = state.get(f"{names[id(last)]}.bias")
         if bias is not None and last.bias is None:

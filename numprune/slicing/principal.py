@@ -1,7 +1,7 @@
 """SliceGPT: fewer directions of the residual stream instead of fewer heads and channels (Ashkboos et al., ICLR 2024).
 
 Behind the embedding, every attention and every MLP the residual stream is turned into the basis of its principal
-components and cut to the first ones. An RMS norm without weights does not notice a rotation, so before the cut the
+components and cut to the first ones. An RMS norm without weights commutes with a rotation, so before the cut the
 network computes what it did.
 """
 
@@ -127,7 +127,7 @@ def principal_bases(
 ) -> list[torch.Tensor]:
     """Principal components of the residual stream behind the embedding, every attention and every MLP.
 
-    One place after the other, each on what arrives when the places before it let only `width` components through: with
+    One basis after the other, each of the stream that the bases before it let only `width` components of through: with
     X the stream (tokens, hidden), the eigenvectors of XᵀX, the mean not taken off, and then X <- X Q_w Q_wᵀ.
 
     Args:
@@ -137,7 +137,7 @@ def principal_bases(
     Returns:
         1 + 2 per layer, (hidden, hidden) float64 each, columns from the largest eigenvalue down.
     """
-    # Hooks are put on it, and others may run the model meanwhile.
+    # Hooks are put on the twin; the model itself may run on other threads meanwhile.
     module = twin(model.module)
     calls = LayerCalls.of(module, model.adapter, list(rows.long().to(model.device).split(FIT_SEQUENCES)))
     layers = model.adapter.layers(module)
