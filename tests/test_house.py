@@ -131,6 +131,20 @@ def test_the_plan_is_data_without_torch():
     assert [file for file in outer if file.startswith("plan/") and outer[file] & {"torch", "transformers"}] == []
 
 
+def test_no_package_exports_a_function_under_the_name_of_the_file_it_is_in():
+    """The function would stand in the way of the module: `numprune.part.name` could mean either."""
+    known = modules(PACKAGE)
+    hidden = [
+        f"{module}.{name}"
+        for module, file in known.items()
+        if file.endswith("__init__.py")
+        for source, taken in named(ast.parse((PACKAGE / file).read_text(encoding="utf8")), module, True)
+        for name in taken
+        if source == f"{module}.{name}"
+    ]
+    assert not hidden
+
+
 def loaded_by(*names):
     """The packages in memory once these modules are imported in a fresh process."""
     code = f"import sys, {', '.join(names)}; print(*{{name.split('.')[0] for name in sys.modules}})"

@@ -1,5 +1,5 @@
 """Opening models: embedded names, hub ids, folders and checkpoints."""
 
-from numprune.loading.load import load
+from numprune.loading.opening import load
 
 __all__ = ["load"]

@@ -3,7 +3,6 @@
 import math
 import pickle
 import threading
-from importlib import import_module
 from types import SimpleNamespace
 
 import psutil
@@ -504,7 +503,7 @@ def test_load_opens_published_files_of_the_hub(tmp_path, vq_file, monkeypatch):
         asked.append((repository, file, revision))
         return str(files[file])
 
-    monkeypatch.setattr(import_module("numprune.loading.load"), "hf_hub_download", download)
+    monkeypatch.setattr("numprune.loading.opening.hf_hub_download", download)
     name = "FoundationVision/LlamaGen:c2i_B_256.pt"
     model = load(name, device="cpu", revision="main")
     assert asked == [("FoundationVision/LlamaGen", file, "main") for file in files]
