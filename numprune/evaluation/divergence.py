@@ -10,7 +10,7 @@ import torch
 
 from numprune.calibration.data import Data, check_ids, token_rows
 from numprune.errors import CancelEvent, InputError, NumericalError, Progress, check_cancelled
-from numprune.evaluation.perplexity import cut_windows
+from numprune.evaluation.perplexity import cut_windows, limited
 from numprune.linalg import all_finite, to_float64
 from numprune.models.batches import EXACT_POSITIONS
 from numprune.models.model import Model
@@ -88,9 +88,8 @@ def divergence(
         sequence_length = min(sequence_length, model.maximum_length or sequence_length)
     rows = token_rows(text, dense.tokenizer, "test")
     check_ids(rows, dense)
-    windows = _first(
-        [window for row in rows for window, _ in cut_windows(row, sequence_length, sequence_length)], limit
-    )
+    cut = [window for row in rows for window in cut_windows(row, sequence_length, sequence_length)]
+    windows = [window for window, _ in limited(cut, limit)]
     if not windows:
         raise InputError("The text has no token to predict; give at least two tokens.")
     tokens: list[str] = []
@@ -121,19 +120,6 @@ def _check_vocabularies(dense: Model, other: Model) -> None:
         raise InputError(
             f"{dense.name} and {other.name} have different vocabularies; compare a model with what it was pruned to."
         )
-
-
-def _first(windows: list[torch.Tensor], limit: int | None) -> list[torch.Tensor]:
-    """As many windows, the last cut short, as predict `limit` tokens."""
-    if limit is None:
-        return windows
-    chosen = []
-    for window in windows:
-        if limit < 1:
-            break
-        chosen.append(window[: limit + 1])
-        limit -= len(window) - 1
-    return chosen
 
 
 def _logits(model: Model, window: torch.Tensor) -> torch.Tensor:

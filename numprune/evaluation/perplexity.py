@@ -64,6 +64,7 @@ def perplexity(
     *,
     sequence_length: int = 2048,
     stride: int | None = None,
+    max_tokens: int | None = None,
     batch_size: int | None = None,
     progress: Progress | None = None,
     cancel: CancelEvent | None = None,
@@ -87,6 +88,8 @@ def perplexity(
         sequence_length: tokens per window; capped at what the model supports.
         stride: tokens from one window to the next; None for `sequence_length`, windows side by side, where the
             first token of each is not predicted.
+        max_tokens: predict at most this many tokens, from the beginning of the text; None for all. Models of one
+            tokenizer read the same windows.
         batch_size: windows per forward pass; None keeps a batch near 4096 tokens on a CPU, 16384 elsewhere.
 
     Raises:
@@ -100,10 +103,12 @@ def perplexity(
     stride = sequence_length if stride is None else stride
     if not 1 <= stride <= sequence_length:
         raise InputError(f"stride is {stride}; give a number from 1 to the sequence length, {sequence_length}.")
+    if max_tokens is not None and max_tokens < 1:
+        raise InputError(f"max_tokens is {max_tokens}; give at least 1 token, or None for all.")
     if batch_size is not None and batch_size < 1:
         raise InputError(f"batch_size is {batch_size}; give at least 1.")
     rows = token_rows(data, model.tokenizer, "test")
-    windows = [window for row in rows for window in cut_windows(row, sequence_length, stride)]
+    windows = limited([window for row in rows for window in cut_windows(row, sequence_length, stride)], max_tokens)
     if not windows:
         raise InputError("The text has no token to predict; give at least two tokens.")
     check_ids(rows, model)
@@ -135,3 +140,16 @@ def cut_windows(row: torch.Tensor, sequence_length: int, stride: int) -> list[tu
         if predicted >= len(row):
             break
     return windows
+
+
+def limited(windows: list[tuple[torch.Tensor, int]], most: int | None) -> list[tuple[torch.Tensor, int]]:
+    """As many windows, the last cut short, as predict so many tokens; all for None."""
+    if most is None:
+        return windows
+    chosen = []
+    for window, begin in windows:
+        if most < 1:
+            break
+        chosen.append((window[: begin + most], begin))
+        most -= len(window) - begin
+    return chosen

@@ -8,6 +8,8 @@ import torch
 from architectures import random_ids, tiny_model
 
 from numprune import Cancelled, InputError, NumericalError, Perplexity, perplexity
+from numprune.evaluation.perplexity import cut_windows, limited
+from numprune.models.prediction import window_losses
 
 
 @torch.no_grad()
@@ -250,3 +252,19 @@ def test_non_finite_logits_are_an_error(model):
 def test_self_is_no_text_for_perplexity(model):
     with pytest.raises(InputError, match="'self' is neither a file nor a dataset name"):
         perplexity(model, "self")
+
+
+@pytest.mark.parametrize("stride", [None, 5])
+def test_the_first_tokens_alone_can_be_measured(model, stride):
+    """As the text cut off there, whose windows are the same."""
+    ids = random_ids(1, 61)[0]
+    for most in (1, 9, 10, 23, 1000):
+        measured = perplexity(model, ids, sequence_length=12, stride=stride, max_tokens=most)
+        counted = [len(window) - begin for window, begin in cut_windows(ids, 12, stride or 12)]
+        assert measured.tokens == min(most, sum(counted))
+        if measured.tokens < sum(counted):
+            windows = limited(cut_windows(ids, 12, stride or 12), most)
+            losses, counts = window_losses(model, windows)
+            assert measured.nll == pytest.approx(float(losses.sum() / counts.sum()))
+    with pytest.raises(InputError, match="max_tokens is 0; give at least 1"):
+        perplexity(model, ids, max_tokens=0)
