@@ -281,7 +281,7 @@ def _by_module(cuts: dict[ModuleKey, ModuleCut], groups: dict[Any, ModuleCut], l
 
 
 def _spent(cuts: dict[Any, ModuleCut], levels: Levels) -> int:
-    """Parameters that go."""
+    """Parameters removed at these levels."""
     return sum(cut.total(levels[key]) * cut.cost for key, cut in cuts.items())
 
 

@@ -71,7 +71,7 @@ class MaskedTrial:
 
 
 class FittedTrial:
-    """The loss of models that are really pruned and fitted one module after the other, as the recipe says.
+    """The loss of models that are pruned and fitted one module after the other, as the recipe says.
 
     The fit sees some of the calibration sequences and the loss is measured on others.
     """

@@ -1,4 +1,4 @@
-"""What the heads of a layer look at."""
+"""Attention weights of a layer's heads on a text."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def attention_patterns(model: Model, text: str | torch.Tensor, layer: int, *, li
 
 
 def _eager_twin(module: PreTrainedModel) -> PreTrainedModel:
-    """A model of the same tensors that computes attention step by step.
+    """A model of the same tensors with eager attention.
 
     Only eager attention returns its weights, and masks are made for one implementation throughout a model. The
     twin has a config of its own, so the original goes on undisturbed, on other threads too.

@@ -1,7 +1,8 @@
-"""What the method costs, as ratios measured within one run, so that they hold on a busy or an unknown machine too.
+"""What scoring, calibrating, pruning and running a pruned model cost.
 
-Each function measures one claim on random data of a stated shape and returns a `Benchmark`. What is compared is
-measured alternately, and a ratio is taken repetition by repetition.
+Each function measures one claim on random data of a stated shape and returns a `Benchmark`. Costs are ratios measured
+within one run, so that they hold on a busy or an unknown machine too: what is compared is measured alternately, and a
+ratio is taken repetition by repetition.
 """
 
 from __future__ import annotations

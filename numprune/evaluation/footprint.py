@@ -90,7 +90,7 @@ def _rows(block: Block) -> int:
 
 
 def _multiply_adds(block: Block) -> int:
-    """Those of the block's linears, one unit's share for one token."""
+    """Multiply-adds of the block's linears, one unit's share for one token."""
     inputs = sum(linear.in_features * section.width for linear, sections in block.inputs for section in sections)
     return inputs + block.width * block.last.out_features
 

@@ -1,1 +1,1 @@
-"""SliceGPT: the other kind of pruning, of directions of the residual stream."""
+"""SliceGPT: pruning directions of the residual stream instead of units."""
