@@ -41,6 +41,7 @@ def add(commands: Commands) -> None:
     parser.add_argument(
         "--stride", type=int, metavar="S", help="tokens from one window to the next (default: the sequence length)"
     )
+    parser.add_argument("--max-tokens", type=int, metavar="N", help="predict the first N tokens only (default: all)")
     parser.add_argument("--speed", action="store_true", help="also measure tokens per second, 64 tokens in, 64 out")
     tasks = parser.add_argument_group("accuracy on tasks, with lm-eval")
     tasks.add_argument(
@@ -82,8 +83,10 @@ def run(args: argparse.Namespace, console: Console) -> None:
         results = [_evaluate(name, args, console) for name in args.model]
         console.result(results[0] if len(results) == 1 else results, "\n\n".join(map(_text, results)))
         return
-    if args.data is not None or args.speed or args.tasks is not None:
-        raise numprune.InputError("--images measures image models; leave out --data, --speed and --tasks.")
+    if args.data is not None or args.max_tokens is not None or args.speed or args.tasks is not None:
+        raise numprune.InputError(
+            "--images measures image models; leave out --data, --max-tokens, --speed and --tasks."
+        )
     results = [_images(name, args, console) for name in args.model]
     console.result(results[0] if len(results) == 1 else results, "\n\n".join(map(_images_text, results)))
 
@@ -94,8 +97,8 @@ _IMAGE_FLAGS = ("metrics", "reference", "guidance", "temperature", "top_k", "top
 
 def _answer(args: argparse.Namespace, console: Console) -> None:
     """`--tasks`: the accuracy of every model, tasks in rows and models in columns."""
-    if args.data is not None or args.speed or args.stride is not None:
-        raise numprune.InputError("--tasks measures accuracy; leave out --data, --stride and --speed.")
+    if args.data is not None or args.max_tokens is not None or args.speed or args.stride is not None:
+        raise numprune.InputError("--tasks measures accuracy; leave out --data, --max-tokens, --stride and --speed.")
     names = [part.strip() for part in args.tasks.split(",")]
     names = [task for name in names for task in (numprune.PAPER_TASKS if name == "paper" else (name,))]
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
@@ -201,7 +204,12 @@ def _evaluate(name: str, args: argparse.Namespace, console: Console) -> dict[str
     data = args.data or numprune.held_out_text()
     with console.progress() as progress:
         measured = numprune.perplexity(
-            model, data, sequence_length=args.sequence_length, stride=args.stride, progress=progress
+            model,
+            data,
+            sequence_length=args.sequence_length,
+            stride=args.stride,
+            max_tokens=args.max_tokens,
+            progress=progress,
         )
         speed = numprune.measure_speed(model, progress=progress) if args.speed else None
     console.notes(model.notes)

@@ -139,7 +139,8 @@ def test_images_are_measured_with_the_judge_that_came_with_the_model(run, folder
     [
         (None, ("--images", "1"), "at least 2"),
         (None, ("--images", "4", "--metrics", "fid,beauty"), "'beauty' was asked for"),
-        (None, ("--images", "4", "--speed"), "leave out --data, --speed and --tasks"),
+        (None, ("--images", "4", "--speed"), "leave out --data, --max-tokens, --speed and --tasks"),
+        (None, ("--images", "4", "--max-tokens", "9"), "leave out --data, --max-tokens"),
         (None, ("--images", "4", "--guidance", "-1"), "cfg_scale is -1"),
         (None, ("--metrics", "fid"), "--metrics needs --images"),
         (None, (), "draws images; give --images N"),

@@ -277,7 +277,8 @@ def test_the_command_line_measures_dense_and_pruned(saved_models, folder, capsys
     [
         (["--limit", "3"], "--limit needs --tasks"),
         (["--include", "x"], "--include needs --tasks"),
-        (["--tasks", "pets", "--speed"], "leave out --data, --stride and --speed"),
+        (["--tasks", "pets", "--speed"], "leave out --data, --max-tokens, --stride and --speed"),
+        (["--tasks", "pets", "--max-tokens", "9"], "leave out --data, --max-tokens"),
         (["--tasks", "pets", "--images", "5"], "--images measures image models"),
         (["--tasks", "pets", "--guidance", "2"], "--guidance needs --images"),
     ],

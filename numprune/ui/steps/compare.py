@@ -34,6 +34,8 @@ TEXTS, MEASURED = "Texts", "Measured"
 DISTRIBUTIONS, BY_RATIO = "Next-token distributions", "Speed and memory by ratio"
 WRITING = "Press Write side by side; the dense and the pruned models continue the prompt from the same seed."
 MEASURING = "Press Measure for perplexity, size, speed and memory of every model."
+MOST_MEASURED = 16384
+"""Tokens a perplexity is measured on at most: WikiText-2 as a whole takes a CPU many minutes."""
 MOST_PROMPTS = 8
 MOST_TOKENS = 1024
 
@@ -128,7 +130,7 @@ def build() -> CompareStep:
             own_text = gr.Textbox(
                 "",
                 label="Text to measure on",
-                info="For perplexity and for the distributions; empty takes the 48 stories no model was trained on.",
+                info="For perplexity (its first 16,384 tokens) and distributions; empty takes 48 stories no model was trained on.",
                 lines=2,
             )
             with gr.Row():
@@ -220,7 +222,14 @@ def measured_on(text: str) -> Any:
 def measure_one(name: str, model: Model, text: str, progress: Progress | None, cancel: CancelEvent | None) -> Measured:
     """Perplexity on `text` (the embedded stories when empty), then speed, with nothing else running."""
     length = model.maximum_length or 2048
-    value = perplexity(model, measured_on(text), sequence_length=min(2048, length), progress=progress, cancel=cancel)
+    value = perplexity(
+        model,
+        measured_on(text),
+        sequence_length=min(2048, length),
+        max_tokens=MOST_MEASURED,
+        progress=progress,
+        cancel=cancel,
+    )
     prompt = min(64, length // 2)
     speed = measure_speed(
         model, prompt_tokens=prompt, new_tokens=min(64, length - prompt), progress=progress, cancel=cancel
