@@ -130,7 +130,7 @@ def build() -> CompareStep:
             own_text = gr.Textbox(
                 "",
                 label="Text to measure on",
-                info="For perplexity (16,384 tokens) and distributions; empty takes the stories no model was trained on.",
+                info="For perplexity (16,384 tokens) and distributions; empty: the stories no model was trained on.",
                 lines=2,
             )
             with gr.Row():
