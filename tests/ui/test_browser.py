@@ -121,17 +121,22 @@ def prune(page):
     says(page, "Parameters, counted")
 
 
+def write(page, label, value):
+    """Fill a field; one that appears just now, or is shown anew, may still take a value from the page."""
+    field = page.get_by_label(label, exact=True)
+    for _ in range(20):
+        field.fill(value)
+        page.wait_for_timeout(200)
+        if field.input_value() == value:
+            break
+    return field
+
+
 def load_small(page):
     """The model of the page, calibrated on next to nothing."""
     page.get_by_text("Another model or other calibration text").click()
-    for label, value in (("Samples", "4"), ("Length", "32")):
-        field = page.get_by_label(label, exact=True)
-        # A field that appears just now may still take its first value from the page.
-        for _ in range(20):
-            field.fill(value)
-            page.wait_for_timeout(200)
-            if field.input_value() == value:
-                break
+    write(page, "Samples", "4")
+    write(page, "Length", "32")
     page.get_by_role("button", name="Load and score").click()
     says(page, "4 x 32")
     at_default(page)
@@ -191,13 +196,10 @@ def test_arrow_keys_walk_the_heads(seen):
 
 def test_a_unit_can_be_named_by_numbers(seen):
     seen.get_by_label("MLP", exact=True).check()
-    seen.get_by_label("Layer", exact=True).fill("3")
-    unit = seen.get_by_label("Unit", exact=True)
-    unit.fill("17")
-    unit.press("Enter")
+    write(seen, "Layer", "3")
+    write(seen, "Unit", "17").press("Enter")
     says(seen, "Layer 3, channel 17")
-    unit.fill("9999")
-    unit.press("Enter")
+    write(seen, "Unit", "9999").press("Enter")
     toast(seen, "units 0 to 511")
 
 
@@ -446,7 +448,7 @@ def test_a_name_that_cannot_be_loaded_is_a_toast_and_the_old_model_still_works(p
 
 def test_a_running_job_can_be_stopped(page):
     page.get_by_text("Another model or other calibration text").click()
-    page.get_by_label("Samples", exact=True).fill("5000")
+    write(page, "Samples", "5000")
     page.get_by_role("button", name="Load and score").click()
     says(page, "Sampling calibration text")
     page.get_by_role("button", name="Stop").click()

@@ -25,17 +25,17 @@ def opened(bench, scorer="newton", seed=0):
     return bench.open(bench.load(request, "tab"), Session())
 
 
-def method(bench, session):
-    return method_of(session.recipe, bench.opened(session).scores.modules)
+def method(session):
+    return method_of(session.recipe)
 
 
 def test_the_default_method_waits_for_its_scores_and_keeps_what_was_set(workbench):
     session = opened(workbench).changed("ratio", ratio=0.4)
     assert waits(workbench, session)
-    assert method(workbench, adopted(workbench, session)) == "paper"
+    assert method(adopted(workbench, session)) == "paper"
     workbench.score_by(session, "fisher")
     taken = adopted(workbench, session)
-    assert method(workbench, taken) == "balanced"
+    assert method(taken) == "balanced"
     assert (taken.recipe.ratio, taken.past, taken.dense) == (0.4, session.past, session.dense)
     assert not waits(workbench, taken)
     assert adopted(workbench, taken) is taken
