@@ -73,10 +73,10 @@ def change_recipe(folder, target, **changes):
 # prune
 
 
-def test_suggested_ratios_are_written_into_the_recipe_and_repeat(result, text, tmp_path):
+def test_suggested_ratios_are_written_into_the_recipe_and_repeat(result, tiny, text, tmp_path):
     flags = ["--ratio", "0.4", "--calibration", text, *SMALL, "--compensation", "residual"]
-    first = result("prune", MODEL, *flags, "--suggest", "--out", tmp_path / "first")
-    assert len(first["recipe"]["ratios"]) == 15
+    first = result("prune", tiny, *flags, "--suggest", "--out", tmp_path / "first")
+    assert len(first["recipe"]["ratios"]) == 5
     assert abs(first["report"]["ratio_reached"] - 0.4) < 0.01
     again = result("prune", "--recipe", tmp_path / "first" / "recipe.json", "--out", tmp_path / "again")
     assert again["recipe"] == first["recipe"]
@@ -114,8 +114,8 @@ def test_a_recipe_repeats_the_same_bits(run, pruned, tmp_path, model):
     assert (tmp_path / "again" / "recipe.json").read_bytes() == (pruned / "recipe.json").read_bytes()
 
 
-def test_a_recipe_calibrated_on_self_repeats_the_same_bits(run, tmp_path, monkeypatch):
-    assert run("prune", MODEL, *SMALL, "--out", tmp_path / "one")[0] == 0
+def test_a_recipe_calibrated_on_self_repeats_the_same_bits(run, tiny, tmp_path, monkeypatch):
+    assert run("prune", tiny, *SMALL, "--out", tmp_path / "one")[0] == 0
     monkeypatch.setenv("NUMPRUNE_CACHE", str(tmp_path / "empty cache"))
     assert run("prune", "--recipe", tmp_path / "one" / "recipe.json", "--out", tmp_path / "two")[0] == 0
     first, second = ((tmp_path / name / "model.safetensors").read_bytes() for name in ("one", "two"))
@@ -169,10 +169,10 @@ def test_without_flags_the_default_preset_prunes(pruned):
     assert _recipe(parse(["prune", "--recipe", str(pruned / "recipe.json"), "--out", "x"])) == written
 
 
-def test_an_earlier_output_is_replaced(run, pruned, text, tmp_path):
+def test_an_earlier_output_is_replaced(run, tiny, text, tmp_path):
     out = tmp_path / "small"
     for ratio in ("0.2", "0.5"):
-        code, _, err = run("prune", MODEL, "--calibration", text, *SMALL, "--ratio", ratio, "--out", out)
+        code, _, err = run("prune", tiny, "--calibration", text, *SMALL, "--ratio", ratio, "--out", out)
         assert code == 0, err
     assert json.loads((out / "recipe.json").read_text())["ratio"] == 0.5
     assert leftovers(tmp_path) == ["small"]
@@ -486,24 +486,24 @@ def test_models_that_cannot_be_loaded(run, text, tmp_path):
     refused(run, 3, ["eval", empty], "not supported")
 
 
-def test_a_full_disk_leaves_nothing(run, text, tmp_path, monkeypatch):
+def test_a_full_disk_leaves_nothing(run, tiny, text, tmp_path, monkeypatch):
     def full(self, folder, **options):
         (Path(folder) / "model.safetensors").write_text("half")
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(PreTrainedModel, "save_pretrained", full)
-    argv = ["prune", MODEL, "--calibration", text, *SMALL, "--out", tmp_path / "out"]
+    argv = ["prune", tiny, "--calibration", text, *SMALL, "--out", tmp_path / "out"]
     refused(run, 4, argv, "No space left", tmp_path / "out")
     assert leftovers(tmp_path) == []
 
 
-def test_ctrl_c_while_writing_leaves_nothing(run, text, tmp_path, monkeypatch):
+def test_ctrl_c_while_writing_leaves_nothing(run, tiny, text, tmp_path, monkeypatch):
     def interrupted(self, folder, **options):
         (Path(folder) / "model.safetensors").write_text("half")
         raise KeyboardInterrupt
 
     monkeypatch.setattr(PreTrainedModel, "save_pretrained", interrupted)
-    argv = ["prune", MODEL, "--calibration", text, *SMALL, "--out", tmp_path / "out"]
+    argv = ["prune", tiny, "--calibration", text, *SMALL, "--out", tmp_path / "out"]
     refused(run, 130, argv, "Stopped; nothing was written.")
     assert leftovers(tmp_path) == []
 

@@ -4,7 +4,6 @@ import csv
 import json
 
 import pytest
-from architectures import make_tokenizer, tiny_model
 from safetensors.torch import load_file
 
 import numprune
@@ -20,14 +19,6 @@ def text(tmp_path_factory):
     stories = [f"Once upon a time there was a little {animal}. The {animal} ran to the park." for animal in animals]
     path.write_text("\n".join(json.dumps({"text": story}) for story in stories * 3))
     return path
-
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory):
-    """The folder of a tiny random Llama."""
-    folder = tmp_path_factory.mktemp("model") / "tiny"
-    tiny_model("llama", tokenizer=make_tokenizer()).save(folder)
-    return folder
 
 
 @pytest.mark.parametrize("flags", [("--preset", "slicegpt"), ("--preset", "osscar"), ("--swaps", "3")])
