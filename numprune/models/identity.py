@@ -53,6 +53,9 @@ def relevant(config: dict[str, Any]) -> dict[str, Any]:
         value = _plain(value)
         if value is not None and value is not False and value not in ([], {}, ""):
             kept[str(key)] = value
+    if {"hidden_size", "num_attention_heads"} <= kept.keys():
+        # What configs that do not say it mean, and exports of layers with sizes of their own spell out.
+        kept.setdefault("head_dim", kept["hidden_size"] // kept["num_attention_heads"])
     return kept
 
 
