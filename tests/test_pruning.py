@@ -8,6 +8,7 @@ import torch
 from architectures import random_ids, random_scores, tiny_model, with_recipe
 
 from numprune import (
+    CalibrationRecipe,
     Cancelled,
     InputError,
     ModuleKey,
@@ -368,3 +369,32 @@ def test_pruned_model_keeps_dtype_and_device(model, stats):
     assert {p.dtype for p in pruned.module.parameters()} == {torch.bfloat16}
     assert pruned.report.dtype == "bfloat16"
     assert pruned.bytes == 2 * pruned.parameters
+
+
+@pytest.mark.parametrize("compensation", ["none", "bias", "paper", "residual", "network"])
+def test_what_the_recipe_records_is_what_was_done(model, stats, compensation):
+    """Whatever the plan's recipe said of calibration, model and fingerprint; and the record alone repeats it."""
+    said = Recipe(
+        ratio=0.4,
+        compensation=compensation,
+        damping=0.03,
+        healing=2,
+        swaps=1,
+        calibration=CalibrationRecipe("elsewhere.txt", samples=3, sequence_length=7, seed=9),
+    )
+    pruned = prune(model, allocate(random_scores(model), said), stats)
+    assert pruned.recipe == said.replace(
+        model=model.name,
+        fingerprint=model.fingerprint(),
+        calibration=CalibrationRecipe(None, samples=8, sequence_length=32, seed=0),
+    )
+    report = pruned.report
+    assert (report.compensation, report.damping) == (compensation, 0.03)
+    assert any("steps of training" in note for note in report.notes)
+    assert any(note.startswith("Swaps exchanged") for note in report.notes)
+    again = prune(model, allocate(random_scores(model), Recipe.from_json(pruned.recipe.to_json())), stats)
+    assert same_bits(pruned, again)
+    others = [each for each in ("none", "bias", "paper", "residual", "network") if each != compensation]
+    for other in others:
+        different = prune(model, allocate(random_scores(model), said.replace(compensation=other)), stats)
+        assert not same_bits(pruned, different)

@@ -1,3 +1,4 @@
+import dataclasses
 import itertools
 import math
 
@@ -375,3 +376,15 @@ def test_a_lock_that_cannot_be_kept_is_told():
     )
     easy = allocate(table(), Recipe(ratio=0.3, ratios={key: 0.5}))
     assert not any("instead of the" in note and note.startswith(str(key)) for note in easy.notes)
+
+
+def test_scores_of_another_scorer_than_the_recipe_s_are_refused():
+    with pytest.raises(
+        InputError, match=r"goes by scorer fisher and these scores are of .*; score"
+    ):
+        allocate(table(), Recipe(ratio=0.3, scorer="fisher"))
+
+
+def test_scores_for_another_ratio_than_a_replay_has_are_told():
+    shifted = dataclasses.replace(table(), ratio=0.3)
+    assert any("scores for 0.5" in note for note in allocate(shifted, Recipe(ratio=0.3)).notes)
