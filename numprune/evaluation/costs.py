@@ -47,6 +47,17 @@ def usual_loop_steps(channels: int, device: str) -> int:
     return 2 if channels > 4096 and resolve_device(device).type == "cpu" else PAPER_STEPS
 
 
+def _random_layer(channels: int, out_features: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """A weight (out, in) and the Gram matrix (in, in) of inputs scaled to Frobenius norm 1."""
+    options = {"generator": torch.Generator(device).manual_seed(0), "device": device}
+    weight = torch.randn(out_features, channels, **options) / channels**0.5
+    # As many tokens as make a quick product; the identity keeps the rest of the space well-conditioned.
+    tokens = min(channels, 512)
+    gram = to_float64(symmetric_product(torch.randn(tokens, channels, **options)))
+    gram.diagonal().add_(tokens)
+    return weight, gram / gram.trace()
+
+
 def bench_score(
     channels: int,
     *,
@@ -65,14 +76,7 @@ def bench_score(
         channels: input channels of the random layer, the size of the system.
     """
     target = resolve_device(device)
-    generator = torch.Generator(target).manual_seed(0)
-    options = {"generator": generator, "device": target}
-    weight = torch.randn(out_features, channels, **options) / channels**0.5
-    # As many tokens as make a quick product; the identity keeps the rest of the space well-conditioned.
-    tokens = min(channels, 512)
-    gram = to_float64(symmetric_product(torch.randn(tokens, channels, **options)))
-    gram.diagonal().add_(tokens)
-    gram /= gram.trace()
+    weight, gram = _random_layer(channels, out_features, target)
     system = gram * to_float64(symmetric_product(weight))
 
     closed = numerical_score(weight, gram, ratio=0.5)
@@ -123,12 +127,7 @@ def bench_eliminate(
         channels: input channels of the random layer, each a unit.
     """
     target = resolve_device(device)
-    generator = torch.Generator(target).manual_seed(0)
-    options = {"generator": generator, "device": target}
-    weight = torch.randn(out_features, channels, **options) / channels**0.5
-    tokens = min(channels, 512)
-    gram = to_float64(symmetric_product(torch.randn(tokens, channels, **options)))
-    gram.diagonal().add_(tokens)
+    weight, gram = _random_layer(channels, out_features, target)
     torch.linalg.cholesky(gram)  # a warm-up
     factorising, eliminating = [], []
     for repetition in range(repetitions):

@@ -15,7 +15,7 @@ from numprune.models.adapter import Block
 from numprune.scoring.newton import numerical_score, unit_gram
 from numprune.scoring.registry import block_scorer
 
-PENDING = 64
+PENDING = 128
 """Channels that may be gone before the matrices are brought up to date: enough to make matrix products of the updates,
 few enough that the single columns read meanwhile stay cheap to correct."""
 
@@ -115,8 +115,9 @@ class _Remaining:
         width, pending = self._width, self.pending
         columns = slice(index * width, (index + 1) * width)
         c_old, v_old, u_old = (each[:, :pending] for each in (self._c, self._v, self._u))
-        p = self._p[:, columns] - v_old @ c_old[columns].T
-        a = self._k[:, columns] - c_old @ u_old[columns].T - u_old @ c_old[columns].T
+        # Both are symmetric, and rows lie together in memory.
+        p = self._p[columns].T - v_old @ c_old[columns].T
+        a = self._k[columns].T - c_old @ u_old[columns].T - u_old @ c_old[columns].T
         p_gg, k_gg = p[columns], a[columns]
         c = torch.cholesky_solve(p.T, torch.linalg.cholesky(p_gg)).T if width > 1 else p / p_gg
         u = a - 0.5 * c @ k_gg
@@ -140,18 +141,12 @@ class _Remaining:
         stays = ~self._out
         rows = stays.repeat_interleave(self._width).nonzero()[:, 0]
         c, v, u = (each[rows, : self.pending] for each in (self._c, self._v, self._u))
-        self._p = _symmetric_update(self._p, rows, c, v)
-        self._k = _symmetric_update(self._k, rows, torch.cat([c, u], 1), torch.cat([u, c], 1))
+        self._p = self._p.index_select(0, rows).index_select(1, rows).addmm_(c, v.T, alpha=-1)
+        cross = u @ c.T
+        self._k = self._k.index_select(0, rows).index_select(1, rows).sub_(cross).sub_(cross.T)
         self._units = self._units[stays]
         self._p_blocks, self._k_blocks = self._p_blocks[stays], self._k_blocks[stays]
         self._forget()
-
-
-def _symmetric_update(
-    matrix: torch.Tensor, rows: torch.Tensor, left: torch.Tensor, right: torch.Tensor
-) -> torch.Tensor:
-    """matrix[rows][:, rows] - left @ rightᵀ."""
-    return matrix[rows[:, None], rows].addmm_(left, right.T, alpha=-1)
 
 
 def _diagonal_blocks(matrix: torch.Tensor, width: int) -> torch.Tensor:

@@ -379,9 +379,7 @@ def test_a_lock_that_cannot_be_kept_is_told():
 
 
 def test_scores_of_another_scorer_than_the_recipe_s_are_refused():
-    with pytest.raises(
-        InputError, match=r"goes by scorer fisher and these scores are of .*; score"
-    ):
+    with pytest.raises(InputError, match=r"goes by scorer fisher and these scores are of .*; score"):
         allocate(table(), Recipe(ratio=0.3, scorer="fisher"))
 
 

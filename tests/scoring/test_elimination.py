@@ -42,7 +42,7 @@ def test_each_step_takes_the_unit_whose_compensated_loss_is_least(width):
         assert float(losses[step]) == pytest.approx(tried[unit], rel=1e-9)
 
 
-@pytest.mark.parametrize(("units", "width"), [(200, 1), (40, 5), (3, 80)])
+@pytest.mark.parametrize(("units", "width"), [(300, 1), (60, 5), (4, 80)])
 def test_updates_that_wait_change_nothing(units, width):
     """More channels than may be pending: some steps read matrices that were brought up to date, most do not."""
     assert units * width > 2 * PENDING
