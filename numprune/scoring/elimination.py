@@ -10,7 +10,7 @@ import torch
 
 from numprune.calibration.statistics import ModuleStats
 from numprune.errors import CancelEvent, InputError, NumericalError, Progress, check_cancelled
-from numprune.linalg import damped_cholesky, to_float64
+from numprune.linalg import damped_cholesky, symmetric_product, to_float64
 from numprune.models.adapter import Block
 from numprune.scoring.newton import numerical_score, unit_gram
 from numprune.scoring.registry import block_scorer
@@ -63,13 +63,13 @@ def eliminate(
         )
     if not 0 < damping < float("inf"):
         raise InputError(f"damping is {damping}; give a positive fraction.")
-    b, g = to_float64(weight).T, to_float64(gram).to(weight.device)
-    if not bool(torch.isfinite(b).all() and torch.isfinite(g).all()):
+    w, g = to_float64(weight), to_float64(gram).to(weight.device)
+    if not bool(torch.isfinite(w).all() and torch.isfinite(g).all()):
         raise NumericalError("weight or gram has non-finite values; check the checkpoint and the calibration data.")
     units = size // width
     if not bool(g.any()):
         return torch.arange(units), torch.zeros(units, dtype=torch.float64)
-    remaining = _Remaining(torch.cholesky_inverse(damped_cholesky(g, damping)[0]), b @ b.T, width)
+    remaining = _Remaining(torch.cholesky_inverse(damped_cholesky(g, damping)[0]), symmetric_product(w), width)
     order, losses, loss = [], [], 0.0
     for step in range(units):
         if remaining.pending >= PENDING:

@@ -69,7 +69,7 @@ def test_wide_modules_lose_one_unit_a_step():
 
 
 def test_elimination_can_be_stopped_and_followed():
-    weight, gram = layer(units=200)
+    weight, gram = layer(units=300)
     told, stop = [], threading.Event()
 
     def progress(done, total, what):
@@ -78,7 +78,7 @@ def test_elimination_can_be_stopped_and_followed():
 
     with pytest.raises(Cancelled):
         eliminate(weight, gram, progress=progress, cancel=stop)
-    assert told == [(PENDING, 200, "eliminating units")]
+    assert told == [(PENDING, 300, "eliminating units")]
 
 
 def test_a_copy_of_a_channel_goes_before_any_other():
