@@ -14,7 +14,7 @@ from numprune.ui.steps.report import session_report
 from numprune.ui.workbench import Workbench
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def workbench():
     """Nothing but the Newton scores is there."""
     return Workbench(load("tiny-stories", device="cpu"))
