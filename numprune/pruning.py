@@ -14,6 +14,7 @@ from numprune.fitting.compensation import compensate, lost_mean, relative_errors
 from numprune.fitting.healing import heal
 from numprune.fitting.sequential import fit_to_dense
 from numprune.models.model import Model, slice_module
+from numprune.models.placement import dtype_name
 from numprune.plan.keys import ModuleKey
 from numprune.plan.plan import PruningPlan
 from numprune.plan.recipe import SEQUENTIAL
@@ -81,7 +82,7 @@ def prune(
         compensation=recipe.compensation,
         damping=recipe.damping,
         device=str(model.device),
-        dtype=str(model.dtype).removeprefix("torch."),
+        dtype=dtype_name(model.dtype),
         seconds=time.monotonic() - began,
         notes=notes,
     )

@@ -14,6 +14,7 @@ import gradio as gr
 from numprune.allocation.threshold import allocate
 from numprune.errors import InputError
 from numprune.generation import Sampling, generate
+from numprune.models.placement import dtype_name
 from numprune.plan.recipe import CalibrationRecipe, Recipe
 from numprune.ui.downloads import Downloads
 from numprune.ui.page import ACCELERATOR, owner_of, toasts
@@ -64,7 +65,7 @@ def add(workbench: Workbench, jobs: Jobs, downloads: Downloads) -> None:
                 "parameters": dense.parameters,
                 "prunable_parameters": dense.prunable_parameters,
                 "device": str(dense.device),
-                "dtype": str(dense.dtype).removeprefix("torch."),
+                "dtype": dtype_name(dense.dtype),
                 "recipe": opening.recipe.to_dict(),
             }
 

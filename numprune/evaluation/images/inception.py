@@ -10,6 +10,7 @@ from torch import nn
 
 from numprune.errors import LoadError
 from numprune.evaluation.images.features import Features
+from numprune.models.hooks import hooked
 from numprune.models.placement import resolve_device
 
 INCEPTION = "inception-v3"
@@ -59,9 +60,6 @@ class Inception:
         device = next(self.module.parameters()).device
         pixels = (images.to(device).float() * 255).round().to(torch.uint8)
         maps: list[torch.Tensor] = []
-        hook = self.module.Mixed_6d.branch1x1.register_forward_hook(lambda module, args, output: maps.append(output))
-        try:
+        with hooked(after={self.module.Mixed_6d.branch1x1: lambda _, output: maps.append(output)}):
             pool, logits = self.module(pixels)
-        finally:
-            hook.remove()
         return Features(pool, maps[0][:, :7].permute(0, 2, 3, 1).flatten(1), logits.softmax(1))
