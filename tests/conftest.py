@@ -2,6 +2,8 @@ import os
 
 # Before any import that reads it: no test may reach the network.
 os.environ["HF_HUB_OFFLINE"] = "1"
+# The models are tiny: a second thread gains nothing, and where another program holds its core all the others wait.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 import torch

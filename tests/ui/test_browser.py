@@ -99,14 +99,19 @@ def toast(page, text):
     found.first.wait_for(timeout=PATIENCE)
 
 
-def nothing_to(page, what):
-    """Undo or redo where nothing is left; a click may be lost while the page takes an answer in."""
-    found = page.get_by_test_id("toast-body").filter(has_text=f"nothing to {what}")
+def insist(act, found):
+    """Act until something is on the page; what is done while it takes an answer in may be lost."""
     for _ in range(PATIENCE // SOON):
-        page.get_by_role("button", name=what.capitalize()).click()
+        act()
         with suppress(playwright.TimeoutError):
             return found.first.wait_for(timeout=SOON)
-    return pytest.fail(f"a click on {what} says nothing")
+    return pytest.fail("the page does not answer")
+
+
+def nothing_to(page, what):
+    """Undo or redo where nothing is left."""
+    button = page.get_by_role("button", name=what.capitalize())
+    insist(button.click, page.get_by_test_id("toast-body").filter(has_text=f"nothing to {what}"))
 
 
 def at_default(page):
@@ -207,11 +212,13 @@ def test_arrow_keys_walk_the_heads(seen):
 
 def test_a_unit_can_be_named_by_numbers(seen):
     seen.get_by_label("MLP", exact=True).check()
-    write(seen, "Layer", "3")
-    write(seen, "Unit", "17").press("Enter")
-    says(seen, "Layer 3, channel 17")
-    write(seen, "Unit", "9999").press("Enter")
-    toast(seen, "units 0 to 511")
+
+    def name(unit):
+        write(seen, "Layer", "3")
+        write(seen, "Unit", unit).press("Enter")
+
+    insist(lambda: name("17"), seen.get_by_text("Layer 3, channel 17"))
+    insist(lambda: name("9999"), seen.get_by_test_id("toast-body").filter(has_text="units 0 to 511"))
 
 
 @pytest.mark.parametrize("kind", ["png", "svg"])
