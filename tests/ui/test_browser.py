@@ -207,13 +207,14 @@ def test_arrow_keys_walk_the_heads(seen):
     seen.keyboard.press("ArrowRight")
     seen.keyboard.press("ArrowDown")
     says(seen, "Layer 1, head 1")
+    for field in ("Layer", "Unit"):
+        expect(seen.get_by_label(field, exact=True)).to_have_value("1")
     assert seen.evaluate("document.activeElement.classList.contains('np-heat')")
 
 
 def test_a_unit_can_be_named_by_numbers(seen):
-    seen.get_by_label("MLP", exact=True).check()
-
     def name(unit):
+        seen.get_by_label("MLP", exact=True).click()
         write(seen, "Layer", "3")
         write(seen, "Unit", unit).press("Enter")
 
