@@ -42,6 +42,8 @@ class Cell:
         data: name of the held-out dataset or file, without its folder; None for image models.
         extractor: what the images were looked at with.
         sfid, inception_score, precision, recall: where the bench asked for them.
+        peak_bytes: most memory in use while scoring, choosing and pruning, the dense model and the calibration's
+            statistics included: torch's on a GPU, the whole process's on a CPU; None where it is not known.
     """
 
     run: str
@@ -69,6 +71,7 @@ class Cell:
     inception_score: float | None = None
     precision: float | None = None
     recall: float | None = None
+    peak_bytes: int | None = None
 
     @property
     def configuration(self) -> tuple[str, float, int]:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from numprune.calibration.data import Data, describe
+from numprune.calibration.sources import parse_sources
 from numprune.errors import CancelEvent, InputError
 from numprune.evaluation.cells import Cell
 from numprune.evaluation.divergence import divergence
@@ -35,6 +36,8 @@ class Bench:
     Attributes:
         data: held-out text, as `numprune.perplexity` takes it; not used for image models.
         sequence_length: tokens per window of the text.
+        max_tokens: predicted of the text at most, as in `numprune.perplexity`; None for all.
+        compare: whether the KL to the dense model is measured as well, which takes longer than the loss.
         images: to draw from an image model.
         drawing: cfg_scale, top_k and the like, as `LlamaGen.generate` takes them.
         extractor, reference, metrics: as in `numprune.evaluation.images.comparison.image_metrics`; without an
@@ -44,6 +47,8 @@ class Bench:
 
     data: Data | None = None
     sequence_length: int = 2048
+    max_tokens: int | None = None
+    compare: bool = True
     images: int = 1000
     drawing: Mapping[str, Any] | None = None
     repetitions: int = 0
@@ -70,6 +75,7 @@ def measured_cell(
     *,
     reached: float = 0.0,
     seconds: float | None = None,
+    peak_bytes: int | None = None,
     cancel: CancelEvent | None = None,
 ) -> Cell:
     """Measure one model on a bench.
@@ -78,7 +84,7 @@ def measured_cell(
         dense: the model that `model` was pruned from, or `model` itself.
         run: from `run_of`.
         configuration: method, ratio and seed, as `Cell.configuration`.
-        reached, seconds: as in `Cell`.
+        reached, seconds, peak_bytes: as in `Cell`.
     """
     measures: dict[str, Any] = dict.fromkeys(
         ("tokens", "nll", "perplexity", "kl", "images", "recognised", "fid", "decode")
@@ -100,6 +106,7 @@ def measured_cell(
         parameters=model.parameters,
         bytes=model.bytes,
         seconds=seconds,
+        peak_bytes=peak_bytes,
         device=str(model.device),
         threads=torch.get_num_threads(),
         **measures,
@@ -107,10 +114,13 @@ def measured_cell(
 
 
 def _text_measures(dense: Model, model: Model, bench: Bench, cancel: CancelEvent | None) -> dict[str, Any]:
-    loss = perplexity(model, bench.data, sequence_length=bench.sequence_length, cancel=cancel)
-    kl = 0.0
-    if model is not dense:
-        kl = divergence(dense, model, bench.data, sequence_length=bench.sequence_length, cancel=cancel).mean_kl
+    length, most = bench.sequence_length, bench.max_tokens
+    loss = perplexity(model, bench.data, sequence_length=length, max_tokens=most, cancel=cancel)
+    kl = None
+    if bench.compare:
+        kl = 0.0
+        if model is not dense:
+            kl = divergence(dense, model, bench.data, sequence_length=length, limit=most, cancel=cancel).mean_kl
     return {
         "tokens": loss.tokens,
         "nll": loss.nll,
@@ -148,6 +158,7 @@ def run_of(model: Model, recipe: Recipe, bench: Bench) -> str:
         ],
         "recipe": [recipe.damping, recipe.round_heads, recipe.round_channels, recipe.allow_empty],
         **({"uniform": True} if recipe.uniform else {}),
+        **({"max_tokens": bench.max_tokens} if bench.max_tokens else {}),
         "data": _named(bench.data),
         "bench": [bench.sequence_length, bench.images, sorted((bench.drawing or {}).items()), bench.repetitions],
     }
@@ -162,9 +173,13 @@ def run_of(model: Model, recipe: Recipe, bench: Bench) -> str:
 
 
 def _named(data: Data | None) -> str:
-    """The name of a dataset, or a hash of what a file or a value holds, wherever it lies."""
-    if isinstance(data, str | Path) and Path(data).is_file():
-        return hashlib.sha256(Path(data).read_bytes()).hexdigest()
+    """The name of a dataset, or a hash of what a file or a value holds, wherever it lies; of several sources, all."""
+    if isinstance(data, str | Path):
+        sources = parse_sources(data)
+        if len(sources) > 1:
+            return ",".join(f"{_named(name)}={weight:g}" for name, weight in sources.items())
+        if Path(data).is_file():
+            return hashlib.sha256(Path(data).read_bytes()).hexdigest()
     if isinstance(data, torch.Tensor):
         return hashlib.sha256(str(data.tolist()).encode()).hexdigest()
     return hashlib.sha256(repr(data).encode()).hexdigest()

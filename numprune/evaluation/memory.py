@@ -29,14 +29,26 @@ def growth(work: Callable[[], Any], device: torch.device) -> int:
     Args:
         device: a `measurable` one.
     """
-    before = _reset_peak(device)
+    before = reset_peak(device)
     work()
-    peak = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else _status("VmHWM")
-    return max(peak - before, 0)
+    return max(peak(device) - before, 0)
 
 
-def _reset_peak(device: torch.device) -> int:
-    """Bytes in use now; the peak starts from there."""
+def peak(device: torch.device) -> int:
+    """Most bytes in use at a time since `reset_peak`, with what was in use then.
+
+    Args:
+        device: a `measurable` one.
+    """
+    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else _status("VmHWM")
+
+
+def reset_peak(device: torch.device) -> int:
+    """Bytes in use now; the peak starts from there.
+
+    Args:
+        device: a `measurable` one.
+    """
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         return torch.cuda.memory_allocated(device)

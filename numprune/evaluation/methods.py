@@ -5,15 +5,18 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import product
 from typing import Any
+
+import torch
 
 from numprune.allocation.search import sensitivity, suggest
 from numprune.allocation.threshold import allocate
 from numprune.calibration import calibrate
 from numprune.calibration.statistics import CalibrationStats
 from numprune.errors import CancelEvent, InputError, Progress, UnsupportedArchitecture, check_cancelled
+from numprune.evaluation import memory
 from numprune.evaluation.cells import DENSE, Cell
 from numprune.evaluation.measurement import Bench, check_measurable, measured_cell, run_of
 from numprune.models.model import Model
@@ -94,19 +97,26 @@ def _cells(
         dense = (DENSE, 0.0, seeds[0])
         if (run, *dense) not in measured:
             yield measured_cell(model, model, bench, run, dense, cancel=cancel)
-    stats, of_seed, shared = None, None, Shared()
+    stats, of_seed, shared = None, None, Shared(model.device)
     for index, (method, recipe, seed, missing) in enumerate(wanted):
         check_cancelled(cancel)
         if progress is not None:
             progress(index, len(wanted), f"{method} at {recipe.ratio:g}, seed {seed}")
         if stats is None or of_seed != seed:
             source = replace(recipe.calibration, seed=seed)
-            stats, of_seed, shared = _calibrated(model, source, cancel), seed, Shared()
-        pruned, reached, seconds = pruned_by(model, stats, method, recipe, shared=shared, cancel=cancel)
-        configuration = (method, recipe.ratio, seed)
+            stats, of_seed, shared = _calibrated(model, source, cancel), seed, Shared(model.device)
+        pruned = pruned_by(model, stats, method, recipe, shared=shared, cancel=cancel)
         for run in missing:
             yield measured_cell(
-                model, pruned, runs[run], run, configuration, reached=reached, seconds=seconds, cancel=cancel
+                model,
+                pruned.model,
+                runs[run],
+                run,
+                (method, recipe.ratio, seed),
+                reached=pruned.reached,
+                seconds=pruned.seconds,
+                peak_bytes=pruned.peak_bytes,
+                cancel=cancel,
             )
         del pruned
     if progress is not None:
@@ -128,26 +138,62 @@ def _check_method(model: Model, name: str) -> None:
         check_sliceable(model.adapter, model.config, model.name)
 
 
+@dataclass(frozen=True)
+class Pruned:
+    """A model pruned by a named method.
+
+    Attributes:
+        reached: share of the prunable parameters that went.
+        seconds, peak_bytes: as in `Cell`; shared work counts as if it had been done anew.
+    """
+
+    model: Model
+    reached: float
+    seconds: float
+    peak_bytes: int | None
+
+
 class Shared:
     """Scores, curves and ratios of one model and calibration, which several methods and ratios have in common.
 
-    Each is computed once; `saved` sums up the seconds that was worth since it was last set to 0.
+    Each is computed once; `saved` sums up the seconds that was worth since the last `begin`, and `peak_bytes` is the
+    most memory that took.
     """
 
-    def __init__(self) -> None:
-        self._kept: dict[tuple[str, str], tuple[Any, float]] = {}
-        self.saved = 0.0
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._kept: dict[tuple[str, str], tuple[Any, float, int | None]] = {}
+        self.begin()
+
+    def begin(self) -> None:
+        """Count from here."""
+        self.saved, self.peak_bytes = 0.0, None
+        if memory.measurable(self._device):
+            memory.reset_peak(self._device)
 
     def get(self, what: str, of: str, make: Callable[[], Any]) -> Any:
         """What `make` returns, from an earlier call with the same names when there was one."""
         if (what, of) in self._kept:
-            value, seconds = self._kept[what, of]
+            value, seconds, peak = self._kept[what, of]
             self.saved += seconds
+            self._note(peak)
             return value
         began = time.monotonic()
         value = make()
-        self._kept[what, of] = value, time.monotonic() - began
+        self._kept[what, of] = value, time.monotonic() - began, self._peak()
         return value
+
+    def end(self) -> int | None:
+        """Most memory in use since `begin`, the work that was saved included; None where it is not known."""
+        self._note(self._peak())
+        return self.peak_bytes
+
+    def _peak(self) -> int | None:
+        return memory.peak(self._device) if memory.measurable(self._device) else None
+
+    def _note(self, peak: int | None) -> None:
+        if peak is not None:
+            self.peak_bytes = max(peak, self.peak_bytes or 0)
 
 
 def pruned_by(
@@ -158,16 +204,15 @@ def pruned_by(
     *,
     shared: Shared | None = None,
     cancel: CancelEvent | None = None,
-) -> tuple[Model, float, float]:
-    """The model pruned by a named method with the ratio, locks and rounding of a recipe, the ratio reached, and the
-    seconds that scoring, choosing and pruning take, whether they were shared or not."""
-    began, shared = time.monotonic(), shared or Shared()
-    shared.saved = 0.0
+) -> Pruned:
+    """The model pruned by a named method with the ratio, locks and rounding of a recipe."""
+    began, shared = time.monotonic(), shared or Shared(model.device)
+    shared.begin()
     chosen = preset(method)
     recipe = chosen.applied(recipe)
     if recipe.removal == "slicegpt":
         sliced = slice_by_recipe(model, stats, recipe, cancel=cancel)
-        return sliced, sliced.report.ratio_reached, time.monotonic() - began
+        return Pruned(sliced, sliced.report.ratio_reached, time.monotonic() - began, shared.end())
     scores = shared.get("scores", recipe.scorer, lambda: score(model, stats, scorer=recipe.scorer, cancel=cancel))
     if chosen.suggests:
         # Neither depends on healing, nor the curves on the ratio.
@@ -183,7 +228,7 @@ def pruned_by(
         recipe = suggested.replace(healing=recipe.healing)
     plan = allocate(scores, recipe)
     pruned = prune(model, plan, stats, cancel=cancel)
-    return pruned, plan.ratio_reached, time.monotonic() - began + shared.saved
+    return Pruned(pruned, plan.ratio_reached, time.monotonic() - began + shared.saved, shared.end())
 
 
 def _calibrated(model: Model, source: CalibrationRecipe, cancel: CancelEvent | None) -> CalibrationStats:

@@ -50,10 +50,10 @@ def test_cells_are_those_of_the_single_steps(model, recipe):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_reaches_the_ratio(model, stats, method):
-    pruned, reached, _ = pruned_by(model, stats, method, Recipe(ratio=0.4))
-    assert reached == pytest.approx(0.4, abs=0.05)
-    assert pruned.parameters < model.parameters
-    assert (pruned.recipe.healing > 0) == (method == "healed")
+    pruned = pruned_by(model, stats, method, Recipe(ratio=0.4))
+    assert pruned.reached == pytest.approx(0.4, abs=0.05)
+    assert pruned.model.parameters < model.parameters
+    assert (pruned.model.recipe.healing > 0) == (method == "healed")
 
 
 def test_only_missing_cells_are_measured(model, recipe, tmp_path):
@@ -194,7 +194,7 @@ def test_images_are_measured_with_the_extractor_of_the_bench(images_folder):
 
 
 def test_what_methods_share_is_made_once_and_its_seconds_count_for_each():
-    shared, made = Shared(), []
+    shared, made = Shared(torch.device("cpu")), []
 
     def make():
         made.append(0)
@@ -207,12 +207,12 @@ def test_what_methods_share_is_made_once_and_its_seconds_count_for_each():
 
 
 def test_sharing_changes_no_pruned_model(model, stats):
-    shared, recipe = Shared(), Recipe(ratio=0.3)
-    alone, reached, _ = pruned_by(model, stats, "best", recipe)
+    shared, recipe = Shared(model.device), Recipe(ratio=0.3)
+    alone = pruned_by(model, stats, "best", recipe)
     pruned_by(model, stats, "balanced", recipe, shared=shared)
     pruned_by(model, stats, "best", recipe.replace(ratio=0.5), shared=shared)
-    together, same, seconds = pruned_by(model, stats, "best", recipe, shared=shared)
-    assert same == reached
-    assert seconds >= shared.saved > 0
-    state = alone.module.state_dict()
-    assert all(torch.equal(state[name], value) for name, value in together.module.state_dict().items())
+    together = pruned_by(model, stats, "best", recipe, shared=shared)
+    assert together.reached == alone.reached
+    assert together.seconds >= shared.saved > 0
+    state = alone.model.module.state_dict()
+    assert all(torch.equal(state[name], value) for name, value in together.model.module.state_dict().items())
