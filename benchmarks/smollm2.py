@@ -69,8 +69,6 @@ def folder_of_model(cache: Path) -> Path:
     opened = AutoModelForCausalLM.from_pretrained(
         source, gguf_file=file, dtype=torch.float32, quantization_config=GgufConfig(dequantize=True)
     )
-    # The weights are numbers again; what is left of their quantisation would be taken for one.
-    del opened.config.quantization_config
     AutoTokenizer.from_pretrained(source, gguf_file=file).save_pretrained(folder)
     opened.save_pretrained(folder)
     return folder

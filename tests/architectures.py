@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import torch
 import transformers
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 from numprune import Model
@@ -128,14 +128,16 @@ def tiny_model(name="llama", *, tokenizer=None, seed=0, attention=None, **change
     return Model(module=module, tokenizer=tokenizer, adapter=adapter_for(config), name=f"tiny {name}")
 
 
-def make_tokenizer():
-    """Byte-level BPE that knows printable ASCII, the line break and a few merges: 104 ids."""
+def make_tokenizer(*, framing=False):
+    """Byte-level BPE that knows printable ASCII, the line break and a few merges: 104 ids; `framing` adds BOS."""
     characters = ["Ġ", "Ċ", *(chr(code) for code in range(33, 127))]
     merges = [("t", "h"), ("th", "e"), ("Ġ", "the"), ("a", "n"), ("an", "d"), ("Ġ", "a")]
     tokens = ["<s>", "</s>", *characters, *(left + right for left, right in merges)]
     tokenizer = Tokenizer(models.BPE(vocab={token: i for i, token in enumerate(tokens)}, merges=merges))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
+    if framing:
+        tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", pad_token="</s>", padding_side="left"
     )

@@ -32,6 +32,12 @@ def tokenizer():
 
 
 @pytest.fixture
+def framing_tokenizer():
+    """One that begins every text with BOS."""
+    return make_tokenizer(framing=True)
+
+
+@pytest.fixture
 def model(tokenizer):
     """A tiny Llama with a tokenizer."""
     return tiny_model("llama-gqa-tied", tokenizer=tokenizer)

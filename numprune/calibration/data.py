@@ -106,6 +106,24 @@ def token_rows(data: Data, tokenizer: PreTrainedTokenizerBase | None, split: Spl
     return [torch.tensor(row, dtype=torch.long) for row in rows if len(row)]
 
 
+def text_start(tokenizer: PreTrainedTokenizerBase | None) -> tuple[int, ...]:
+    """The ids a tokenizer puts before any text: BOS where it adds one, nothing where it does not.
+
+    A model that was trained with them is another one without: its first token takes on the massive activations and
+    the attention that BOS has (Sun et al., Massive Activations in Large Language Models, 2024).
+    """
+    if tokenizer is None:
+        return ()
+    framed, bare = (tokenizer("a", add_special_tokens=special)["input_ids"] for special in (True, False))
+    places = (at for at in range(len(framed)) if framed[at : at + len(bare)] == bare)
+    return tuple(framed[: next(places, 0)])
+
+
+def spelled(tokenizer: PreTrainedTokenizerBase | None, start: tuple[int, ...]) -> str:
+    """The ids of `text_start` as the tokenizer writes them, such as "<s>"; "" for none."""
+    return "".join(tokenizer.convert_ids_to_tokens(list(start))) if tokenizer is not None and start else ""
+
+
 def check_ids(rows: Iterable[torch.Tensor], model: Model) -> None:
     """Raise InputError when a token id is outside the model's vocabulary."""
     vocabulary = model.module.get_input_embeddings().weight.shape[0]

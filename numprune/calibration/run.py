@@ -27,6 +27,7 @@ def calibrate(
     sequence_length: int = 2048,
     batch_size: int | Literal["auto"] = "auto",
     seed: int = 0,
+    bos: bool = True,
     progress: Progress | None = None,
     cancel: CancelEvent | None = None,
 ) -> CalibrationStats:
@@ -44,6 +45,8 @@ def calibrate(
             image, the class and its codes.
         batch_size: sequences per forward pass; "auto" keeps a batch near 4096 tokens on a CPU, 16384 elsewhere.
         seed: for drawing windows, or for the model's own samples.
+        bos: whether every sequence of text begins as the tokenizer begins a text (with BOS, where it adds one), within
+            its length; else only documents do, wherever they fall. Token ids are taken as they are given.
 
     Raises:
         InputError: the text cannot be read or is too short, or a number is out of range.
@@ -68,7 +71,7 @@ def calibrate(
             warnings.warn(notes[-1], stacklevel=2)
         sequence_length = limit
     model.check_finite("download the checkpoint again, or load it in float32 or bfloat16")
-    rows = draw_rows(model, data, samples, sequence_length, seed, notes, progress=progress, cancel=cancel)
+    rows = draw_rows(model, data, samples, sequence_length, seed, notes, bos=bos, progress=progress, cancel=cancel)
     check_ids([rows], model)
 
     if batch_size == "auto":
@@ -81,6 +84,7 @@ def calibrate(
         sequence_length=rows.shape[1],
         tokens=rows.numel(),
         seed=seed,
+        bos=bos,
         fingerprint=model.fingerprint(),
         notes=notes,
         seconds=time.monotonic() - began,

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from numprune.calibration.data import DATASETS, Data, token_rows
+from numprune.calibration.data import DATASETS, Data, spelled, text_start, token_rows
 from numprune.calibration.self_samples import self_samples
 from numprune.errors import CancelEvent, InputError, Progress
 from numprune.models.model import Model
@@ -82,20 +82,28 @@ def draw_rows(
     seed: int,
     notes: list[str],
     *,
+    bos: bool = True,
     progress: Progress | None = None,
     cancel: CancelEvent | None = None,
 ) -> torch.Tensor:
     """Token ids (sequences, tokens) from one source, or from several in turn, so that every part is mixed alike.
 
     Args:
+        bos: whether every sequence of text begins as the tokenizer begins a text (with BOS, where it adds one); else
+            only documents do.
         notes: what differs from the request, and the share of each of several sources, is added to it.
 
     Raises:
         InputError: a source cannot be read or is too short.
         Cancelled: `cancel` was set.
     """
+    # Token ids are taken as they are, and what the model writes itself begins as it should.
+    reads = not isinstance(data, torch.Tensor) and data != SELF
+    start = text_start(model.tokenizer) if bos and reads else ()
+    if start:
+        notes.append(f"Every sequence of text begins with {spelled(model.tokenizer, start)}.")
     if not isinstance(data, str | os.PathLike):
-        rows = _windows(*_streams(data, model, length, notes), samples, seed)
+        rows = _windows(*_streams(data, model, length, notes), samples, seed, start)
         return _counted(rows, samples, "The text", notes)
     weights = parse_sources(data)
     parts = {}
@@ -103,7 +111,7 @@ def draw_rows(
         if name == SELF:
             rows = self_samples(model, count, length, seed, progress=progress, cancel=cancel)
         else:
-            rows = _windows(*_streams(name, model, length, notes), count, seed)
+            rows = _windows(*_streams(name, model, length, notes), count, seed, start)
         parts[name] = _counted(rows, count, "The text" if len(weights) == 1 else Path(name).name, notes)
     if len(parts) == 1:
         return next(iter(parts.values()))
@@ -135,9 +143,11 @@ def _streams(data: Data, model: Model, length: int, notes: list[str]) -> tuple[l
     return rows, min(length, data.shape[1])
 
 
-def _windows(streams: list[torch.Tensor], length: int, samples: int, seed: int) -> torch.Tensor:
+def _windows(
+    streams: list[torch.Tensor], length: int, samples: int, seed: int, start: tuple[int, ...] = ()
+) -> torch.Tensor:
     """Draw (samples, length) windows, side by side while there are enough, else overlapping; fewer when the text has
-    not as many."""
+    not as many. A window that does not begin with `start` gets it in front, and is cut to its length again."""
     tokens = sum(map(len, streams))
     if tokens < length or not tokens:
         raise InputError(
@@ -148,8 +158,15 @@ def _windows(streams: list[torch.Tensor], length: int, samples: int, seed: int) 
     for stream in streams:
         begins.append(begin + torch.arange(len(stream) - length + 1))
         begin += len(stream)
-    starts = torch.cat([each[::length] for each in begins])
-    if len(starts) < samples:
-        starts = torch.cat(begins)
-    chosen = starts[torch.randperm(len(starts), generator=torch.Generator().manual_seed(seed))[:samples]]
-    return torch.stack([whole[start : start + length] for start in chosen.tolist()])
+    places = torch.cat([each[::length] for each in begins])
+    if len(places) < samples:
+        places = torch.cat(begins)
+    chosen = places[torch.randperm(len(places), generator=torch.Generator().manual_seed(seed))[:samples]]
+    before = whole.new_tensor(start)
+    windows = []
+    for begin in chosen.tolist():
+        window = whole[begin : begin + length]
+        if not torch.equal(window[: len(before)], before):
+            window = torch.cat([before, window])[:length]
+        windows.append(window)
+    return torch.stack(windows)

@@ -24,13 +24,20 @@ def add_calibration(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--samples", type=int, metavar="N", help="sequences (default 128)")
     group.add_argument("--sequence-length", type=int, metavar="L", help="tokens per sequence (default 2048)")
+    group.add_argument(
+        "--no-bos",
+        dest="bos",
+        action="store_false",
+        default=None,
+        help="begin only documents with BOS, not every sequence, where the tokenizer adds one",
+    )
     group.add_argument("--seed", type=int, metavar="S", help="for drawing the sequences (default 0)")
 
 
 def asked_calibration(args: argparse.Namespace, recipe: CalibrationRecipe) -> CalibrationRecipe:
     """The calibration of a recipe with the flags that were given instead of its values."""
     flags = {"data": args.calibration, "samples": args.samples, "sequence_length": args.sequence_length}
-    return replace(recipe, **given(**flags, seed=args.seed))
+    return replace(recipe, **given(**flags, seed=args.seed, bos=args.bos))
 
 
 def calibrate_model(model: Model, recipe: CalibrationRecipe, console: Console) -> CalibrationStats:
@@ -46,5 +53,6 @@ def calibrate_model(model: Model, recipe: CalibrationRecipe, console: Console) -
             samples=recipe.samples,
             sequence_length=recipe.sequence_length,
             seed=recipe.seed,
+            bos=recipe.bos,
             progress=progress,
         )

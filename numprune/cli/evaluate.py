@@ -41,6 +41,12 @@ def add(commands: Commands) -> None:
     parser.add_argument(
         "--stride", type=int, metavar="S", help="tokens from one window to the next (default: the sequence length)"
     )
+    parser.add_argument(
+        "--no-bos",
+        dest="bos",
+        action="store_false",
+        help="begin only documents with BOS, not every window, where the tokenizer adds one (as GPTQ's code does)",
+    )
     parser.add_argument("--max-tokens", type=int, metavar="N", help="predict the first N tokens only (default: all)")
     parser.add_argument("--speed", action="store_true", help="also measure tokens per second, 64 tokens in, 64 out")
     tasks = parser.add_argument_group("accuracy on tasks, with lm-eval")
@@ -209,6 +215,7 @@ def _evaluate(name: str, args: argparse.Namespace, console: Console) -> dict[str
             sequence_length=args.sequence_length,
             stride=args.stride,
             max_tokens=args.max_tokens,
+            bos=args.bos,
             progress=progress,
         )
         speed = numprune.measure_speed(model, progress=progress) if args.speed else None
@@ -226,7 +233,8 @@ def _text(result: dict[str, Any]) -> str:
     perplexity = "infinite" if result["perplexity"] is None else f"{result['perplexity']:.3f}"
     rows = {
         "perplexity": f"{perplexity} over {result['tokens']:,} tokens of {result['data']}",
-        "windows": f"{result['windows']:,} of {result['sequence_length']} tokens, stride {result['stride']}",
+        "windows": f"{result['windows']:,} of {result['sequence_length']} tokens, stride {result['stride']}"
+        + (f", each begins with {result['start']}" if result["start"] else ""),
         "parameters": f"{result['parameters']:,} ({result['bytes']:,} bytes, {result['dtype']} on {result['device']})",
     }
     for phase in ("prefill", "decode") if "speed" in result else ():

@@ -109,6 +109,7 @@ def _recipe(args: argparse.Namespace, protocol: Protocol) -> numprune.Recipe:
         samples=protocol.samples if args.samples is None else args.samples,
         sequence_length=protocol.sequence_length if args.sequence_length is None else args.sequence_length,
         seed=args.seed,
+        bos=False,
     )
     return numprune.Recipe(calibration=calibration)
 
@@ -189,7 +190,7 @@ def _benches(
             raise InputError(f"--data names two texts alike ({', '.join(names)}); give each another name.")
         differing = deviations(protocol, calibration=source.data, samples=source.samples, sequence_length=length)
         differing += [f"{name} is not among its texts" for name in names if name not in protocol.texts]
-        return [numprune.Bench(data=text, sequence_length=length) for text in texts], differing
+        return [numprune.Bench(data=text, sequence_length=length, bos=False) for text in texts], differing
     from numprune.evaluation.images.inception import Inception
     from numprune.evaluation.images.references import reference_from_npz
 

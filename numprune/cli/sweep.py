@@ -132,6 +132,7 @@ def _compare(args: argparse.Namespace, recipe: Recipe, ratios: list[float], cons
     bench = Bench(
         data=args.data or numprune.held_out_text(),
         sequence_length=recipe.calibration.sequence_length,
+        bos=recipe.calibration.bos,
         images=args.images,
         drawing={"cfg_scale": args.guidance, "top_k": 0},
         repetitions=args.repetitions,

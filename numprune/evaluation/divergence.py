@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from numprune.calibration.data import Data, check_ids, token_rows
+from numprune.calibration.data import Data, check_ids, text_start, token_rows
 from numprune.errors import CancelEvent, InputError, NumericalError, Progress, check_cancelled
 from numprune.evaluation.perplexity import cut_windows, limited
 from numprune.linalg import all_finite, to_float64
@@ -60,18 +60,21 @@ def divergence(
     *,
     sequence_length: int = 2048,
     limit: int | None = None,
+    bos: bool = True,
     progress: Progress | None = None,
     cancel: CancelEvent | None = None,
 ) -> Divergence:
     """KL divergence of `other` from `dense` at every predicted token of a text.
 
-    Each document is cut into windows of `sequence_length` tokens, side by side; both models predict every token
-    of a window but the first from those before it in the window.
+    Each document is cut into windows of `sequence_length` tokens, side by side, as `numprune.perplexity` cuts them;
+    both models predict every token of a window but the first from those before it in the window.
 
     Args:
         text: as in `numprune.perplexity`, read with the tokenizer of `dense`.
         sequence_length: tokens per window; capped at what the models support.
         limit: predict at most this many tokens, from the beginning of the text; None for all.
+        bos: whether every window begins as the tokenizer begins a text (with BOS, where it adds one); else each
+            document does.
 
     Raises:
         InputError: the models have different vocabularies, the text cannot be read or has no token to predict,
@@ -88,7 +91,9 @@ def divergence(
         sequence_length = min(sequence_length, model.maximum_length or sequence_length)
     rows = token_rows(text, dense.tokenizer, "test")
     check_ids(rows, dense)
-    cut = [window for row in rows for window in cut_windows(row, sequence_length, sequence_length)]
+    start = text_start(dense.tokenizer) if bos and not isinstance(text, torch.Tensor) else ()
+    stride = sequence_length - len(start)
+    cut = [window for row in rows for window in cut_windows(row, sequence_length, stride, start)]
     windows = [window for window, _ in limited(cut, limit)]
     if not windows:
         raise InputError("The text has no token to predict; give at least two tokens.")

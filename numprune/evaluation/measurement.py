@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from numprune.calibration.data import Data, describe
+from numprune.calibration.data import Data, describe, text_start
 from numprune.calibration.sources import parse_sources
 from numprune.errors import CancelEvent, InputError
 from numprune.evaluation.cells import Cell
@@ -37,6 +37,7 @@ class Bench:
         data: held-out text, as `numprune.perplexity` takes it; not used for image models.
         sequence_length: tokens per window of the text.
         max_tokens: predicted of the text at most, as in `numprune.perplexity`; None for all.
+        bos: whether every window begins as the tokenizer begins a text, as in `numprune.perplexity`.
         compare: whether the KL to the dense model is measured as well, which takes longer than the loss.
         images: to draw from an image model.
         drawing: cfg_scale, top_k and the like, as `LlamaGen.generate` takes them.
@@ -48,6 +49,7 @@ class Bench:
     data: Data | None = None
     sequence_length: int = 2048
     max_tokens: int | None = None
+    bos: bool = True
     compare: bool = True
     images: int = 1000
     drawing: Mapping[str, Any] | None = None
@@ -114,13 +116,14 @@ def measured_cell(
 
 
 def _text_measures(dense: Model, model: Model, bench: Bench, cancel: CancelEvent | None) -> dict[str, Any]:
-    length, most = bench.sequence_length, bench.max_tokens
-    loss = perplexity(model, bench.data, sequence_length=length, max_tokens=most, cancel=cancel)
+    length, most, bos = bench.sequence_length, bench.max_tokens, bench.bos
+    loss = perplexity(model, bench.data, sequence_length=length, max_tokens=most, bos=bos, cancel=cancel)
     kl = None
     if bench.compare:
         kl = 0.0
         if model is not dense:
-            kl = divergence(dense, model, bench.data, sequence_length=length, limit=most, cancel=cancel).mean_kl
+            compared = divergence(dense, model, bench.data, sequence_length=length, limit=most, bos=bos, cancel=cancel)
+            kl = compared.mean_kl
     return {
         "tokens": loss.tokens,
         "nll": loss.nll,
@@ -149,6 +152,7 @@ def _image_measures(model: Model, bench: Bench, cancel: CancelEvent | None) -> d
 
 def run_of(model: Model, recipe: Recipe, bench: Bench) -> str:
     """Hash of what decides a cell's numbers beside method, ratio and seed, see `Cell.run`."""
+    start = text_start(model.tokenizer) if bench.bos or recipe.calibration.bos else ()
     settings = {
         "fingerprint": model.fingerprint(),
         "calibration": [
@@ -159,6 +163,7 @@ def run_of(model: Model, recipe: Recipe, bench: Bench) -> str:
         "recipe": [recipe.damping, recipe.round_heads, recipe.round_channels, recipe.allow_empty],
         **({"uniform": True} if recipe.uniform else {}),
         **({"max_tokens": bench.max_tokens} if bench.max_tokens else {}),
+        **({"start": [list(start), bench.bos, recipe.calibration.bos]} if start else {}),
         "data": _named(bench.data),
         "bench": [bench.sequence_length, bench.images, sorted((bench.drawing or {}).items()), bench.repetitions],
     }

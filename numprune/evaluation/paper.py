@@ -55,7 +55,8 @@ class Protocol:
         methods: by their names here.
         ratios: shares pruned.
         calibration, samples, sequence_length: data, number of sequences or images, tokens of one; perplexity is
-            measured on windows of that length too.
+            measured on windows of that length too. As in the code it goes back to, windows go on where the last one
+            ended, without a BOS of their own.
         texts: held out, whose perplexity is measured.
         images: drawn and compared; None for a language model.
         unsaid: what the paper leaves open, and what is done here.

@@ -69,7 +69,8 @@ def sweep(
         stats, scores: from `calibrate` and `score`, for this model.
         recipe: its ratio is not used; at ratio 0 the dense model is measured, whatever the recipe forces.
         ratios: shares of the prunable parameters to remove, each in [0, 1).
-        data: text to measure perplexity on, as in `numprune.perplexity`; None leaves perplexity out.
+        data: text to measure perplexity on, as in `numprune.perplexity`, with BOS where the recipe's calibration has
+            it; None leaves perplexity out.
         repetitions, prompt_tokens, new_tokens: as in `numprune.measure_speed`.
 
     Raises:
@@ -101,7 +102,9 @@ def sweep(
                 progress=tell,
                 cancel=cancel,
             ),
-            perplexity=None if data is None else perplexity(chosen, data, progress=tell, cancel=cancel),
+            perplexity=None
+            if data is None
+            else perplexity(chosen, data, bos=asked.calibration.bos, progress=tell, cancel=cancel),
         )
 
     return map(point, recipes)

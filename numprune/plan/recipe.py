@@ -16,7 +16,8 @@ from numprune.errors import InputError
 from numprune.files import to_json
 from numprune.plan.keys import ModuleKey
 
-VERSION = 1
+VERSION = 2
+"""Of recipe files. Version 1 knew no `bos`: its sequences went on without BOS where the last one ended."""
 REMOVALS = ("units", "slicegpt")
 ALLOCATIONS = ("global", "uniform", "paper_printed")
 COMPENSATIONS = ("paper", "residual", "network", "bias", "none")
@@ -34,13 +35,15 @@ def check_ratio(ratio: float) -> None:
 class CalibrationRecipe:
     """What the model is calibrated on; see `numprune.calibrate`.
 
-    `data` is a dataset name, a file or "self"; None when it was texts or tokens only the caller has.
+    `data` is a dataset name, a file or "self"; None when it was texts or tokens only the caller has. `bos` is whether
+    every sequence of text begins with BOS, where the tokenizer adds one.
     """
 
     data: str | None = "self"
     samples: int = 128
     sequence_length: int = 2048
     seed: int = 0
+    bos: bool = True
 
     def __post_init__(self) -> None:
         _make_plain(self, (), ("samples", "sequence_length", "seed"))
@@ -181,11 +184,15 @@ class Recipe:
             raise InputError("A recipe is a JSON object; this is something else.")
         values = dict(given)
         version = values.pop("version", None)
-        if version != VERSION:
-            raise InputError(f"The recipe has version {version}; this numprune reads version {VERSION}.")
+        if version not in (1, VERSION):
+            raise InputError(f"The recipe has version {version}; this numprune reads versions 1 and {VERSION}.")
         calibration = values.pop("calibration", {})
         if not isinstance(calibration, dict):
-            raise InputError("calibration in the recipe must be an object with data, samples, sequence_length, seed.")
+            raise InputError(
+                "calibration in the recipe must be an object with data, samples, sequence_length, seed, bos."
+            )
+        if version == 1:
+            calibration = {"bos": False, **calibration}
         _check_keys(values, cls, "recipe")
         _check_keys(calibration, CalibrationRecipe, "recipe's calibration")
         attributes = {name: attribute for attribute, name in _IN_FILES.items()}

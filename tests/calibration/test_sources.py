@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from architectures import random_ids
+from architectures import random_ids, tiny_model
 
 from numprune import CalibrationRecipe, InputError, Recipe, calibrate
 from numprune.calibration.sources import parse_sources, shares
@@ -100,3 +100,30 @@ def test_shares_are_whole_and_nobody_goes_empty():
     assert shares({"a": 3, "b": 1}, 128) == {"a": 96, "b": 32}
     with pytest.raises(InputError, match="2 samples cannot come from 3 sources"):
         shares({"a": 1, "b": 1, "c": 1}, 2)
+
+
+@pytest.mark.parametrize(("samples", "length"), [(6, 10), (40, 25), (3, 2)])
+def test_every_sequence_begins_with_bos_where_the_tokenizer_adds_it(tmp_path, framing_tokenizer, samples, length):
+    model = tiny_model("llama", tokenizer=framing_tokenizer)
+    cats, dogs = write(tmp_path, cats="cat sat", dogs="dog ran off")
+    stats = calibrate(model, f"{cats},{dogs}", samples=samples, sequence_length=length)
+    rows = stats.rows
+    assert stats.notes[0] == "Every sequence of text begins with <s>."
+    assert rows.shape == (samples, length)
+    assert bool((rows[:, 0] == 0).all())
+    assert not bool((rows[:, 1:] == 0).any())  # and none has two, that at the beginning of a file included
+    plain = calibrate(model, f"{cats},{dogs}", samples=samples, sequence_length=length, bos=False)
+    assert plain.source.bos is False
+    text = {tuple(row) for row in plain.rows[:, : length - 1].tolist()}
+    assert all(
+        tuple(row[1:]) in text for row in rows.tolist() if tuple(row) not in set(map(tuple, plain.rows.tolist()))
+    )
+
+
+def test_given_tokens_and_own_samples_get_no_second_bos(framing_tokenizer):
+    model = tiny_model("llama", tokenizer=framing_tokenizer)
+    ids = random_ids(4, 12)
+    assert torch.equal(calibrate(model, ids, samples=4, sequence_length=12).rows.sort(0)[0], ids.int().sort(0)[0])
+    own = calibrate(model, "self", samples=3, sequence_length=12).rows
+    assert bool((own[:, 0] == 0).all())
+    assert not bool((own[:, :2] == 0).all(1).any())

@@ -103,7 +103,7 @@ def test_prune_prints_what_was_done(run, text, tmp_path):
     assert code == 0
     for word in ("30.00% asked", "reached", "parameters", "bytes", "before compensation (network)", "time"):
         assert word in out
-    assert err == ""
+    assert err == "Note: Every sequence of text begins with <s>.\n"
 
 
 @pytest.mark.parametrize("model", [(), (MODEL,)], ids=["model from the recipe", "model given"])
@@ -645,7 +645,7 @@ def test_a_reader_that_left_is_no_error(run, text, monkeypatch):
     os.close(read)
     with os.fdopen(write, "w") as left:
         monkeypatch.setattr(sys, "stdout", left)
-        code, _, err = run("score", MODEL, "--calibration", text, *SMALL)
+        code, _, err = run("score", MODEL, "--calibration", text, *SMALL, "--no-bos")
     assert code == 0
     assert err == ""
 

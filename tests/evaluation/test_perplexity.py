@@ -19,16 +19,17 @@ def loss_of(model, context, token):
     return float(torch.logsumexp(logits, 0) - logits[token])
 
 
-def by_hand(model, rows, length, stride):
+def by_hand(model, rows, length, stride, start=()):
     """Summed loss and predicted tokens of every window: a token belongs to the first window that holds it and
-    at least one token before it."""
-    windows = {}
+    at least one token before it, be it of the start that every window has."""
+    start, windows = torch.tensor(start, dtype=torch.long), {}
     for document, row in enumerate(rows):
-        for token in range(1, len(row)):
-            begins = [k for k in range(0, len(row), stride) if k < token < k + length]
+        for token in range(len(row)):
+            holding = [k for k in range(0, len(row), stride) if k <= token < k + length - len(start)]
+            begins = [k for k in holding if len(start) or k < token]
             if begins:
-                loss = loss_of(model, row[begins[0] : token], int(row[token]))
-                windows.setdefault((document, begins[0]), []).append(loss)
+                context = torch.cat([start, row[begins[0] : token]])
+                windows.setdefault((document, begins[0]), []).append(loss_of(model, context, int(row[token])))
     return np.array([sum(losses) for losses in windows.values()]), np.array([len(x) for x in windows.values()])
 
 
@@ -47,17 +48,26 @@ def by_hand(model, rows, length, stride):
         ([3, 4], 8, 8),
     ],
 )
-def test_every_token_is_predicted_once_from_its_own_window(lengths, length, stride):
+@pytest.mark.parametrize("start", [(), (0,), (0, 1)])
+def test_every_token_is_predicted_once_from_its_own_window(lengths, length, stride, start, tokenizer):
     model = tiny_model("llama")
+    stride = min(stride, length - len(start))
     rows = [random_ids(1, count, seed=i)[0] for i, count in enumerate(lengths)]
-    losses, counts = by_hand(model, rows, length, stride)
+    losses, counts = by_hand(model, rows, length, stride, start)
 
     class Tokenizer:
-        def __call__(self, texts, **kwargs):
-            return {"input_ids": [rows[int(text)].tolist() for text in texts]}
+        def __call__(self, texts, add_special_tokens=True, **kwargs):
+            framed = list(start) if add_special_tokens else []
+            if texts == "a":
+                return {"input_ids": [*framed, 7]}
+            return {"input_ids": [[*framed, *rows[int(text)].tolist()] for text in texts]}
+
+        def convert_ids_to_tokens(self, ids):
+            return tokenizer.convert_ids_to_tokens(ids)
 
     model.tokenizer = Tokenizer()
     result = perplexity(model, [str(i) for i in range(len(rows))], sequence_length=length, stride=stride)
+    assert result.start == result.to_dict()["start"] == "".join(["<s>", "</s>"][: len(start)])
     assert result.tokens == counts.sum()
     assert result.windows == len(counts)
     assert result.nll == pytest.approx(losses.sum() / counts.sum(), rel=1e-5)
@@ -167,7 +177,8 @@ def test_it_is_a_float(model):
     assert 1 < result < math.inf
     plain = result.to_dict()
     assert plain["perplexity"] == float(result)
-    assert set(plain) == {"perplexity", "tokens", "nll", "standard_error", "windows", "sequence_length", "stride"}
+    protocol = {"windows", "sequence_length", "stride", "start"}
+    assert set(plain) == {"perplexity", "tokens", "nll", "standard_error"} | protocol
     assert json.loads(json.dumps(plain, allow_nan=False)) == plain
     again = pickle.loads(pickle.dumps(result))
     assert (again, again.nll, again.windows) == (result, result.nll, result.windows)
@@ -216,10 +227,10 @@ def test_progress_counts_windows_and_cancel_stops(model):
     [
         ({"sequence_length": 1}, "sequence_length is 1; give at least 2"),
         ({"sequence_length": 0}, "sequence_length is 0"),
-        ({"stride": 0}, "stride is 0; give a number from 1 to the sequence length, 64"),
+        ({"stride": 0}, "stride is 0; give a number from 1 to the tokens of text in a window, 64"),
         ({"stride": -3}, "stride is -3"),
         ({"stride": 65}, "stride is 65"),
-        ({"sequence_length": 8, "stride": 9}, "the sequence length, 8"),
+        ({"sequence_length": 8, "stride": 9}, "the tokens of text in a window, 8"),
         ({"batch_size": 0}, "batch_size is 0; give at least 1"),
         ({"batch_size": -1}, "batch_size is -1"),
     ],
@@ -268,3 +279,18 @@ def test_the_first_tokens_alone_can_be_measured(model, stride):
             assert measured.nll == pytest.approx(float(losses.sum() / counts.sum()))
     with pytest.raises(InputError, match="max_tokens is 0; give at least 1"):
         perplexity(model, ids, max_tokens=0)
+
+
+def test_every_window_begins_with_bos_where_the_tokenizer_adds_it(framing_tokenizer):
+    model = tiny_model("llama", tokenizer=framing_tokenizer)
+    text = "the cat sat and a dog ran away, and then it came back again"
+    ids = torch.tensor(framing_tokenizer(text, add_special_tokens=False)["input_ids"])
+    losses = [loss_of(model, torch.cat([torch.tensor([0]), ids[k - k % 7 : k]]), int(ids[k])) for k in range(len(ids))]
+    measured = perplexity(model, [text], sequence_length=8)
+    assert measured.nll == pytest.approx(np.mean(losses), rel=1e-5)
+    assert (measured.tokens, measured.stride, measured.start) == (len(ids), 7, "<s>")
+    # Otherwise the document alone has it, and the windows behind the first go on without.
+    whole = torch.cat([torch.tensor([0]), ids])
+    plain = perplexity(model, [text], sequence_length=8, bos=False)
+    assert plain.nll == perplexity(model, whole, sequence_length=8).nll != measured.nll
+    assert plain.start == ""
