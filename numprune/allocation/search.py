@@ -13,20 +13,24 @@ import numpy as np
 import pandas as pd
 
 from numprune.allocation.exchange import exchange_budget, pinned, removed_parameters, spends
+from numprune.allocation.remembered import RememberedTrial
 from numprune.allocation.threshold import ModuleCut, allocate
-from numprune.allocation.trial import FittedTrial, MaskedTrial, trial_for
+from numprune.allocation.tilts import TRIALS, search_tilts
+from numprune.allocation.trial import MaskedTrial, trial_for
 from numprune.calibration.statistics import CalibrationStats
 from numprune.errors import CancelEvent, InputError, Progress, check_cancelled
 from numprune.models.model import Model
-from numprune.models.prediction import mean_loss
 from numprune.plan.keys import ModuleKey
-from numprune.plan.recipe import Recipe
+from numprune.plan.plan import PruningPlan
+from numprune.plan.recipe import SEQUENTIAL, Recipe
 from numprune.scoring.table import ScoreTable
 
 FRACTIONS = (0.25, 0.5, 0.75, 1.0)
 BLENDS = (0.0, 0.25, 0.5, 0.75, 1.0)
 WORTHWHILE = 0.2
 """Loss in nats a token that the exchange of budget, the slowest step, is worth."""
+MODULES = 24
+"""Modules a model has at most for a curve of each and exchanges between them; with more, their prices are tilted."""
 
 
 @dataclass(frozen=True)
@@ -89,7 +93,22 @@ def sensitivity(
     if not fractions or not all(0 < fraction <= 1 for fraction in fractions):
         raise InputError(f"fractions is {tuple(fractions)}; give shares above 0 and at most 1.")
     trial = MaskedTrial(model, stats, recipe, samples)
-    dense = mean_loss(model, trial.rows)
+    remembered = RememberedTrial(trial)
+    curves = _curves(remembered, trial.tokens, scores, recipe, fractions, progress, cancel)
+    remembered.forget()
+    return curves
+
+
+def _curves(
+    trial: RememberedTrial,
+    tokens: int,
+    scores: ScoreTable,
+    recipe: Recipe,
+    fractions: Sequence[float],
+    progress: Progress | None,
+    cancel: CancelEvent | None,
+) -> Sensitivity:
+    dense = trial.dense_loss()
     free = [key for key in scores.modules if key not in recipe.ratios]
     removed, increase = {}, {}
     for done, key in enumerate(free, 1):
@@ -104,7 +123,7 @@ def sensitivity(
         removed[key], increase[key] = np.array(sizes), np.array(losses) - dense
         if progress is not None:
             progress(done, len(free), "measuring what each module costs")
-    return Sensitivity(removed, increase, dense, trial.tokens)
+    return Sensitivity(removed, increase, dense, tokens)
 
 
 def suggest(
@@ -121,13 +140,16 @@ def suggest(
 ) -> Recipe:
     """The recipe with a ratio for every module, chosen by the model's calibration loss.
 
-    The curves of `sensitivity` are added up and the budget is spent where the loss rises least per parameter.
-    Because losses of several modules do not simply add, the result is blended with the plan of the recipe's own
-    allocation, each blend is measured, and the best one is taken; the plan itself is among them, so that the
-    calibration loss is never worse than without. Under the compensations that fit one module after the other, blends
+    With more than 24 modules to choose for, prices are tilted between heads and channels and along the depth
+    (`numprune.allocation.tilts`), and the tilt of least loss among at most 8 is taken. With fewer, the curves of
+    `sensitivity` are added up and the budget is spent where the loss rises least per parameter; because losses of
+    several modules do not simply add, the result is blended with the plan of the recipe's own allocation, each blend is
+    measured, and the best one is taken. Either way that plan itself is among them, so that the calibration loss is
+    never worse than without. Under the compensations that fit one module after the other, plans
     are really pruned and fitted, and measured on sequences the fit does not see. Where more than 0.2 nats are lost
     then, budget is exchanged between modules while that loss falls (`numprune.allocation.exchange`). Locked ratios and
-    forced units stay.
+    forced units stay. A search that was stopped, or whose process ended, goes on from the losses it has measured when
+    it is made again (`numprune.allocation.remembered`).
 
     Args:
         curves: from `sensitivity` with this recipe; measured when left out.
@@ -141,11 +163,64 @@ def suggest(
         raise InputError(
             "Suggested ratios differ from layer to layer but the recipe wants the same counts in each; drop uniform."
         )
-    curves = curves or sensitivity(model, stats, scores, recipe, samples=samples, progress=progress, cancel=cancel)
+    remembered = RememberedTrial(trial_for(model, stats, recipe, samples, cancel))
     start = allocate(scores, recipe)
+    if curves is None and not uses_curves(scores, recipe):
+        suggested = _by_tilts(remembered, scores, recipe, start, progress, cancel)
+    else:
+        masked = MaskedTrial(model, stats, recipe, samples)
+        alone = RememberedTrial(masked)
+        if curves is None:
+            curves = _curves(alone, masked.tokens, scores, recipe, FRACTIONS, progress, cancel)
+        suggested = _by_curves(remembered, curves, scores, recipe, start, rounds, progress, cancel)
+        alone.forget()
+    remembered.forget()
+    return suggested.replace(suggested=True)
+
+
+def uses_curves(scores: ScoreTable, recipe: Recipe) -> bool:
+    """Whether `suggest` measures the curves of `sensitivity`, which is slow where there are many modules."""
+    return len(scores.modules) - len(recipe.ratios) <= MODULES
+
+
+def _by_tilts(
+    trial: RememberedTrial,
+    scores: ScoreTable,
+    recipe: Recipe,
+    start: PruningPlan,
+    progress: Progress | None,
+    cancel: CancelEvent | None,
+) -> Recipe:
+    """The ratios of the tilted prices of least loss."""
+    done = 0
+
+    def loss(plan: PruningPlan) -> float:
+        nonlocal done
+        check_cancelled(cancel)
+        found = trial.loss(plan.keep) if spends(plan, start) else np.inf
+        done += 1
+        if progress is not None:
+            progress(done, TRIALS, "measuring tilted prices")
+        return found
+
+    *_, best = search_tilts(loss, scores, recipe)
+    free = [key for key in scores.modules if key not in recipe.ratios]
+    return pinned(recipe, best, removed_parameters(best, free))
+
+
+def _by_curves(
+    trial: RememberedTrial,
+    curves: Sensitivity,
+    scores: ScoreTable,
+    recipe: Recipe,
+    start: PruningPlan,
+    rounds: int,
+    progress: Progress | None,
+    cancel: CancelEvent | None,
+) -> Recipe:
+    """The ratios of the best blend of the scores' plan with what the curves ask for, after exchanges of budget."""
     by_score = removed_parameters(start, curves.removed)
     by_loss = spend(curves, sum(by_score.values()))
-    trial = trial_for(model, stats, recipe, samples, cancel)
     best, best_loss = recipe, np.inf
     for done, share in enumerate(BLENDS, 1):
         check_cancelled(cancel)
@@ -159,9 +234,9 @@ def suggest(
             progress(done, len(BLENDS), "measuring the suggestions")
     if best is recipe:
         best = pinned(recipe, start, by_score)
-    if isinstance(trial, FittedTrial) and best_loss - trial.dense_loss() > WORTHWHILE:
+    if recipe.compensation in SEQUENTIAL and best_loss - trial.dense_loss() > WORTHWHILE:
         best = exchange_budget(trial, scores, best, best_loss, list(by_score), rounds, progress=progress, cancel=cancel)
-    return best.replace(suggested=True)
+    return best
 
 
 def spend(curves: Sensitivity, budget: float) -> dict[ModuleKey, float]:

@@ -25,6 +25,10 @@ FITTED = 16
 """Sequences it is fitted on at least, unless half of those there are is less."""
 
 
+MEASURED = 8192
+"""Tokens the loss of a fitted trial is measured on at most, but at least one sequence."""
+
+
 class Trial(Protocol):
     """Tells the loss of a plan before it is decided for."""
 
@@ -33,17 +37,25 @@ class Trial(Protocol):
         that is left predicts nothing finite, or cannot be fitted."""
         ...
 
+    def dense_loss(self) -> float:
+        """Nats per token of the model as it is."""
+        ...
+
 
 class MaskedTrial:
     """The loss under compensations that refit every module alone: columns are set to zero, nothing is sliced."""
 
     def __init__(self, model: Model, stats: CalibrationStats, recipe: Recipe, samples: int) -> None:
         self.rows = stats.token_rows("measure the loss on")[:samples].long()
-        self.stats, self.recipe = stats, recipe
+        self.stats, self.recipe, self.fingerprint = stats, recipe, stats.fingerprint
         self.dense = {block.key: block for block in model.blocks}
         self.model = model.around(twin(model.module))
         self.own = {block.key: block for block in self.model.blocks}
         self.tokens = self.rows[:, 1:].numel()
+
+    def dense_loss(self) -> float:
+        """Nats per token of the model as it is."""
+        return mean_loss(self.model, self.rows)
 
     def loss(self, keep: Keep) -> float:
         """Nats per token when these modules keep these units and the others all of theirs."""
@@ -82,11 +94,12 @@ class FittedTrial:
         rows = stats.token_rows("fit on and to measure on")
         if len(rows) < 2:
             raise InputError("One calibration sequence cannot be fitted on and measured on; calibrate on at least two.")
-        self.model, self.recipe, self.cancel = model, recipe, cancel
+        self.model, self.recipe, self.cancel, self.fingerprint = model, recipe, cancel, stats.fingerprint
         widest = max(block.last.in_features for block in model.blocks)
         needed = math.ceil(TOKENS_PER_CHANNEL * widest / rows.shape[1])
         fitted = min(max(needed, FITTED), len(rows) // 2)
-        self.fit_rows, self.rows = rows[:fitted].long(), rows[fitted : fitted + samples].long()
+        measured = min(samples, max(1, MEASURED // rows.shape[1]))
+        self.fit_rows, self.rows = rows[:fitted].long(), rows[fitted : fitted + measured].long()
 
     def pruned(self, keep: Keep) -> Model:
         """The pruned and fitted model."""

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from numprune.allocation.search import sensitivity, suggest
+from numprune.allocation.search import sensitivity, suggest, uses_curves
 from numprune.allocation.threshold import allocate
 from numprune.calibration import calibrate
 from numprune.calibration.statistics import CalibrationStats
@@ -216,12 +216,13 @@ def pruned_by(
     scores = shared.get("scores", recipe.scorer, lambda: score(model, stats, scorer=recipe.scorer, cancel=cancel))
     if chosen.suggests:
         # Neither depends on healing, nor the curves on the ratio.
-        plain = recipe.replace(healing=0)
-        curves = shared.get(
-            "curves",
-            plain.replace(ratio=0.0).to_json(),
-            lambda: sensitivity(model, stats, scores, plain, cancel=cancel),
-        )
+        plain, curves = recipe.replace(healing=0), None
+        if uses_curves(scores, plain):
+            curves = shared.get(
+                "curves",
+                plain.replace(ratio=0.0).to_json(),
+                lambda: sensitivity(model, stats, scores, plain, cancel=cancel),
+            )
         suggested = shared.get(
             "ratios", plain.to_json(), lambda: suggest(model, stats, scores, plain, curves=curves, cancel=cancel)
         )

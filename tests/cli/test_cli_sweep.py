@@ -42,7 +42,13 @@ def test_json_holds_a_point_per_ratio(run, text):
     value = json.loads(out)
     model = numprune.load(MODEL, device="cpu")
     assert (value["model"], value["parameters"], value["data"]) == (MODEL, model.parameters, str(text))
-    assert value["recipe"]["calibration"] == {"data": str(text), "samples": 2, "sequence_length": 64, "seed": 0, "bos": True}
+    assert value["recipe"]["calibration"] == {
+        "data": str(text),
+        "samples": 2,
+        "sequence_length": 64,
+        "seed": 0,
+        "bos": True,
+    }
     dense, *pruned = value["points"]
     assert (dense["ratio"], dense["reached"]) == (0, 0)
     assert dense["sizes"] == numprune.sizes(model).to_dict()
