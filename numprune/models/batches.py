@@ -10,9 +10,11 @@ import torch
 FIT_SEQUENCES = 16
 """Calibration sequences that run through one layer at once."""
 BACKWARD_SEQUENCES = 4
-"""Sequences that are differentiated at once: activations of all layers are held for them."""
+"""Sequences that are differentiated at once at most."""
 BACKWARD_TOKENS = 1024
 """Tokens of these at most, unless a single sequence has more."""
+BACKWARD_LOGITS = 2**25
+"""Logits of these at most, likewise; several tensors of that size are held."""
 SAMPLED_SEQUENCES = 32
 """Sequences or images a model draws at once."""
 TRAINED_LOGITS = 2**26
@@ -28,3 +30,9 @@ EXACT_POSITIONS = 128
 def sequences_per_forward(device: torch.device, length: int) -> int:
     """Sequences of `length` tokens in a forward pass: about 4,096 tokens on a CPU, 16,384 elsewhere."""
     return max(1, (4096 if device.type == "cpu" else 16384) // length)
+
+
+def sequences_per_backward(length: int, vocabulary: int) -> int:
+    """Sequences of `length` tokens in a backward pass to every layer, at least one."""
+    tokens = min(BACKWARD_TOKENS, BACKWARD_LOGITS // vocabulary)
+    return max(1, min(BACKWARD_SEQUENCES, tokens // length))

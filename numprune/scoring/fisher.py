@@ -14,7 +14,7 @@ from torch.nn import functional
 from numprune.calibration.statistics import CalibrationStats
 from numprune.errors import CancelEvent, NumericalError, Progress, check_cancelled
 from numprune.linalg import damped_cholesky, to_float64
-from numprune.models.batches import BACKWARD_SEQUENCES, BACKWARD_TOKENS
+from numprune.models.batches import sequences_per_backward
 from numprune.models.model import Model
 from numprune.plan.keys import ModuleKey
 from numprune.scoring.elimination import eliminate
@@ -94,8 +94,8 @@ def fisher_information(
     """E[g gᵀ] a token, (out, out) float64 by module; g is the gradient of log p(y) at the output of its last linear.
 
     y is drawn from the model's own predictions, one token at every position of the first 32 calibration sequences,
-    by the seed of the calibration. Needs backward passes through the whole model, four sequences or 1,024 tokens
-    at a time, whichever is less, but one sequence at least.
+    by the seed of the calibration. Needs backward passes through the whole model, at most four sequences, 1,024
+    tokens and 2^25 logits at a time, but one sequence at least.
 
     Raises:
         InputError: the statistics hold no token ids.
@@ -115,7 +115,7 @@ def fisher_information(
         drawn = torch.multinomial(logits.detach().softmax(-1).cpu(), 1, generator=generator)[:, 0]
         return functional.cross_entropy(logits, drawn.to(logits.device), reduction="sum")
 
-    batches = rows.split(max(1, min(BACKWARD_SEQUENCES, BACKWARD_TOKENS // rows.shape[1])))
+    batches = rows.split(sequences_per_backward(rows.shape[1], model.module.get_output_embeddings().out_features))
     for done, batch in enumerate(batches, 1):
         check_cancelled(cancel)
         for linear, _, gradient in differentiator.gradients(batch, surprise, outputs_of=last):

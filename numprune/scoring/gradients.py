@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from numprune.models.adapter import Block
 from numprune.models.hooks import hooked
@@ -20,6 +22,9 @@ Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 class Differentiator:
     """Gradients of a loss at the linears of a model, batch by batch.
 
+    What a layer computed on the way is computed again on the way back, so that the activations of one layer are in
+    memory at a time, beside what every layer put out.
+
     Attributes:
         blocks: of a twin of the model, whose runs nobody else sees.
     """
@@ -27,6 +32,8 @@ class Differentiator:
     def __init__(self, model: Model) -> None:
         self._module, self._device = twin(model.module), model.device
         self.blocks: list[Block] = model.adapter.blocks(self._module)
+        for layer in model.adapter.layers(self._module):
+            layer.forward = partial(checkpoint, layer.forward, use_reentrant=False)
 
     def gradients(
         self,
@@ -46,12 +53,16 @@ class Differentiator:
         rows = rows.to(self._device)
         values: dict[nn.Linear, torch.Tensor] = {}
 
+        def taken(linear: nn.Linear, value: torch.Tensor) -> None:
+            # The first time a layer runs, not the second: gradients are of what the loss was computed from.
+            values.setdefault(linear, value)
+
         def begin(_: tuple[Any, ...], output: torch.Tensor) -> torch.Tensor:
             # Weights may be frozen; the graph then begins at the embeddings.
             return output if output.requires_grad else output.detach().requires_grad_(True)
 
-        after = {linear: lambda args, _, linear=linear: values.update({linear: args[0]}) for linear in inputs_of}
-        after |= {linear: lambda _, output, linear=linear: values.update({linear: output}) for linear in outputs_of}
+        after = {linear: lambda args, _, linear=linear: taken(linear, args[0]) for linear in inputs_of}
+        after |= {linear: lambda _, output, linear=linear: taken(linear, output) for linear in outputs_of}
         with hooked(after={self._module.get_input_embeddings(): begin, **after}), torch.enable_grad():
             logits = self._module(input_ids=rows, use_cache=False).logits[:, :-1].float()
             counted = predicted(rows, logits.shape[-1])

@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from numprune.calibration.statistics import CalibrationStats
 from numprune.errors import CancelEvent, NumericalError, Progress, check_cancelled
-from numprune.models.batches import BACKWARD_SEQUENCES
+from numprune.models.batches import sequences_per_backward
 from numprune.models.model import Model
 from numprune.plan.keys import ModuleKey
 from numprune.scoring.gradients import Differentiator
@@ -29,11 +29,13 @@ def taylor(
     """|Σ w ∂L/∂w| over all weights and biases that go with a unit; L is the loss on the calibration text.
 
     The sum over a row of a linear is Σ y ∂L/∂y of its output and that over a column Σ x ∂L/∂x of its input, so no
-    gradient of a weight is formed. Needs a backward pass through the whole model, four sequences at a time.
+    gradient of a weight is formed. Needs a backward pass through the whole model, in batches as for `fisher`.
     """
     differentiator = Differentiator(model)
     sums: dict[nn.Linear, torch.Tensor] = {}
-    batches = stats.token_rows("differentiate the loss on").long().split(BACKWARD_SEQUENCES)
+    sequences = stats.token_rows("differentiate the loss on").long()
+    vocabulary = model.module.get_output_embeddings().out_features
+    batches = sequences.split(sequences_per_backward(sequences.shape[1], vocabulary))
     for done, rows in enumerate(batches, 1):
         check_cancelled(cancel)
         _add_batch(differentiator, rows, sums)
