@@ -116,7 +116,7 @@ def bench_score(
 def bench_eliminate(
     channels: int,
     *,
-    out_features: int = 4096,
+    out_features: int | None = None,
     device: str = "auto",
     repetitions: int = 3,
     progress: Progress | None = None,
@@ -125,8 +125,11 @@ def bench_eliminate(
 
     Args:
         channels: input channels of the random layer, each a unit.
+        out_features: of the layer; None for as many as it has channels, 4096 at most, which is what output
+            projections of attentions and of MLPs have.
     """
     target = resolve_device(device)
+    out_features = out_features or min(channels, 4096)
     weight, gram = _random_layer(channels, out_features, target)
     torch.linalg.cholesky(gram)  # a warm-up
     factorising, eliminating = [], []

@@ -15,9 +15,13 @@ from numprune.models.adapter import Block
 from numprune.scoring.newton import numerical_score, unit_gram
 from numprune.scoring.registry import block_scorer
 
-PENDING = 128
+PENDING = 64
 """Channels that may be gone before the matrices are brought up to date: enough to make matrix products of the updates,
 few enough that the single columns read meanwhile stay cheap to correct."""
+PANEL = 512
+"""Rows of the matrices that are updated at once, from their first column to the diagonal."""
+SPARSE = 1 / 8
+"""Share of the units that may be gone before the matrices are copied without them."""
 
 
 def eliminate(
@@ -87,21 +91,22 @@ def eliminate(
 class _Remaining:
     """P and K of the units that remain, see `eliminate`; updates of the last steps wait in `_c`, `_v` and `_u`.
 
-    Written as P - C V and K - C Uᵀ - U Cᵀ, with V = P_gg Cᵀ and U = A - 1/2 C K_gg of every pending step.
+    Written as P - C V and K - C Uᵀ - U Cᵀ, with V = P_gg Cᵀ and U = A - 1/2 C K_gg of every pending step. Both are
+    symmetric: only what lies on and below the diagonal, and the diagonal block of every unit, is kept up to date.
     """
 
     def __init__(self, p: torch.Tensor, k: torch.Tensor, width: int) -> None:
         self._p, self._k, self._width = p, k, width
         self._units = torch.arange(len(p) // width, device=p.device)
         self._p_blocks, self._k_blocks = (_diagonal_blocks(each, width) for each in (p, k))
-        self._forget()
+        self._begin()
 
-    def _forget(self) -> None:
+    def _begin(self) -> None:
         size = len(self._p)
         columns = PENDING - 1 + self._width
         self._c, self._v, self._u = (self._p.new_empty(size, columns) for _ in range(3))
         self._out = torch.zeros(len(self._units), dtype=torch.bool, device=self._p.device)
-        self.pending = 0
+        self.pending = self._gone = 0
 
     def remove_cheapest(self) -> tuple[int, float]:
         """Remove the unit with the least cost; its index in the module and the cost."""
@@ -115,15 +120,15 @@ class _Remaining:
         width, pending = self._width, self.pending
         columns = slice(index * width, (index + 1) * width)
         c_old, v_old, u_old = (each[:, :pending] for each in (self._c, self._v, self._u))
-        # Both are symmetric, and rows lie together in memory.
-        p = self._p[columns].T - v_old @ c_old[columns].T
-        a = self._k[columns].T - c_old @ u_old[columns].T - u_old @ c_old[columns].T
+        p = _columns(self._p, columns) - _product(v_old, c_old[columns])
+        a = _columns(self._k, columns) - _product(c_old, u_old[columns]) - _product(u_old, c_old[columns])
         p_gg, k_gg = p[columns], a[columns]
         c = torch.cholesky_solve(p.T, torch.linalg.cholesky(p_gg)).T if width > 1 else p / p_gg
         u = a - 0.5 * c @ k_gg
         new = slice(pending, pending + width)
         self._c[:, new], self._v[:, new], self._u[:, new] = c, p, u
         self.pending += width
+        self._gone += 1
         c, p, u = (each.reshape(-1, width, width) for each in (c, p, u))
         if width == 1:
             self._p_blocks -= c * p
@@ -132,21 +137,38 @@ class _Remaining:
             cross = c @ u.transpose(1, 2)
             self._p_blocks -= c @ p.transpose(1, 2)
             self._k_blocks -= cross + cross.transpose(1, 2)
-        # What is left of its own blocks is rounding, which no factorisation could take.
-        self._p_blocks[index] = torch.eye(width, dtype=p.dtype, device=p.device)
         self._out[index] = True
+        # What is left of blocks that are gone is rounding, which no factorisation could take.
+        self._p_blocks[self._out] = torch.eye(width, dtype=p.dtype, device=p.device)
 
     def apply(self) -> None:
-        """Bring P and K up to date and close the gaps that removed units left."""
-        stays = ~self._out
-        rows = stays.repeat_interleave(self._width).nonzero()[:, 0]
-        c, v, u = (each[rows, : self.pending] for each in (self._c, self._v, self._u))
-        self._p = self._p.index_select(0, rows).index_select(1, rows).addmm_(c, v.T, alpha=-1)
-        cross = u @ c.T
-        self._k = self._k.index_select(0, rows).index_select(1, rows).sub_(cross).sub_(cross.T)
-        self._units = self._units[stays]
-        self._p_blocks, self._k_blocks = self._p_blocks[stays], self._k_blocks[stays]
-        self._forget()
+        """Bring P and K up to date, and close the gaps of removed units where they have become many."""
+        c, v, u = (each[:, : self.pending] for each in (self._c, self._v, self._u))
+        left, right = torch.cat([c, u], 1), torch.cat([u, c], 1)
+        step = self._width * max(1, PANEL // self._width)
+        for begin in range(0, len(self._p), step):
+            rows = slice(begin, begin + step)
+            end = min(begin + step, len(self._p))
+            self._p[rows, :end].addmm_(c[rows], v[:end].T, alpha=-1)
+            self._k[rows, :end].addmm_(left[rows], right[:end].T, alpha=-1)
+        self.pending = 0
+        if self._gone > SPARSE * len(self._units):
+            stays = ~self._out
+            rows = stays.repeat_interleave(self._width).nonzero()[:, 0]
+            self._p, self._k = (each.index_select(0, rows).index_select(1, rows) for each in (self._p, self._k))
+            self._units = self._units[stays]
+            self._p_blocks, self._k_blocks = self._p_blocks[stays], self._k_blocks[stays]
+            self._begin()
+
+
+def _product(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+    """left @ right.T; with a vector where there is one, for which matrix products are slow."""
+    return torch.mv(left, right[0])[:, None] if len(right) == 1 else left @ right.T
+
+
+def _columns(matrix: torch.Tensor, columns: slice) -> torch.Tensor:
+    """Columns of a symmetric matrix of which what lies above the diagonal is not read, but for these columns' block."""
+    return torch.cat([matrix[columns, : columns.start].T, matrix[columns.start :, columns]])
 
 
 def _diagonal_blocks(matrix: torch.Tensor, width: int) -> torch.Tensor:
