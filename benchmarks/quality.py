@@ -1,10 +1,10 @@
-"""Writes benchmarks/quality.md: every method on the embedded models, and on a small public one.
+"""Writes benchmarks/quality.md: every method on SmolLM2-135M, on the embedded models, and on a small public one.
 
-    python benchmarks/quality.py [--public FOLDER --calibration TRAIN.txt --data VALID.txt] [--only NAME]
+    python benchmarks/quality.py [--texts FOLDER] [--public FOLDER --calibration TEXT --data TEXT] [--only NAME]
 
 Cells lie in benchmarks/*.csv as they are measured, so that a run that was stopped goes on; without the CSV files
-everything is measured anew, which takes about three hours on two cores. --only measures one of stories, images and
-public; --written writes the report from the cells there are.
+everything is measured anew, which takes about eight hours on two cores. --only measures one of smollm2 (which needs
+--texts, see benchmarks/smollm2.py), stories, images and public; --written writes the report from the cells there are.
 """
 
 from __future__ import annotations
@@ -14,8 +14,10 @@ from pathlib import Path
 from statistics import median
 
 import pandas as pd
+import smollm2
 
 import numprune
+from numprune.calibration.self_samples import cache_folder
 from numprune.cli import main as numprune_command
 from numprune.evaluation.cells import DENSE, Cell, read_cells, summary
 from numprune.files import write_text
@@ -86,17 +88,23 @@ def main() -> None:
     parser.add_argument("--public", help="folder of the 260k model")
     parser.add_argument("--calibration", help="its training stories")
     parser.add_argument("--data", help="its held-out stories")
-    parser.add_argument("--only", choices=list(TITLES))
+    parser.add_argument("--texts", type=Path, help="folder of the texts that SmolLM2 is calibrated and measured on")
+    parser.add_argument("--only", choices=["smollm2", *TITLES])
     parser.add_argument("--written", action="store_true", help="measure nothing")
     args = parser.parse_args()
-    wanted = [args.only] if args.only else [name for name in TITLES if name != "public" or args.public]
+    given = {"smollm2": args.texts, "public": args.public}
+    wanted = [args.only] if args.only else [name for name in ("smollm2", *TITLES) if given.get(name, True)]
     for name in [] if args.written else wanted:
         _measure(name, args)
-    sections = [_section(name) for name in TITLES if (FOLDER / f"{name}.csv").exists()]
+    sections = smollm2.sections(FOLDER)
+    sections += [_section(name) for name in TITLES if (FOLDER / f"{name}.csv").exists()]
     write_text(FOLDER / "quality.md", "\n".join([HEAD, *sections, TAIL]))
 
 
 def _measure(name: str, args: argparse.Namespace) -> None:
+    if name == "smollm2":
+        smollm2.measure(args.texts, cache_folder(), FOLDER)
+        return
     ratios = ",".join(map(str, RATIOS))
     common = ("--methods", "all", "--ratios", ratios, "--device", "cpu", "--out", str(FOLDER / f"{name}.csv"))
     if name == "public":

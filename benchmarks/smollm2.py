@@ -123,3 +123,54 @@ def _write(path: Path, cells: list[Cell]) -> None:
     write_cells(path, [*read_cells(path), *cells])
     for cell in cells:
         print(cell.method, cell.ratio, cell.data, cell.nll, cell.seconds, cell.peak_bytes, flush=True)
+
+
+def sections(folder: Path) -> list[str]:
+    """The tables of the cells there are, in Markdown."""
+    return [
+        _section(name, read_cells(folder / f"smollm2-{name}.csv"))
+        for name in CALIBRATIONS
+        if (folder / f"smollm2-{name}.csv").exists()
+    ]
+
+
+TITLES = {"mixed": "half of C4 and half of WikiText-2 (valid)", "c4": "C4 alone"}
+
+
+def _section(name: str, cells: list[Cell]) -> str:
+    dense = {cell.data: cell for cell in cells if cell.method == DENSE}
+    texts = list(dense)
+    first = next(iter(dense.values()))
+    weights = first.bytes
+    perplexities = ", ".join(f"{cell.perplexity:.2f} on {_name(text)}" for text, cell in dense.items())
+    lines = [
+        f"## SmolLM2-135M-Instruct (of Q4_1, dequantised), calibrated on {SAMPLES} x {LENGTH} tokens of {TITLES[name]}",
+        "",
+        f"Dense: {first.parameters:,} parameters, {weights / 1e6:.0f} MB in float32, perplexity {perplexities};"
+        f" {first.tokens:,} tokens of each in windows of {LENGTH}. One calibration seed; {first.device},"
+        f" {first.threads} threads. Excess loss in nats a token, in brackets its share of what `paper` loses; seconds"
+        " of scoring, choosing ratios and pruning beside other work on the machine, and most memory of the whole"
+        " process meanwhile, calibration's statistics included, over the weights.",
+    ]
+    by = {(cell.method, cell.ratio, cell.data): cell for cell in cells}
+    for ratio in sorted({cell.ratio for cell in cells if cell.method != DENSE}):
+        lines += ["", f"{ratio:.0%}:", "", "| method | " + " | ".join(map(_name, texts)) + " | seconds | memory |"]
+        lines.append("|---" * (len(texts) + 3) + "|")
+        for method in numprune.METHODS:
+            row = [by[method, ratio, text] for text in texts if (method, ratio, text) in by]
+            if row:
+                lost = [_lost(cell, dense, by.get(("paper", ratio, cell.data))) for cell in row]
+                memory = f"{row[0].peak_bytes / weights:.1f}" if row[0].peak_bytes else ""
+                lines.append(f"| {method} | {' | '.join(lost)} | {row[0].seconds:.0f} | {memory} |")
+    return "\n".join([*lines, ""])
+
+
+def _lost(cell: Cell, dense: dict[str | None, Cell], paper: Cell | None) -> str:
+    """Excess loss of a cell, and its share of the paper method's."""
+    excess = cell.nll - dense[cell.data].nll
+    share = "" if paper is None else f" ({excess / (paper.nll - dense[cell.data].nll):.2f})"
+    return f"{excess:.3f}{share}"
+
+
+def _name(text: str | None) -> str:
+    return {"wikitext2-test.txt": "WikiText-2 (test)", "c4-test.txt": "C4"}.get(text, "stories")
