@@ -8,6 +8,7 @@ from architectures import make_tokenizer, random_ids, tiny_model
 
 from numprune import Model, Recipe, allocate, calibrate, generate, load, perplexity, prune, score
 from numprune.calibration.statistics import GramAccumulator
+from numprune.evaluation.methods import pruned_by
 from numprune.linalg import lower_product, mirror_lower_
 from numprune.scoring.newton import numerical_score
 
@@ -43,6 +44,26 @@ def test_the_whole_road_agrees_with_the_cpu(name):
     actual = cuda_pruned.module(ids.cuda()).logits.cpu()
     torch.testing.assert_close(actual, expected, rtol=1e-2, atol=1e-2 * float(expected.abs().max()))
     assert perplexity(cuda_pruned, ids) == pytest.approx(perplexity(pruned, ids), rel=1e-2)
+
+
+@pytest.mark.parametrize("method", ["balanced", "best", "healed", "flap", "taylor", "osscar", "slicegpt"])
+def test_every_method_on_the_gpu_loses_what_it_loses_on_the_cpu(pair, method):
+    ids, losses = random_ids(8, 32, seed=1), []
+    for model in pair:
+        stats = calibrate(model, ids, samples=8, sequence_length=32)
+        pruned = pruned_by(model, stats, method, Recipe(ratio=0.4)).model
+        assert {weight.device for weight in pruned.module.parameters()} == {model.device}
+        losses.append(perplexity(pruned, ids).nll)
+    # Ties in the order of units may fall otherwise, so losses are compared and not weights.
+    assert losses[1] == pytest.approx(losses[0], rel=2e-2)
+
+
+def test_an_image_model_goes_the_whole_road_on_the_gpu():
+    model = load("tiny-images", device="cuda")
+    stats = calibrate(model, "self", samples=8)
+    pruned = pruned_by(model, stats, "balanced", Recipe(ratio=0.3)).model
+    drawn = pruned.generate([3, 7], seed=0)
+    assert len(drawn) == 2
 
 
 def test_the_same_seed_writes_the_same_text(pair):
