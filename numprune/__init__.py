@@ -17,6 +17,7 @@ from typing import Any
 __version__ = "0.1.0"
 
 _NAMES = {
+    "numprune.allocation.frontier": "Frontier frontier predicted_loss",
     "numprune.allocation.search": "Sensitivity sensitivity suggest",
     "numprune.allocation.threshold": "allocate",
     "numprune.calibration": "CalibrationStats DATASETS calibrate",
@@ -44,7 +45,7 @@ _NAMES = {
     "numprune.plan.recipe": "CalibrationRecipe Recipe",
     "numprune.plan.report": "PruningReport",
     "numprune.pruning": "prune",
-    "numprune.scoring": "SCORERS ScoreTable check_scorer score scorer",
+    "numprune.scoring": "PRICED SCORERS ScoreTable check_scorer score scorer",
     "numprune.scoring.comparison": "agreement",
     "numprune.slicing.principal": "slicegpt",
 }
