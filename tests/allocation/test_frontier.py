@@ -148,7 +148,7 @@ def test_a_seven_billion_parameter_model_answers_at_once():
 def stories():
     model = numprune.load("tiny-stories")
     stats = numprune.calibrate(model, "self", sequence_length=256)
-    return model, stats, numprune.score(model, stats, scorer="fisher")
+    return model, stats, numprune.shipped_scores(model, "fisher", numprune.CalibrationRecipe())
 
 
 @pytest.mark.parametrize("ratio", [0.2, 0.5])
