@@ -30,6 +30,7 @@ _NAMES = {
     "numprune.evaluation.methods": "compare_methods",
     "numprune.evaluation.perplexity": "Perplexity perplexity",
     "numprune.evaluation.speed": "Speed measure_speed",
+    "numprune.evaluation.speed_comparison": "SpeedComparison compare_speed",
     "numprune.evaluation.sweep": "SweepPoint sweep",
     "numprune.evaluation.zero_shot": "PAPER_TASKS TaskScore ZeroShot zero_shot",
     "numprune.export": "Exported FORMATS formats_for model_card push_to_hub",
