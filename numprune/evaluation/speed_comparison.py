@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import pandas as pd
+import torch
 from torch import nn
 
 from numprune.errors import CancelEvent, InputError, Progress
@@ -50,9 +51,10 @@ class Timed:
 
 @dataclass(frozen=True)
 class SpeedComparison:
-    """Models timed in turn; the first one is what the others are compared with."""
+    """Models timed in turn; the first one is what the others are compared with. `threads` are those of torch."""
 
     models: list[Timed]
+    threads: int
 
     def promised(self, timed: Timed) -> dict[str, float]:
         """How many times as fast a model would be as the first one if sizes alone decided: decoding where it waits
@@ -82,12 +84,13 @@ class SpeedComparison:
             row["memory"] = timed.memory
             speed = timed.speed
             row |= {name: getattr(speed, name) for name in ("batch", "prompt_tokens", "new_tokens", "repetitions")}
-            rows.append({**row, "device": speed.device, "dtype": speed.dtype})
+            rows.append({**row, "device": speed.device, "dtype": speed.dtype, "threads": self.threads})
         return pd.DataFrame(rows)
 
     def to_dict(self) -> dict[str, Any]:
         return {
             "models": [{**asdict(timed), "promised": self.promised(timed)} for timed in self.models],
+            "threads": self.threads,
         }
 
 
@@ -137,7 +140,8 @@ def compare_speed(
         [
             _timed(name, model, record, records[0], len(prompt), batch)
             for (name, model), record in zip(models.items(), records, strict=True)
-        ]
+        ],
+        torch.get_num_threads(),
     )
 
 
