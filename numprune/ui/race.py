@@ -65,10 +65,10 @@ def _lane(timed: Timed, number: int, prompt: str | None) -> str:
             "<span data-rest aria-hidden='true'></span></p>"
         )
     return (
-        f"<section class='np-lane' style='--lane:{colour}'>"
+        f"<div class='np-lane' role='group' aria-label='{escape(timed.name)}' style='--lane:{colour}'>"
         f"<header><h3>{escape(timed.name)}</h3><span class='np-count'>{counter}</span></header>"
         f"<div class='np-track' role='progressbar' aria-label='{escape(f'Tokens of {timed.name}')}' aria-valuemin='0'"
-        f" aria-valuemax='{count}' aria-valuenow='{count}'><i style='width:100%'></i></div>{text}</section>"
+        f" aria-valuemax='{count}' aria-valuenow='{count}'><i style='width:100%'></i></div>{text}</div>"
     )
 
 
@@ -143,8 +143,9 @@ def figures(comparisons: Sequence[SpeedComparison]) -> str:
 
 def spread(values: tuple[float, float, float], scale: float = 1.0) -> str:
     """Median, and lowest to highest in brackets."""
-    middle, low, high = (value * scale for value in values)
-    return f"{middle:,.1f} ({low:,.1f} to {high:,.1f})"
+    digits = 0 if values[0] * scale >= 1000 else 1
+    middle, low, high = (f"{value * scale:,.{digits}f}" for value in values)
+    return f"{middle} ({low} to {high})"
 
 
 def _gain(values: tuple[float, float, float]) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import gradio as gr
@@ -13,8 +13,8 @@ from numprune.evaluation.speed_comparison import FEWEST, SpeedComparison, compar
 from numprune.evaluation.sweep import SweepPoint, sweep
 from numprune.models import Model
 from numprune.ui import html, race
+from numprune.ui.edits import ratios_of
 from numprune.ui.figures import sweep_chart
-from numprune.ui.ratios import ratios_of
 from numprune.ui.shared import Shared, Updates, View
 
 SPEED, BY_RATIO = "Speed", "Speed and memory by ratio"
@@ -25,7 +25,7 @@ PROMPT = (
     " carrots. One day it began to rain, and the water came up to her door. She was afraid, but then she saw a big red"
     " boat"
 )
-WAITING = "Press Measure: both models are timed in turn, silently, at batch 1 and 8; then every token is replayed at its time."
+WAITING = "Press Measure: both models are timed in turn, silently, at batch 1 and 8; then their tokens can be replayed."
 WITHOUT_PRUNED = "Prune a model, then measure both here in turn."
 BY_RATIO_WAITING = "Press By ratio: the recipe of the page is carried out at every ratio, and each model is timed."
 PROMPT_TOKENS, NEW_TOKENS = 64, 64
