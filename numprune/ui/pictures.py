@@ -16,7 +16,9 @@ from numprune.evaluation.images.judge import Verdicts
 from numprune.generation.images import picture
 
 CSS = """
-.np-pictures { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 20rem), 1fr)); gap: .6rem; }
+.np-pictures { display: grid; grid-template-columns: repeat(var(--n), minmax(0, 1fr)); gap: .6rem; }
+@media (max-width: 640px) { .np-pictures { grid-template-columns: 1fr; } }
+.np-pair { display: block; width: 100%; padding: 0; border: 0; background: none; cursor: zoom-in; border-radius: 4px; }
 .np-pictures section { border: 1px solid var(--border-color-primary); border-radius: 8px; padding: .6rem .75rem;
   background: var(--background-fill-secondary); color: var(--body-text-color); min-width: 0; }
 .np-pictures header { display: flex; flex-wrap: wrap; justify-content: space-between; gap: 0 .6rem;
@@ -31,8 +33,6 @@ CSS = """
   color: var(--body-text-color-subdued); }
 .np-pictures .np-wrong { color: var(--body-text-color); font-weight: 700; text-decoration: underline 1.5px #c77328;
   text-underline-offset: .2em; }
-/* Square, so that nothing of a square image is cut off. */
-#np-slider { max-width: 26rem; }
 """
 SMALL = 128
 """Pixels along one side up to which an image is shown with its pixels."""
@@ -89,10 +89,13 @@ class Exhibition:
         seen = int(verdicts.classes[index])
         return f"{self.names[seen]} {float(verdicts.confidence[index]):.0%}", seen == self.classes[index]
 
-    def html(self) -> str:
-        """One frame for each model."""
+    def html(self, names: Sequence[str] | None = None, *, pairs: bool = False) -> str:
+        """One column for each of these models, or of all; with `pairs` an image can be clicked, to be looked at beside
+        the dense model's."""
         frames = ""
-        for model, drawn in self.drawn.items():
+        shown_models = [name for name in self.drawn if names is None or name in names]
+        for model in shown_models:
+            drawn = self.drawn[model]
             figures = ""
             for index, title in enumerate(self.titles):
                 verdict, caption = self.verdict(model, index), escape(title)
@@ -102,14 +105,18 @@ class Exhibition:
                 small = " class='np-small'" if drawn.images.shape[-1] <= SMALL else ""
                 alt = escape(f"{model}: {title}", quote=True)
                 source = data_uri(shown(drawn.images[index]))
-                figures += f"<figure><img{small} src='{source}' alt='{alt}'><figcaption>{caption}</figcaption></figure>"
+                image = f"<img{small} src='{source}' alt='{alt}'>"
+                if pairs:
+                    data = f"data-pair='{index}' data-model='{escape(model, quote=True)}'"
+                    image = f"<button type='button' class='np-pair' title='Look closely' {data}>{image}</button>"
+                figures += f"<figure>{image}<figcaption>{caption}</figcaption></figure>"
             n = len(self.classes)
             speed = f"{n} images in {drawn.seconds:.2f} s: {n / drawn.seconds:.1f} images/s"
             frames += (
                 f"<section><header><h3>{escape(model)}</h3><span>{speed}, {drawn.seconds / n:.3f} s an image</span>"
                 f"</header><div>{figures}</div></section>"
             )
-        return f"<div class='np-pictures'>{frames}</div>"
+        return f"<div class='np-pictures' style='--n:{len(shown_models)}'>{frames}</div>"
 
     def table(self) -> pd.DataFrame:
         """One row for each model and image."""

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import secrets
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import pandas as pd
 
 from numprune.calibration import CalibrationStats
 from numprune.evaluation.cells import Cell
+from numprune.evaluation.images.quality import ImageQuality
 from numprune.models import Model
 from numprune.plan.recipe import Recipe
 from numprune.scoring import ScoreTable
+from numprune.ui.comparison import Measured, Written
 from numprune.ui.pictures import Exhibition
-from numprune.ui.session import LoadRequest, Session
+from numprune.ui.session import LoadRequest, Look, Session
 
 
 @dataclass(frozen=True)
@@ -78,22 +80,34 @@ class Tab:
 
     Attributes:
         session: None until a model is open.
+        look: how it looks at the plan.
+        seen: number of the last edit that arrived.
         token: by which the page's own script names the tab; nobody else knows it.
         variants: pruned models by name.
         findings: by title.
         exhibition: the images that were drawn last.
         cells: in which methods were compared; those of the run that is shown last.
         points: measured losses, by what they are of.
+        chosen: names of the pruned models that are compared; None for the newest ones.
+        predicted: losses of the pruned models, in nats a token, where their scores are prices.
+        written, measured, quality: what the models wrote last, and the figures of each, of texts or of images.
     """
 
     session: Session | None = None
+    look: Look = field(default_factory=Look)
+    seen: int = 0
     token: str = field(default_factory=lambda: secrets.token_urlsafe(16))
     variants: dict[str, Model] = field(default_factory=dict)
     findings: dict[str, Finding] = field(default_factory=dict)
     exhibition: Exhibition | None = None
     cells: list[Cell] = field(default_factory=list)
     points: dict[str, Point] = field(default_factory=dict)
+    chosen: list[str] | None = None
+    predicted: dict[str, float | None] = field(default_factory=dict)
+    written: Written | None = None
+    measured: dict[str, Measured] = field(default_factory=dict)
+    quality: dict[str, ImageQuality] = field(default_factory=dict)
 
     def emptied(self, session: Session) -> Tab:
         """The tab after another model was opened: nothing of the old one's is left."""
-        return replace(Tab(session), token=self.token)
+        return Tab(session, look=self.look, seen=self.seen, token=self.token)

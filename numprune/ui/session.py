@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from numprune.errors import InputError
 from numprune.plan.keys import ModuleKey
 from numprune.plan.recipe import CalibrationRecipe, Recipe
+from numprune.ui.heatmap import Order, View
 
 HISTORY = 100
 """Steps that can be undone."""
@@ -28,6 +29,27 @@ class Unit(NamedTuple):
 
     key: ModuleKey
     index: int
+
+
+Dock = Literal["result", "unit", "layers", "distribution", "rivals"]
+"""The parts below the map."""
+
+
+@dataclass(frozen=True)
+class Look:
+    """How a tab looks at the plan.
+
+    Attributes:
+        view: what a colour of the map means.
+        order: of its channels.
+        dock: the part below it that is open; the others are drawn when they are opened.
+        tab: that is open.
+    """
+
+    view: View = "log"
+    order: Order = "sorted"
+    dock: Dock = "result"
+    tab: str = "plan"
 
 
 @dataclass(frozen=True)

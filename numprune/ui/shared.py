@@ -19,6 +19,7 @@ from numprune.models import Model
 from numprune.plan.plan import PruningPlan
 from numprune.ui.downloads import Downloads
 from numprune.ui.jobs import Job, Jobs
+from numprune.ui.making import Making
 from numprune.ui.records import Finding, Loaded, Point
 from numprune.ui.session import Session
 from numprune.ui.workbench import Workbench
@@ -28,7 +29,7 @@ logger = logging.getLogger("numprune")
 Updates = dict[Any, Any]
 """New values by component, as gradio handlers return them; also the values a handler is given."""
 
-Moment = Literal["opened", "planned", "kept", "measured"]
+Moment = Literal["opened", "planned", "kept", "measured", "sensed", "selected", "compared", "docked"]
 
 ACCELERATOR: dict[str, Any] = {"concurrency_id": "accelerator", "concurrency_limit": 1}
 """For every handler that computes with a model: one at a time, in one queue."""
@@ -83,8 +84,10 @@ class Shared:
     Attributes:
         download: a hidden button that gives files to the browser.
         tabs: the row of tabs, to open another one.
-        text: the text that perplexity and distributions are measured on; empty for the held-out stories.
-        samples, guidance: of an image model, how many images are measured and how much the class counts.
+        making: what models are asked to write or draw, and what is measured; `making.text` is the text perplexity and
+            distributions are measured on, empty for the held-out stories.
+        stoppable: events that Stop ends.
+        selections: events that select a unit.
     """
 
     workbench: Workbench
@@ -92,12 +95,13 @@ class Shared:
     downloads: Downloads
     download: gr.DownloadButton
     tabs: gr.Tabs
-    text: gr.Textbox
-    samples: gr.Number
-    guidance: gr.Slider
+    making: Making
     stoppable: list[Any] = field(default_factory=list)
+    selections: list[Any] = field(default_factory=list)
     _parts: list[tuple[Moment, frozenset[Any], Show]] = field(default_factory=list)
     _wires: list[Callable[[], None]] = field(default_factory=list)
+    _last: list[Callable[[], None]] = field(default_factory=list)
+    _leaving: list[Callable[[str], Any]] = field(default_factory=list)
 
     # Who is redrawn when.
 
@@ -119,14 +123,26 @@ class Shared:
             for part, value in show(view).items()
         }
 
-    def later(self, wire: Callable[[], None]) -> None:
-        """Connect events once every part is built."""
-        self._wires.append(wire)
+    def later(self, wire: Callable[[], None], *, last: bool = False) -> None:
+        """Connect events once every part is built; `last` when all other events are connected."""
+        (self._last if last else self._wires).append(wire)
 
     def wire(self) -> None:
         """Connect all events."""
-        for wire in self._wires:
+        for wire in [*self._wires, *self._last]:
             wire()
+
+    def leave(self, forget: Callable[[str], Any]) -> None:
+        """Call `forget` with the tab's name when it has closed."""
+        self._leaving.append(forget)
+
+    def left(self, owner: str) -> None:
+        """A tab has closed: what it used is freed."""
+        self.jobs.stop(owner)
+        self.workbench.release(owner)
+        self.downloads.free(owner)
+        for forget in self._leaving:
+            forget(owner)
 
     # The session.
 
@@ -159,7 +175,7 @@ class Shared:
 
     def long(
         self,
-        triggers: Any,
+        trigger: Callable[..., Any],
         handler: Callable[..., Any],
         inputs: Any,
         outputs: Any,
@@ -167,9 +183,14 @@ class Shared:
         show_on: Any = None,
         js: str = STARTED,
     ) -> Any:
-        """Connect a long handler: one at a time, shown in the header, ended by Stop; returns the event."""
-        event = gr.on(
-            triggers if isinstance(triggers, list) else [triggers],
+        """Connect a long handler: one at a time, shown in the header, ended by Stop; returns the event.
+
+        Args:
+            trigger: such as `button.click`, or `event.success`.
+            show_on: where the wait is shown beside the header, if anywhere.
+            js: runs in the browser first; it says "np-started", as `STARTED` does.
+        """
+        event = trigger(
             handler,
             inputs,
             outputs,

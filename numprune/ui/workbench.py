@@ -1,20 +1,17 @@
-"""The models of the dashboard, shared by all browser tabs, and what each tab has open."""
+"""The models of the dashboard, shared by all browser tabs."""
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
-import pandas as pd
 import psutil
 import torch
 
 from numprune.allocation.threshold import allocate
 from numprune.calibration import CalibrationStats, calibrate
 from numprune.errors import CancelEvent, InputError, Progress, check_cancelled
-from numprune.evaluation.cells import Cell
 from numprune.evaluation.uniform import cost_of_uniform
 from numprune.loading import load
 from numprune.models import Model, embedded_models
@@ -24,10 +21,11 @@ from numprune.plan.recipe import CalibrationRecipe, Recipe
 from numprune.pruning import prune
 from numprune.scoring import ScoreTable, score
 from numprune.scoring.score_file import shipped_scores
-from numprune.ui.pictures import Exhibition
-from numprune.ui.records import Finding, Loaded, Opened, Point, Tab
+from numprune.ui.priced import predicted_loss
+from numprune.ui.records import Loaded, Opened
 from numprune.ui.serving import Policy
 from numprune.ui.session import LoadRequest, Session
+from numprune.ui.visits import Visits
 
 DEFAULT = PRESETS[DEFAULT_PRESET]
 FALLBACK = PRESETS["paper"]
@@ -44,7 +42,7 @@ def default_budget(device: torch.device) -> int:
     return total * 4 // 5
 
 
-class Workbench:
+class Workbench(Visits):
     """Models by request, shared, and pruned models by tab, freed when their (last) browser tab closes.
 
     `opened` is the model the program starts with; `start` is the request a first visit makes. `budget` bounds
@@ -52,14 +50,13 @@ class Workbench:
     """
 
     def __init__(self, opened: Model, *, policy: Policy | None = None, budget: int | None = None) -> None:
-        self._lock = threading.RLock()
+        super().__init__()
         # Two computations at once share the threads of the linear algebra, and its rounding depends on how many there
         # are: only one at a time gives the same bits each time.
         self._computing = threading.Lock()
         self._building: dict[LoadRequest, threading.Lock] = {}
         self._opened: dict[LoadRequest, Opened] = {}
         self._claims: dict[LoadRequest, set[str]] = {}
-        self._tabs: dict[str, Tab] = {}
         self._first = opened
         self.policy = policy or Policy()
         self.budget = default_budget(opened.device) if budget is None else budget
@@ -207,10 +204,24 @@ class Workbench:
 
     def dense(self, session: Session) -> Loaded:
         """The session's dense model, with the scores its recipe goes by."""
-        opened, scorer = self._of(session), session.recipe.scorer
+        return self.scored_by(session, session.recipe.scorer)
+
+    def scored_by(self, session: Session, scorer: str) -> Loaded:
+        """The session's dense model, with the scores of a scorer.
+
+        Raises:
+            InputError: it has none of it.
+        """
+        opened = self._of(session)
         if scorer not in opened.scores:
             raise InputError(f"The model is not scored by {scorer} yet; choose a method that uses it.")
         return Loaded(session.dense, opened.model, opened.scores[scorer], opened.stats)
+
+    def first(self, session: Session) -> Loaded:
+        """The session's dense model, with the scores it was opened by."""
+        opened = self._of(session)
+        scorer = next((each for each in FIRST_SCORERS if each in opened.scores), None) or next(iter(opened.scores))
+        return self.scored_by(session, scorer)
 
     def scored(self, session: Session, scorer: str) -> bool:
         """Whether the session's model is scored by this scorer."""
@@ -251,54 +262,22 @@ class Workbench:
 
     # Sessions.
 
-    def fresh(self, loaded: Loaded, ratio: float = Recipe().ratio) -> Session:
-        """A session that has just opened a model: the default method, or the paper's where the model is scored for
-        that one only."""
-        recipe = Recipe(
+    def recipe(self, loaded: Loaded, ratio: float = Recipe().ratio) -> Recipe:
+        """A recipe by the scores of a model, with nothing else decided."""
+        return Recipe(
             model=loaded.model.name,
             fingerprint=loaded.scores.fingerprint,
             calibration=used_calibration(loaded.model, loaded.request.calibration, loaded.stats),
+            scorer=loaded.scores.scorer,
             ratio=ratio,
         )
+
+    def fresh(self, loaded: Loaded, ratio: float = Recipe().ratio) -> Session:
+        """A session that has just opened a model: the default method, or the paper's where the model is scored for
+        that one only."""
+        recipe = self.recipe(loaded, ratio)
         method = next((each for each in (DEFAULT, FALLBACK) if each.settings["scorer"] == loaded.scores.scorer), None)
-        recipe = recipe.replace(scorer=loaded.scores.scorer) if method is None else method.applied(recipe)
-        return Session(loaded.request, recipe)
-
-    def enter(self, owner: str, session: Session) -> None:
-        """Make this the tab's session; what it made of another model is freed."""
-        with self._lock:
-            self._tabs[owner] = self._tabs.get(owner, Tab()).emptied(session)
-
-    def session(self, owner: str) -> Session:
-        """The tab's session.
-
-        Raises:
-            InputError: it has none, as after a restart of the program.
-        """
-        with self._lock:
-            tab = self._tabs.get(owner)
-        if tab is None or tab.session is None:
-            raise InputError("This page was forgotten by the program; reload it, the recipe comes back.")
-        return tab.session
-
-    def change(self, owner: str, how: Callable[[Session], Session]) -> Session:
-        """Change the tab's session, one change after the other; when `how` raises, it stays as it was."""
-        with self._lock:
-            tab, session = self._tabs.get(owner), how(self.session(owner))
-            tab.session = session
-        return session
-
-    def token(self, owner: str) -> str:
-        """The secret name of a tab, for its own page."""
-        with self._lock:
-            return self._tabs.setdefault(owner, Tab()).token
-
-    def owner_of_token(self, token: Any) -> str | None:
-        """The tab that goes by this secret name; None when there is none."""
-        with self._lock:
-            return next((owner for owner, tab in self._tabs.items() if tab.token == token), None)
-
-    # What tabs made.
+        return Session(loaded.request, recipe if method is None else method.applied(recipe))
 
     def prune(
         self,
@@ -322,82 +301,15 @@ class Workbench:
                 model.report.notes.append(cost)
         check_cancelled(cancel)
         with self._lock:
-            variants = self._tabs.setdefault(owner, Tab()).variants
+            tab = self._tab(owner)
+            variants = tab.variants
             name, number = wanted, 1
             while name in variants:
                 number += 1
                 name = f"{wanted} ({number})"
             variants[name] = model
+            tab.predicted[name] = predicted_loss(loaded.scores, plan)
         return name
-
-    def variants(self, owner: str) -> Mapping[str, Model]:
-        """The tab's pruned models by name, oldest first."""
-        with self._lock:
-            return dict(self._tabs.get(owner, Tab()).variants)
-
-    def pruned(self, owner: str, name: str | None = None) -> Model:
-        """A pruned model of the tab; the newest when no name is given."""
-        variants = self.variants(owner)
-        if not variants:
-            raise InputError("There is no pruned model yet; press Prune and compare.")
-        name = next(reversed(variants)) if name is None else name
-        if name not in variants:
-            raise InputError(f"There is no pruned model '{name}' any more; press Prune and compare.")
-        return variants[name]
-
-    def remove(self, owner: str, name: str) -> None:
-        """Free one of the tab's pruned models."""
-        self.pruned(owner, name)
-        with self._lock:
-            self._tabs[owner].variants.pop(name, None)
-            self._tabs[owner].points.pop(name, None)
-
-    def find(self, owner: str, title: str, table: pd.DataFrame, *parts: Any) -> None:
-        """Keep a result of the tab for its report; an earlier one of that title is replaced."""
-        with self._lock:
-            self._tabs.setdefault(owner, Tab()).findings[title] = Finding(parts, table)
-
-    def findings(self, owner: str) -> Mapping[str, Finding]:
-        """The tab's results by title."""
-        with self._lock:
-            return dict(self._tabs.get(owner, Tab()).findings)
-
-    def point(self, owner: str, point: Point) -> None:
-        """Keep a measured loss of the tab; an earlier one of that name is replaced."""
-        with self._lock:
-            self._tabs.setdefault(owner, Tab()).points[point.name] = point
-
-    def points(self, owner: str) -> Sequence[Point]:
-        """The tab's measured losses."""
-        with self._lock:
-            return list(self._tabs.get(owner, Tab()).points.values())
-
-    def exhibit(self, owner: str, shown: Exhibition) -> None:
-        """Keep the images of the tab, so that pairs of them can be looked at."""
-        with self._lock:
-            self._tabs.setdefault(owner, Tab()).exhibition = shown
-
-    def exhibition(self, owner: str) -> Exhibition:
-        """The tab's images; raises InputError when there are none."""
-        with self._lock:
-            shown = self._tabs.get(owner, Tab()).exhibition
-        if shown is None:
-            raise InputError("There are no images yet; press Draw side by side.")
-        return shown
-
-    def keep_cells(self, owner: str, cells: Sequence[Cell]) -> None:
-        """Keep all cells of one run, in the place of those of that run; it becomes the one that is shown."""
-        runs = {cell.run for cell in cells}
-        with self._lock:
-            tab = self._tabs.setdefault(owner, Tab())
-            tab.cells = [*(cell for cell in tab.cells if cell.run not in runs), *cells]
-
-    def cells(self, owner: str, run: str | None = None) -> list[Cell]:
-        """The tab's cells of a run; of the one that is shown when none is given."""
-        with self._lock:
-            cells = list(self._tabs.get(owner, Tab()).cells)
-        run = cells[-1].run if cells and run is None else run
-        return [cell for cell in cells if cell.run == run]
 
     def release(self, owner: str, keep: LoadRequest | None = None) -> None:
         """Free what only `owner` used, its pruned models included, except its claim on `keep`."""

@@ -8,16 +8,18 @@ A file `tabs/NAME.py` has one function::
 
 which `numprune.ui.app` calls once, inside an open `gr.Tab`. It makes the components, says what follows when something
 on the page changes, and connects the events. A tab imports `numprune.ui.shared` and whatever stands below it; never
-`numprune.ui.app`, never another tab. What two tabs use (a text to measure on, the choice of models) is a field of
-`Shared`, or a file beside it.
+`numprune.ui.app`, never another tab. What two tabs use (`shared.making`: prompts, sampling, the text to measure on) is a
+field of `Shared`, or a file beside it.
 
 **Being drawn.** Parts register with ``shared.redraw(moment, outputs, show)``: at that moment `show(view)` returns new
-values of `outputs`. Moments, each including those before it in this list where it makes sense:
+values of `outputs`. The moments are:
 
 - ``"opened"``: a model was opened in the tab; start empty, fit the controls to `view.loaded.model`.
 - ``"planned"``: the recipe changed; runs on every move of the ratio, so it must be quick and its values small.
 - ``"kept"``: the pruned models of the tab changed (`view.variants`).
 - ``"measured"``: something was measured (`view.points`); the frontier draws its points anew.
+- ``"compared"``: what models wrote, drew or measured is new; the columns are drawn anew.
+- ``"selected"``: another unit was selected. ``"sensed"``: the model's own loss was asked about every module.
 
 A handler that causes such a moment says so: its outputs are ``shared.outputs("kept", "measured") | {own}``, and it
 returns ``shared.updates(view, "kept", "measured") | {own: value}``. Outputs are collected when the events are

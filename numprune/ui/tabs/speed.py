@@ -13,12 +13,12 @@ from numprune.evaluation.speed_comparison import FEWEST, SpeedComparison, compar
 from numprune.evaluation.sweep import SweepPoint, sweep
 from numprune.models import Model
 from numprune.ui import html, race
+from numprune.ui.comparison import DENSE
 from numprune.ui.edits import ratios_of
 from numprune.ui.figures import sweep_chart
 from numprune.ui.shared import Shared, Updates, View
 
 SPEED, BY_RATIO = "Speed", "Speed and memory by ratio"
-DENSE = "Dense"
 BATCHES = (1, 8)
 PROMPT = (
     "Once upon a time, a little rabbit lived in a small house near the river. Every morning she went out to look for"

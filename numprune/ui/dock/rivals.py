@@ -1,9 +1,8 @@
-"""Part of step 2: where another scorer disagrees with the one on the page."""
+"""Where another scorer disagrees with the one the plan goes by."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 import numpy as np
@@ -16,14 +15,13 @@ from numprune.plan.plan import PruningPlan
 from numprune.scoring import SCORERS, ScoreTable
 from numprune.scoring.comparison import agreement
 from numprune.ui import heatmap, html
+from numprune.ui.edits import UNREADABLE, checked_unit
 from numprune.ui.heatmap import Rows, difference_heatmap, most_apart
-from numprune.ui.page import ACCELERATOR, LIVE, Updates, toasts
-from numprune.ui.session import Session, Unit
-from numprune.ui.steps.load import unit_name
-from numprune.ui.workbench import Loaded, reporter
-
-if TYPE_CHECKING:
-    from numprune.ui.page import Page
+from numprune.ui.map import ring, selecting
+from numprune.ui.map_data import unit_name
+from numprune.ui.records import Loaded
+from numprune.ui.session import Unit
+from numprune.ui.shared import QUICK, Shared, Updates, View, owner_of, toasts
 
 COMPARED = "Scorers compared"
 LISTED = 200
@@ -156,15 +154,18 @@ class RivalsPart:
     units: gr.Dataframe
 
     @property
-    def outputs(self) -> set[Any]:
+    def outputs(self) -> set[gr.components.Component]:
         return {self.result, self.heads, self.channels, self.figures, self.units}
 
-    def clear(self) -> Updates:
-        return {self.result: gr.Column(visible=False)}
-
-    def show(self, loaded: Loaded, plan: PruningPlan, rival: ScoreTable, session: Session) -> Updates:
-        found = Rivalry.at(loaded, plan, rival)
-        pictures, disputed = found.pictures(session.selected), found.disputed()
+    def show(self, view: View) -> Updates:
+        """The comparison by the plan as it is; nothing while the part is not open."""
+        rival = view.workbench.rival(view.session)
+        if rival is None:
+            return {self.result: gr.Column(visible=False)}
+        if view.workbench.look(view.owner).dock != "rivals":
+            return {}
+        found = Rivalry.at(view.loaded, view.plan, rival)
+        pictures, disputed = found.pictures(view.session.selected), found.disputed()
         shown = f"the {LISTED} farthest apart" if len(disputed) > LISTED else "all"
         return {
             self.result: gr.Column(visible=True),
@@ -178,74 +179,85 @@ class RivalsPart:
         }
 
 
-def build() -> RivalsPart:
-    with gr.Accordion("Compare with another scorer", open=False, elem_id="np-rivals"):
-        with gr.Row(equal_height=False):
-            against = gr.Dropdown(
-                list(SCORERS),
-                value="wanda_sp",
-                label="Compare with",
-                info="Scores the same model on the same calibration and shows where both disagree.",
-                scale=3,
-                min_width=300,
-            )
-            compare = gr.Button("Compare scores", variant="secondary", scale=1, min_width=160)
-        with gr.Column(visible=False) as result:
-            gr.Markdown(
-                "Ranks run from 0 to 1 in every layer. A cross, or white in the strip under a layer, marks what only"
-                " one of the two would remove at the sizes of the plan. Click a cell or a row to see that unit.",
-                elem_classes="np-help",
-            )
-            with gr.Row():
-                with gr.Column(min_width=320):
-                    heads = gr.HTML("", js_on_load=heatmap.JS)
-                with gr.Column(min_width=320):
-                    channels = gr.HTML("", js_on_load=heatmap.JS)
-            with gr.Row():
-                with gr.Column(min_width=320):
-                    figures = gr.HTML("")
-                with gr.Column(min_width=320):
-                    units = gr.Dataframe(
-                        interactive=False,
-                        label="Units that only one of them removes",
-                        max_height=320,
-                        elem_classes="np-grid",
-                    )
-    return RivalsPart(against, compare, result, heads, channels, figures, units)
+def build(shared: Shared, map_: gr.HTML) -> RivalsPart:
+    with gr.Row(equal_height=False, elem_classes="np-line"):
+        against = gr.Dropdown(list(SCORERS), value="wanda_sp", label="Other scorer", min_width=160, scale=1)
+        compare = gr.Button("Compare scores", variant="secondary", scale=0, min_width=140)
+        gr.HTML(
+            "<p class='np-notes'>Ranks run from 0 to 1 in every layer. A cross, or white in the strip under a layer,"
+            " marks what only one of the two would remove at the sizes of the plan. Click a cell or a row to see that"
+            " unit.</p>",
+            js_on_load=None,
+            scale=4,
+        )
+    with gr.Column(visible=False, elem_id="np-rivals") as result:
+        with gr.Row():
+            with gr.Column(min_width=320):
+                heads = gr.HTML("", js_on_load=heatmap.JS)
+            with gr.Column(min_width=320):
+                channels = gr.HTML("", js_on_load=heatmap.JS)
+        with gr.Row():
+            with gr.Column(min_width=320):
+                figures = gr.HTML("")
+            with gr.Column(min_width=320):
+                units = gr.Dataframe(
+                    interactive=False,
+                    label="Units that only one of them removes",
+                    max_height=320,
+                    elem_classes="np-grid",
+                )
+    part = RivalsPart(against, compare, result, heads, channels, figures, units)
+    for moment in ("opened", "planned", "docked"):
+        shared.redraw(moment, part.outputs, part.show)
+    shared.later(lambda: _wire(shared, part, map_))
+    return part
 
 
-def wire(page: Page) -> None:
-    part = page.inspect.rivals
+def _wire(shared: Shared, part: RivalsPart, map_: gr.HTML) -> None:
+    def compare_scores(against: str, request: gr.Request) -> Updates:
+        """Score by the other method and show where both part."""
+        owner, workbench = owner_of(request), shared.workbench
+        with shared.job(request) as job:
+            session = workbench.session(owner)
+            if against == session.recipe.scorer:
+                raise InputError(f"The plan goes by {against} itself; choose another scorer to compare it with.")
+            workbench.score_by(session, against, progress=job.progress, cancel=job.cancel)
+            view = shared.change(request, lambda now: replace(now, against=against))
+            return part.show(view)
 
-    def compare_scores(
-        given: Updates,
-        request: gr.Request,
-        bar: gr.Progress = gr.Progress(),  # noqa: B008
-    ) -> Updates:
-        """Score by the other method; a second, quick handler shows it."""
-        with page.job(request) as cancel:
-            session = replace(given[page.session], against=given[part.against] or "")
-            if session.against == page.workbench.dense(session).scores.scorer:
-                raise InputError(f"The page shows {session.against} itself; choose another scorer to compare it with.")
-            page.workbench.score_by(session, session.against, progress=reporter(bar), cancel=cancel)
-            return {part.against: session.against}
+    def chosen(view: View, unit: Unit, request: gr.Request) -> Updates:
+        view = shared.change(request, selecting(unit))
+        return shared.updates(view, "selected") | {map_: gr.HTML(selected=ring(view))}
 
-    def show(given: Updates) -> Updates:
+    def clicked(kind: Kind):
+        def select(request: gr.Request, event: gr.EventData) -> Updates:
+            with toasts():
+                view = shared.view(request)
+                rival = view.workbench.rival(view.session)
+                data = event._data if isinstance(event._data, dict) else {}
+                row, column = data.get("row"), data.get("column")
+                if rival is None or not (isinstance(row, int) and isinstance(column, int)):
+                    raise InputError(UNREADABLE)
+                rows = Rivalry.at(view.loaded, view.plan, rival).rows(kind)[0]
+                inside = 0 <= row < len(rows.scores) and 0 <= column < rows.bins and rows.scores[row] is not None
+                index = rows.unit_at(row, column, "index") if inside else None
+                if index is None:
+                    raise InputError("There is nothing in that cell; choose another one.")
+                return chosen(view, Unit(ModuleKey(row, kind), index), request)
+
+        return select
+
+    def listed(request: gr.Request, event: gr.SelectData) -> Updates:
         with toasts():
-            session = replace(given[page.session], against=given[part.against])
-            rival = page.workbench.rival(session)
-            if rival is None:
-                raise InputError("Another model was opened meanwhile; press Compare scores again.")
-            loaded, plan = page.workbench.dense(session), page.workbench.plan(session)
-            return {page.session: session, **part.show(loaded, plan, rival, session)}
+            view, row = shared.view(request), event.row_value
+            if not isinstance(row, list) or len(row) < 3:
+                raise InputError(UNREADABLE)
+            return chosen(view, checked_unit(view.loaded.scores, f"{row[0]}.{row[1]}", int(row[2])), request)
 
-    event = part.compare.click(
-        compare_scores,
-        {page.session, part.against},
-        {part.against},
-        api_visibility="private",
-        show_progress_on=part.against,
-        **ACCELERATOR,
-    )
-    page.stoppable.append(event)
-    event.success(show, {page.session, part.against}, {page.session, *part.outputs}, **LIVE)
+    shared.long(part.compare.click, compare_scores, part.against, part.outputs, show_on=part.against)
+    outputs = shared.outputs("selected") | {map_}
+    shared.selections += [
+        part.heads.select(clicked("attention"), None, outputs, **QUICK),
+        part.channels.select(clicked("mlp"), None, outputs, **QUICK),
+        part.units.select(listed, None, outputs, **QUICK),
+    ]
