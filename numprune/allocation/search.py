@@ -12,8 +12,9 @@ from itertools import pairwise
 import numpy as np
 import pandas as pd
 
+from numprune.allocation.cuts import ModuleCut
 from numprune.allocation.exchange import exchange_budget, pinned, removed_parameters, spends
-from numprune.allocation.threshold import ModuleCut, allocate
+from numprune.allocation.threshold import allocate
 from numprune.allocation.trial import FittedTrial, MaskedTrial, trial_for
 from numprune.calibration.statistics import CalibrationStats
 from numprune.errors import CancelEvent, InputError, Progress, check_cancelled

@@ -16,8 +16,8 @@ from numprune.errors import InputError
 from numprune.generation import Sampling, generate
 from numprune.models.placement import dtype_name
 from numprune.plan.recipe import CalibrationRecipe, Recipe
-from numprune.ui.downloads import Downloads
 from numprune.ui.comparison import DENSE, measure_one, prompts_of
+from numprune.ui.downloads import Downloads
 from numprune.ui.image_columns import exhibition
 from numprune.ui.jobs import Jobs
 from numprune.ui.model_form import texts_folder

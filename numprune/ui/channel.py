@@ -17,7 +17,7 @@ from numprune.plan.recipe import Recipe
 from numprune.ui.edits import UNREADABLE, NeedsWork, Situation, adopted, applied, decisions, numbered
 from numprune.ui.figures import sensitivity_curves
 from numprune.ui.map_data import plan_data
-from numprune.ui.priced import curve, predicted_loss
+from numprune.ui.priced import prediction
 from numprune.ui.session import Session
 from numprune.ui.shared import QUICK, Shared, Updates, View, owner_of, toasts
 from numprune.ui.workbench import Workbench
@@ -74,8 +74,7 @@ def previewed(workbench: Workbench, data: Any) -> dict[str, Any] | None:
 def drawn(view: View) -> dict[str, Any]:
     """The plan of a view, as the page draws it."""
     loaded, plan = view.loaded, view.plan
-    prices = {"loss": predicted_loss(loaded.scores, plan), "curve": curve(loaded.scores, plan.recipe)}
-    return plan_data(loaded, plan, view.workbench.look(view.owner)) | prices
+    return plan_data(loaded, plan, view.workbench.look(view.owner)) | prediction(loaded.scores, plan.recipe)
 
 
 def plan_of(view: View, *, seen: int | None = None, work: dict[str, Any] | None = None) -> dict[str, Any]:

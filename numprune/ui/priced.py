@@ -1,30 +1,28 @@
-"""The predicted loss, where the scores are prices."""
+"""The predicted loss as the page shows it: nothing where the scores are no prices."""
 
 from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
-
+from numprune.allocation import frontier
 from numprune.plan.plan import PruningPlan
 from numprune.plan.recipe import Recipe
-from numprune.scoring import ScoreTable
-
-GRID = np.linspace(0, 0.9, 91)
+from numprune.scoring import PRICED, ScoreTable
 
 
 def predicted_loss(scores: ScoreTable, plan: PruningPlan) -> float | None:
-    if scores.scorer != "fisher" or plan.recipe.removal != "units":
-        return None
-    return sum(float(m.units[plan.removed(key)].sum()) * m.cost for key, m in scores.modules.items()) / 1e6
+    """What a plan is predicted to add to the loss, in nats a token; None where nobody can tell."""
+    return frontier.predicted_loss(scores, plan) if _known(scores, plan.recipe) else None
 
 
-def curve(scores: ScoreTable, recipe: Recipe) -> dict[str, Any] | None:
-    if scores.scorer != "fisher" or recipe.removal != "units":
-        return None
-    units = np.concatenate([m.units for m in scores.modules.values()])
-    costs = np.concatenate([np.full(len(m.units), m.cost) for m in scores.modules.values()])
-    order = np.argsort(units, kind="stable")
-    share, loss = np.cumsum(costs[order]) / costs.sum(), np.cumsum((units * costs)[order]) / 1e6
-    at = np.searchsorted(share, GRID[1:])
-    return {"reached": [0, *share[at].round(4).tolist()], "loss": [0, *loss[at].round(5).tolist()]}
+def prediction(scores: ScoreTable, recipe: Recipe) -> dict[str, Any]:
+    """The predicted `loss` of a recipe's plan and the `curve` it lies on, both None where nobody can tell."""
+    if not _known(scores, recipe):
+        return {"loss": None, "curve": None}
+    found = frontier.frontier(scores, recipe)
+    curve = {"reached": found.reached.round(4).tolist(), "loss": found.loss.round(5).tolist()}
+    return {"loss": found.plan_loss, "curve": curve}
+
+
+def _known(scores: ScoreTable, recipe: Recipe) -> bool:
+    return scores.scorer in PRICED and recipe.removal == "units"

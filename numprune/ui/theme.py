@@ -6,7 +6,7 @@ from pathlib import Path
 
 import gradio as gr
 
-from numprune.ui import heatmap, map, pictures, texts
+from numprune.ui import heatmap, map, pictures, race, texts
 from numprune.ui.dock import layers
 
 HERE = Path(__file__).parent
@@ -40,4 +40,4 @@ THEME = gr.themes.Base(
 PIECES = (HERE / "pieces.css").read_text(encoding="utf8")
 """Cards, tables and notes, as `html` makes them; the report uses them too."""
 PAGE = (HERE / "page.css").read_text(encoding="utf8")
-CSS = "\n".join([PAGE, PIECES, heatmap.CSS, map.CSS, layers.CSS, texts.CSS, pictures.CSS])
+CSS = "\n".join([PAGE, PIECES, heatmap.CSS, map.CSS, layers.CSS, texts.CSS, pictures.CSS, race.CSS])

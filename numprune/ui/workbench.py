@@ -20,6 +20,7 @@ from numprune.plan.presets import DEFAULT_PRESET, PRESETS, method_of
 from numprune.plan.recipe import CalibrationRecipe, Recipe
 from numprune.pruning import prune
 from numprune.scoring import ScoreTable, score
+from numprune.scoring.score_file import shipped_scores
 from numprune.ui.priced import predicted_loss
 from numprune.ui.records import Loaded, Opened
 from numprune.ui.serving import Policy
@@ -138,8 +139,11 @@ class Workbench(Visits):
         progress: Progress | None,
         cancel: CancelEvent | None,
     ) -> None:
-        stats = self._calibrate(request, opened, progress, cancel)
-        opened.scores[scorer] = score(opened.model, stats, scorer=scorer, progress=progress, cancel=cancel)
+        scores = shipped_scores(opened.model, scorer, request.calibration)
+        if scores is None:
+            stats = self._calibrate(request, opened, progress, cancel)
+            scores = score(opened.model, stats, scorer=scorer, progress=progress, cancel=cancel)
+        opened.scores[scorer] = scores
 
     def _score_first(
         self,
