@@ -91,4 +91,4 @@ def synthetic(shape: Shape, seed: int = 0) -> Loaded:
         modules[block.key] = ModuleScores(units, channels, block.cost, block.remainder)
     scores = ScoreTable(modules, "fisher", 0.5, model.name, "synthetic", model.parameters)
     stats = CalibrationStats({}, "self", 0, 0, 0, 0, "synthetic")
-    return Loaded(LoadRequest(model.name), model, stats, scores)
+    return Loaded(LoadRequest(model.name), model, scores, stats)

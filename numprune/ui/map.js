@@ -122,7 +122,7 @@ function brief() {
 }
 
 function strips() {
-  const canvas = $(".np-strips"), { bins } = scores.grids.mlp, height = 4;
+  const canvas = $(".np-strips"), bins = stripColumns(), height = 4;
   canvas.hidden = sorted("mlp");
   if (canvas.hidden || !plan.strips) return;
   [canvas.width, canvas.height] = [bins, scores.layers * height];
@@ -186,13 +186,16 @@ function describe(kind, row, place) {
   }
   const per = grid.widest / grid.bins, first = Math.floor(column * per), last = Math.max(first, Math.ceil((column + 1) * per) - 1);
   const hand = plan.forced[`${row}.${kind}.${first}`];
-  const goes = kind === "attention" ? plan.heads[row][column] === "1" : stripAt(row, column);
+  const goes = kind === "attention" ? plan.heads[row][column] === "1" : stripAt(row, place);
   return `Layer ${row}, ${word(kind)} ${first}${last > first ? ` to ${last}` : ""}\nscore ${value}, ` +
     `${goes ? "goes" : "stays"}${hand ? " by hand" : ""}`;
 }
 
-function stripAt(row, column) {
-  const bits = plan.strips ? bytes(plan.strips[row]) : [];
+// As many as the server packs into its bits; its map_data.STRIP.
+const stripColumns = () => Math.min(512, scores.grids.mlp.bins);
+
+function stripAt(row, place) {
+  const bits = plan.strips ? bytes(plan.strips[row]) : [], column = Math.floor(place * stripColumns());
   return Boolean(bits[column >> 3] & (128 >> (column & 7)));
 }
 

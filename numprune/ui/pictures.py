@@ -89,9 +89,15 @@ class Exhibition:
         seen = int(verdicts.classes[index])
         return f"{self.names[seen]} {float(verdicts.confidence[index]):.0%}", seen == self.classes[index]
 
-    def html(self, names: Sequence[str] | None = None, *, pairs: bool = False) -> str:
-        """One column for each of these models, or of all; with `pairs` an image can be clicked, to be looked at beside
-        the dense model's."""
+    def html(
+        self, names: Sequence[str] | None = None, *, pairs: bool = False, heads: Mapping[str, str] | None = None
+    ) -> str:
+        """One column for each of these models, or of all.
+
+        Args:
+            pairs: whether an image can be clicked, to be looked at beside the dense model's.
+            heads: HTML that stands beside a model's name in the place of how long it drew.
+        """
         frames = ""
         shown_models = [name for name in self.drawn if names is None or name in names]
         for model in shown_models:
@@ -112,10 +118,8 @@ class Exhibition:
                 figures += f"<figure>{image}<figcaption>{caption}</figcaption></figure>"
             n = len(self.classes)
             speed = f"{n} images in {drawn.seconds:.2f} s: {n / drawn.seconds:.1f} images/s"
-            frames += (
-                f"<section><header><h3>{escape(model)}</h3><span>{speed}, {drawn.seconds / n:.3f} s an image</span>"
-                f"</header><div>{figures}</div></section>"
-            )
+            head = (heads or {}).get(model, f"<span>{speed}, {drawn.seconds / n:.3f} s an image</span>")
+            frames += f"<section><header><h3>{escape(model)}</h3>{head}</header><div>{figures}</div></section>"
         return f"<div class='np-pictures' style='--n:{len(shown_models)}'>{frames}</div>"
 
     def table(self) -> pd.DataFrame:
