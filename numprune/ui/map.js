@@ -1,6 +1,8 @@
 // One row a layer: heads | share that goes | channels | share that goes. The nodes belong to this script; scores come as
 // the prop `scores`, the selected unit as `selected`, the plan by "np-plan" and, while something is dragged,
 // "np-preview". Edits leave by "np-edit".
+// The channels' overlay is 1000 wide and as high as it is on the screen: an SVG that is stretched much more one way than
+// the other is drawn blurred by some browsers.
 const $ = (query) => element.querySelector(query), all = (query) => [...element.querySelectorAll(query)];
 const KINDS = ["attention", "mlp"], NEAR = 9, NEAR_TOUCH = 22, SLIM = 9;
 const CIVIDIS = [[0, 34, 78], [18, 53, 112], [59, 73, 108], [87, 93, 109], [112, 113, 115], [138, 134, 120],
@@ -50,7 +52,7 @@ function build() {
     const grid = scores.grids[kind];
     grid.steps = new Uint16Array(bytes(grid.values.data).buffer);
     paint(box(kind).querySelector("canvas"), bytes(grid.cells), layers, grid.bins);
-    box(kind).querySelector("svg").setAttribute("viewBox", `0 0 ${kind === "mlp" ? 1000 : grid.bins} ${layers}`);
+    box(kind).querySelector("svg").setAttribute("viewBox", kind === "mlp" ? `0 0 1000 ${layers * rowHeight}` : `0 0 ${grid.bins} ${layers}`);
     const name = `${word(kind)[0].toUpperCase()}${word(kind).slice(1)}s`;
     box(kind).setAttribute("aria-label", `${name}: arrow keys walk, Enter explains, K keeps, P prunes, A leaves to its score`);
   }
@@ -139,12 +141,12 @@ function strips() {
 function edges() {
   const line = sorted("mlp") ? plan.gone.mlp.map((count, row) => {
     const cut = units("mlp", row) ? (1000 * count) / units("mlp", row) : 0;
-    return `${row ? "L" : "M"}${cut.toFixed(1)} ${row}V${row + 1}`;
+    return `${row ? "L" : "M"}${cut.toFixed(1)} ${row * rowHeight}V${(row + 1) * rowHeight}`;
   }).join("") : "";
   all(".np-channels .np-edge").forEach((path) => path.setAttribute("d", line));
   $(".np-channels .np-held").setAttribute("d", sorted("mlp") ? plan.locks.filter((key) => key.endsWith(".mlp")).map((key) => {
     const row = parseInt(key);
-    return `M${(1000 * gone("mlp", row)) / units("mlp", row)} ${row}v1`;
+    return `M${(1000 * gone("mlp", row)) / units("mlp", row)} ${row * rowHeight}v${rowHeight}`;
   }).join("") : "");
   for (const kind of KINDS) all(`.np-bars[data-kind=${kind}] > div`).forEach((bar, row) => units(kind, row) && fill(bar, kind, row));
 }
@@ -170,8 +172,8 @@ function ring() {
   const [row, kind] = chosen.key.split("."), wide = kind === "mlp" ? 1000 : scores.grids.attention.bins;
   const width = kind === "mlp" ? Math.max(3, 1000 / scores.grids.mlp.bins) : 1;
   cursor[kind] = [+row, chosen.place];
-  const left = clamp(chosen.place * wide - width / 2, 0, wide - width);
-  box(kind).querySelector(".np-ring").setAttribute("d", `M${left.toFixed(2)} ${row}h${width}v1h-${width}z`);
+  const left = clamp(chosen.place * wide - width / 2, 0, wide - width), high = kind === "mlp" ? rowHeight : 1;
+  box(kind).querySelector(".np-ring").setAttribute("d", `M${left.toFixed(2)} ${row * high}h${width}v${high}h-${width}z`);
 }
 
 function describe(kind, row, place) {

@@ -29,6 +29,7 @@ CSS = """
 .np-pictures figure { margin: 0; min-width: 0; }
 .np-pictures img { display: block; width: 100%; border-radius: 4px; margin: 0; }
 .np-pictures img.np-small { image-rendering: pixelated; }
+.np-pictures .np-what { display: block; }
 .np-pictures figcaption { font-size: .78rem; line-height: 1.3; margin-top: .2rem; overflow-wrap: anywhere;
   color: var(--body-text-color-subdued); }
 .np-pictures .np-wrong { color: var(--body-text-color); font-weight: 700; text-decoration: underline 1.5px #c77328;
@@ -104,10 +105,10 @@ class Exhibition:
             drawn = self.drawn[model]
             figures = ""
             for index, title in enumerate(self.titles):
-                verdict, caption = self.verdict(model, index), escape(title)
+                verdict, caption = self.verdict(model, index), f"<span class='np-what'>{escape(title)}</span>"
                 if verdict is not None:
                     mark, kind = ("✓", "") if verdict[1] else ("✗", " class='np-wrong'")
-                    caption += f"<br><span{kind} title='What the judge sees'>{mark} {escape(verdict[0])}</span>"
+                    caption += f" <span{kind} title='What the judge sees'>{mark} {escape(verdict[0])}</span>"
                 small = " class='np-small'" if drawn.images.shape[-1] <= SMALL else ""
                 alt = escape(f"{model}: {title}", quote=True)
                 source = data_uri(shown(drawn.images[index]))
