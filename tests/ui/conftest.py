@@ -2,7 +2,7 @@ from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
-from servers import served
+from servers import parts_of, served
 
 from numprune.loading import load
 from numprune.plan.recipe import CalibrationRecipe
@@ -49,8 +49,9 @@ def pruned(view):
 
 @pytest.fixture
 def page(view):
-    """The composed page of the view's workbench: what its parts share, and its handlers by name."""
+    """The composed page of the view's workbench: what its parts share, its handlers by name, and the tab's request."""
     blocks, shared = compose(view.workbench)
+    shared.parts = parts_of(blocks)
     return shared, {fn.name: fn.fn for fn in blocks.fns.values()}, SimpleNamespace(session_hash=TAB)
 
 
