@@ -84,12 +84,12 @@ def verdict(comparison: SpeedComparison) -> str:
 
 
 def _sentence(first: Timed, timed: Timed, promised: float) -> str:
-    gain, low, high = timed.decode_gain
-    runs = f"{low:.2f}x to {high:.2f}x in {timed.speed.repetitions} runs each, in turn"
-    if low <= 1 <= high:
-        said = f"{timed.name} decodes {gain:.2f}x as fast as {first.name}, which may be chance ({runs})"
-    else:
-        said = f"{timed.name} decodes {gain:.2f}x as fast as {first.name}{'' if gain > 1 else ', so slower'} ({runs})"
+    middle, low, high = timed.decode_gain
+    remark = ", which may be chance" if low <= 1 <= high else "" if middle > 1 else ", so slower"
+    said = (
+        f"{timed.name} decodes {middle:.2f}x as fast as {first.name}{remark} ({low:.2f}x to {high:.2f}x in"
+        f" {timed.speed.repetitions} runs each, in turn)"
+    )
     return f"{said}; its sizes promise {promised:.2f}x."
 
 
@@ -111,10 +111,10 @@ def figures(comparisons: Sequence[SpeedComparison]) -> str:
         (
             f"{timed.name}, batch {timed.speed.batch}",
             spread(timed.speed.decode),
-            _gain(timed.decode_gain),
+            gain(timed.decode_gain),
             f"{promised['decode']:.2f}x",
             spread(timed.speed.prefill),
-            _gain(timed.prefill_gain),
+            gain(timed.prefill_gain),
             f"{promised['prefill']:.2f}x",
             spread(timed.speed.first_token, 1e3),
             "" if timed.speed.peak_bytes is None else spread(timed.speed.peak_bytes, 1e-6),
@@ -148,6 +148,7 @@ def spread(values: tuple[float, float, float], scale: float = 1.0) -> str:
     return f"{middle} ({low} to {high})"
 
 
-def _gain(values: tuple[float, float, float]) -> str:
+def gain(values: tuple[float, float, float]) -> str:
+    """How many times as fast, and the lowest and highest of it in brackets."""
     middle, low, high = values
     return "1.00x" if low == high == 1 else f"{middle:.2f}x ({low:.2f} to {high:.2f})"
