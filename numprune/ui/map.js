@@ -33,9 +33,10 @@ function paint(canvas, cells, rows, columns) {
 function measure() {
   const layers = scores?.layers ?? 8;
   const room = innerWidth > 640 ? Math.max(230, innerHeight - 520) : 300;
-  rowHeight = clamp(Math.floor(room / layers), 5, 30);
+  rowHeight = clamp(Math.floor(room / layers), 5, 26);
   element.style.setProperty("--h", `${rowHeight}px`);
   element.style.setProperty("--n", layers);
+  document.documentElement.style.setProperty("--np-map", `${rowHeight * layers}px`);
 }
 
 function build() {
@@ -110,7 +111,14 @@ function show() {
   $(".np-heads .np-forced").setAttribute("d", marks.attention);
   strips();
   edges();
+  brief();
   $(".np-cut").textContent = plan.cut === null || scores.scale.view === "rank" ? "" : `the plan cuts at ${plan.cut.toPrecision(3)}`;
+}
+
+function brief() {
+  const { before, after, loss } = plan, change = ((after.parameters / before.parameters - 1) * 100).toFixed(1);
+  $(".np-brief").textContent = `${after.parameters.toLocaleString("en")} parameters, ${change} %` +
+    (loss === null ? "" : ` · predicted loss +${loss.toFixed(3)} nats`);
 }
 
 function strips() {
@@ -147,7 +155,7 @@ function fill(bar, kind, row) {
   bar.classList.toggle("np-locked", locked);
   bar.setAttribute("aria-valuenow", Math.round(100 * share));
   bar.setAttribute("aria-valuetext", says(kind, row, locked));
-  bar.lastChild.textContent = rowHeight > 11 ? `${Math.round(100 * share)}%${locked ? " 🔒" : ""}` : "";
+  bar.lastChild.textContent = rowHeight > 11 ? `${Math.round(100 * share)}%` : "";
 }
 
 function says(kind, row, locked = plan.locks.includes(`${row}.${kind}`)) {

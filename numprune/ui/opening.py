@@ -40,17 +40,7 @@ def first_visit(shared: Shared, blocks: gr.Blocks, kept: gr.BrowserState) -> Non
             return {**shared.updates(view, *MOMENTS), **goes}
 
     outputs = shared.outputs(*MOMENTS) | {shared.tabs}
-    shared.stoppable.append(
-        blocks.load(
-            visit,
-            kept,
-            outputs,
-            api_visibility="private",
-            show_progress="hidden",
-            concurrency_id="accelerator",
-            concurrency_limit=1,
-        )
-    )
+    shared.long(blocks.load, visit, kept, outputs)
 
 
 MOMENTS = ("opened", "planned")

@@ -39,6 +39,7 @@ QUICK: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden",
 
 STARTED = "(...inputs) => { document.dispatchEvent(new CustomEvent('np-started')); return inputs; }"
 """Run in the browser when long work is asked for, so that the header looks what becomes of it."""
+FINISHED = "() => { document.dispatchEvent(new CustomEvent('np-finished')); }"
 
 
 @dataclass(frozen=True)
@@ -201,6 +202,7 @@ class Shared:
             **ACCELERATOR,
         )
         self.stoppable.append(event)
+        event.then(None, None, None, js=FINISHED, api_visibility="private", queue=False)
         return event
 
     # Files.

@@ -125,12 +125,12 @@ def _cell(name: str, text: str, dense: str | None, prompt: str, number: int | No
         if point is not None:
             body = _parted(dense, text, start, max(point, start))
         else:
-            note = "same as dense" if text == dense else "same as dense so far"
+            note = f"<span>same as dense{'' if text == dense else ' so far'}</span>"
     which = "" if number is None else f"prompt {number}"
     label = escape(", ".join(filter(None, (name, which))))
     return (
         f"<article class='np-text' aria-label='{label}'><header><h3>{escape(name)} <small>{which}</small></h3>"
-        f"{head}<span>{note}</span></header><p><span class='np-prompt'>{escape(text[:start])}</span>{body}</p></article>"
+        f"{head}{note}</header><p tabindex='0'><span class='np-prompt'>{escape(text[:start])}</span>{body}</p></article>"
     )
 
 

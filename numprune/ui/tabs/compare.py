@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,19 +46,17 @@ class CompareTab:
 
 def build(shared: Shared) -> None:
     making = shared.making
-    chips = gr.HTML(
-        "", html_template="<div class='np-chips'></div>", js_on_load=CHIPS, models=[], chosen=[], elem_id="np-models"
-    )
+    chips = gr.HTML(None, html_template="<div class='np-chips'></div>", js_on_load=CHIPS, elem_id="np-models")
     with gr.Column() as texts, gr.Row(equal_height=True):
         making.prompts.render()
         making.text.render()
     with gr.Column(visible=False) as images:
         making.classes.render()
     with gr.Row(elem_classes="np-line"):
-        write = gr.Button("Write side by side", variant="primary", size="sm", min_width=140)
-        draw = gr.Button("Draw side by side", variant="primary", size="sm", min_width=140, visible=False)
-        measure_button = gr.Button("Measure", size="sm", min_width=100)
-        diverge = gr.Button("Compare next-token distributions", size="sm", min_width=200)
+        write = gr.Button("Write side by side", variant="primary", size="sm", min_width=140, scale=0)
+        draw = gr.Button("Draw side by side", variant="primary", size="sm", min_width=140, scale=0, visible=False)
+        measure_button = gr.Button("Measure", size="sm", min_width=100, scale=0)
+        diverge = gr.Button("Compare next-token distributions", size="sm", min_width=220, scale=0)
     with gr.Accordion("Sampling", open=False):
         with gr.Row() as of_texts:
             for control in making.of_texts:
@@ -102,7 +99,7 @@ def chosen_models(tab: CompareTab, view: View) -> Updates:
     """The chips, and the columns of the chosen models."""
     names = list(view.variants)
     return {
-        tab.chips: gr.HTML(models=names, chosen=view.workbench.chosen(view.owner)),
+        tab.chips: {"models": names, "chosen": view.workbench.chosen(view.owner)},
         tab.columns: shown(view),
     }
 
@@ -112,18 +109,6 @@ def shown(view: View) -> str:
     if not view.variants:
         return html.empty(NOTHING)
     return side_by_side(view, view.workbench.chosen(view.owner), figures=True) or html.empty(WAITING)
-
-
-def names_of(message: Any) -> Any:
-    """What the chips sent.
-
-    Raises:
-        InputError: it is something else.
-    """
-    try:
-        return json.loads(message)
-    except (TypeError, ValueError):
-        raise InputError(UNREADABLE) from None
 
 
 def divergence_table(found: dict[str, Divergence]) -> str:
@@ -144,17 +129,17 @@ def _wire(shared: Shared, tab: CompareTab) -> None:
     def models(view: View) -> dict[str, Any]:
         return models_of(view, workbench.chosen(view.owner))
 
-    def choose(message: str, request: gr.Request) -> Updates:
+    def choose(request: gr.Request, event: gr.EventData) -> Updates:
         with toasts():
-            names = names_of(message)
+            names = event._data
             if not isinstance(names, list):
                 raise InputError(UNREADABLE)
             workbench.choose(owner_of(request), [str(name) for name in names])
             return chosen_models(tab, shared.view(request))
 
-    def remove(message: str, request: gr.Request) -> Updates:
+    def remove(request: gr.Request, event: gr.EventData) -> Updates:
         with toasts():
-            workbench.remove(owner_of(request), str(names_of(message)))
+            workbench.remove(owner_of(request), str(event._data))
             return shared.updates(shared.view(request), "kept", "measured")
 
     def write(given: Updates, request: gr.Request) -> Iterator[Updates]:
@@ -199,8 +184,8 @@ def _wire(shared: Shared, tab: CompareTab) -> None:
             workbench.find(view.owner, DISTRIBUTIONS, numbers, table, chart)
             return {tab.divergence_figures: table, tab.divergence: gr.Plot(chart, visible=True)}
 
-    tab.chips.choose(choose, tab.chips, {tab.chips, tab.columns}, **QUICK)
-    tab.chips.remove(remove, tab.chips, shared.outputs("kept", "measured"), **QUICK)
+    tab.chips.choose(choose, None, {tab.chips, tab.columns}, **QUICK)
+    tab.chips.remove(remove, None, shared.outputs("kept", "measured"), **QUICK)
     for button in (tab.write, tab.draw):
         shared.long(button.click, write, making.inputs, shared.outputs("compared"))
     compared = shared.outputs("compared", "measured")

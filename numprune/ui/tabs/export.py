@@ -161,7 +161,8 @@ def build(shared: Shared) -> ExportTab:
                 for option, values in chosen.options.items()
             }
         rows[each] = row
-    button = gr.Button("Export", variant="primary", size="md", elem_id="np-save-export")
+    with gr.Row():
+        button = gr.Button("Export", variant="primary", size="md", elem_id="np-save-export", min_width=160, scale=0)
     summary = gr.HTML(html.empty(WAITING), elem_id="np-exported")
     snippet = gr.Code(
         label="Load it with",

@@ -48,15 +48,15 @@ def build(shared: Shared) -> PlanTab:
     shared.redraw("selected", {dock}, lambda view: {dock: gr.Tabs(selected="unit")})
 
     def open_part(name: Dock):
-        def opened(request: gr.Request) -> Updates:
+        def opened(request: gr.Request) -> Updates | dict[str, str]:
             """Draw the part that is opened."""
             owner = owner_of(request)
             shared.workbench.look_by(owner, dock=name)
             # The first part opens with the page, before the model does.
             if not shared.workbench.has_session(owner):
-                return {}
+                return gr.skip()
             with toasts():
-                return shared.updates(shared.view(request), "docked")
+                return shared.updates(shared.view(request), "docked") or gr.skip()
 
         return opened
 
