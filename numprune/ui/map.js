@@ -94,11 +94,14 @@ function show() {
   if (!scores || !plan) return;
   const heads = scores.grids.attention.bins, slim = rowHeight < SLIM;
   let crosses = "", filled = "";
-  plan.heads.forEach((bits, row) => [...bits].forEach((bit, column) => {
-    if (bit !== "1") return;
-    if (slim) filled += `M${column + .08} ${row + .08}h.84v.84h-.84z`;
-    else crosses += `M${column} ${row}h1v1h-1zM${column + .25} ${row + .25}l.5 .5M${column + .75} ${row + .25}l-.5 .5`;
-  }));
+  plan.heads.forEach((text, row) => {
+    const bits = bytes(text);
+    for (let column = 0; column < units("attention", row); column += 1) {
+      if (!bitAt(bits, column)) continue;
+      if (slim) filled += `M${column + .08} ${row + .08}h.84v.84h-.84z`;
+      else crosses += `M${column} ${row}h1v1h-1zM${column + .25} ${row + .25}l.5 .5M${column + .75} ${row + .25}l-.5 .5`;
+    }
+  });
   all(".np-heads .np-cross").forEach((path) => path.setAttribute("d", crosses));
   $(".np-heads .np-fill").setAttribute("d", filled);
   const marks = { attention: "", mlp: "" };
@@ -186,14 +189,15 @@ function describe(kind, row, place) {
   }
   const per = grid.widest / grid.bins, first = Math.floor(column * per), last = Math.max(first, Math.ceil((column + 1) * per) - 1);
   const hand = plan.forced[`${row}.${kind}.${first}`];
-  const goes = kind === "attention" ? plan.heads[row][column] === "1" : stripAt(row, column);
+  const bits = kind === "attention" ? plan.heads[row] : plan.strips?.[row] ?? "";
+  const goes = bitAt(bytes(bits), column);
   return `Layer ${row}, ${word(kind)} ${first}${last > first ? ` to ${last}` : ""}\nscore ${value}, ` +
     `${goes ? "goes" : "stays"}${hand ? " by hand" : ""}`;
 }
 
-function stripAt(row, column) {
-  const bits = plan.strips ? bytes(plan.strips[row]) : [];
-  return Boolean(bits[column >> 3] & (128 >> (column & 7)));
+// Bits are packed with the first one highest.
+function bitAt(bits, index) {
+  return Boolean(bits[index >> 3] & (128 >> (index & 7)));
 }
 
 function tip(text, x, y) {

@@ -49,7 +49,7 @@ def build(shared: Shared) -> None:
     def opened(view: View) -> Updates:
         model = view.loaded.model
         return {
-            which: gr.Dropdown([], value=[]),
+            which: gr.Dropdown([], value=[], multiselect=True),
             prompt: gr.Textbox(visible=readable(model)),
             shown: html.empty(WITHOUT_PRUNED),
             figures: "",
@@ -60,7 +60,7 @@ def build(shared: Shared) -> None:
     def kept(view: View) -> Updates:
         names = list(view.variants)
         measured = {} if SPEED in view.findings else {shown: html.empty(WAITING if names else WITHOUT_PRUNED)}
-        return {which: gr.Dropdown(names, value=names[-1:]), **measured}
+        return {which: gr.Dropdown(names, value=names[-1:], multiselect=True), **measured}
 
     shared.redraw("opened", {which, prompt, shown, figures, ratio_figures, chart}, opened)
     shared.redraw("kept", {which, shown}, kept)
