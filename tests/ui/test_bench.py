@@ -27,16 +27,17 @@ def test_both_kinds_of_steps_are_measured_in_both_orders():
 
 def test_what_is_counted_is_what_is_sent(monkeypatch):
     """Every step changes the plan, and the plan is in it."""
-    sent = []
-    for name in ("moved", "dragged"):
+    sent = {"moved": [], "dragged": []}
+    for name, seen in sent.items():
         step = getattr(bench, name)
-        monkeypatch.setattr(bench, name, lambda *args, step=step: sent.append(step(*args)) or sent[-1])
+        monkeypatch.setattr(bench, name, lambda *args, step=step, seen=seen: seen.append(step(*args)) or seen[-1])
     bench_dashboard(SMALL, repetitions=2)
     plans = [
-        next(value["plan"] for value in each if "plan" in value) if isinstance(each, list) else each for each in sent
+        next(value["plan"] for value in each if isinstance(value, dict) and "plan" in value) for each in sent["moved"]
     ]
-    assert all({"heads", "gone", "loss", "curve"} <= plan.keys() for plan in plans)
-    assert len({plan["loss"] for plan in plans}) > len(plans) / 2
+    for steps in (plans[:3], plans[3:], sent["dragged"][:3], sent["dragged"][3:]):
+        assert all({"heads", "gone", "loss", "curve"} <= plan.keys() for plan in steps)
+        assert len({str(plan["gone"]) for plan in steps}) == 3
 
 
 def test_a_step_that_is_refused_is_not_timed():
