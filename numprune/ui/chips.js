@@ -1,6 +1,6 @@
 // The models of the tab as chips: one click takes a model in or out of the comparison, the cross removes it for good.
 const escape = (value) => String(value).replace(/[&<>"']/g, (sign) => `&#${sign.charCodeAt(0)};`);
-const state = () => props.value || { models: [], chosen: [] };
+const state = () => JSON.parse(props.value || '{"models": [], "chosen": []}');
 function show() {
   const { models, chosen } = state();
   element.querySelector(".np-chips").innerHTML = `<span class="np-model-chip np-fixed">Dense</span>` + models.map((name) =>

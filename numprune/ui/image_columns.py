@@ -82,6 +82,15 @@ def quality_rows(each: ImageQuality, parameters: int, fastest: float) -> list[tu
     ]
 
 
+def quality_line(each: ImageQuality, fastest: float, *, dense: bool) -> str:
+    """A model's figures in one line; `fastest` is the dense model's speed."""
+    parts = [f"{each.recognised:.1%} recognised", f"Fréchet {each.metrics.values['fid']:.2f}"]
+    parts.append(f"{each.images_per_second[0]:.1f} images/s")
+    if not dense:
+        parts.append(f"<b>{each.images_per_second[0] / fastest:.2f}×</b>")
+    return f"<span class='np-headline'>{' · '.join(parts)}</span>"
+
+
 def quality_columns(names: Sequence[str], measured: Mapping[str, ImageQuality], parameters: Mapping[str, int]) -> str:
     """All figures under the columns of the models, and how they were measured."""
     found = [name for name in names if name in measured]
@@ -93,6 +102,11 @@ def quality_columns(names: Sequence[str], measured: Mapping[str, ImageQuality], 
         rows = quality_rows(measured[name], parameters[name], first.images_per_second[0]) if name in measured else []
         pairs = "".join(f"<dt>{escape(label)}</dt><dd>{escape(value)}</dd>" for label, value in rows)
         cells += f"<dl aria-label='Figures of {escape(name, quote=True)}'>{pairs}</dl>"
+    return f"<div class='np-figures' style='--n:{len(names)}'>{cells}</div>" + quality_print(first)
+
+
+def quality_print(first: ImageQuality) -> str:
+    """How the figures of images were measured."""
     small_print = [
         f"{first.n:,} images of every model, all classes alike, judged by {first.metrics.extractor}, a classifier"
         " trained on real images: not Inception, so the values cannot be set beside published ones. ± is one standard"
@@ -100,4 +114,4 @@ def quality_columns(names: Sequence[str], measured: Mapping[str, ImageQuality], 
         f"Speed: median (lowest to highest) of {len(first.batch_seconds)} batches of {first.batch}, on {first.device}"
         f" in {first.dtype}; 1.00x is the dense model.",
     ]
-    return f"<div class='np-figures' style='--n:{len(names)}'>{cells}</div>" + html.notes(small_print)
+    return html.notes(small_print)

@@ -1,6 +1,8 @@
 // One row a layer: heads | share that goes | channels | share that goes. The nodes belong to this script; scores come as
 // the prop `scores`, the selected unit as `selected`, the plan by "np-plan" and, while something is dragged,
 // "np-preview". Edits leave by "np-edit".
+// The channels' overlay is 1000 wide and as high as it is on the screen: an SVG that is stretched much more one way than
+// the other is drawn blurred by some browsers.
 const $ = (query) => element.querySelector(query), all = (query) => [...element.querySelectorAll(query)];
 const KINDS = ["attention", "mlp"], NEAR = 9, NEAR_TOUCH = 22, SLIM = 9;
 const CIVIDIS = [[0, 34, 78], [18, 53, 112], [59, 73, 108], [87, 93, 109], [112, 113, 115], [138, 134, 120],
@@ -50,7 +52,7 @@ function build() {
     const grid = scores.grids[kind];
     grid.steps = new Uint16Array(bytes(grid.values.data).buffer);
     paint(box(kind).querySelector("canvas"), bytes(grid.cells), layers, grid.bins);
-    box(kind).querySelector("svg").setAttribute("viewBox", `0 0 ${kind === "mlp" ? 1000 : grid.bins} ${layers}`);
+    box(kind).querySelector("svg").setAttribute("viewBox", kind === "mlp" ? `0 0 1000 ${layers * rowHeight}` : `0 0 ${grid.bins} ${layers}`);
     const name = `${word(kind)[0].toUpperCase()}${word(kind).slice(1)}s`;
     box(kind).setAttribute("aria-label", `${name}: arrow keys walk, Enter explains, K keeps, P prunes, A leaves to its score`);
   }
@@ -125,7 +127,7 @@ function brief() {
 }
 
 function strips() {
-  const canvas = $(".np-strips"), { bins } = scores.grids.mlp, height = 4;
+  const canvas = $(".np-strips"), bins = stripColumns(), height = 4;
   canvas.hidden = sorted("mlp");
   if (canvas.hidden || !plan.strips) return;
   [canvas.width, canvas.height] = [bins, scores.layers * height];
@@ -142,12 +144,12 @@ function strips() {
 function edges() {
   const line = sorted("mlp") ? plan.gone.mlp.map((count, row) => {
     const cut = units("mlp", row) ? (1000 * count) / units("mlp", row) : 0;
-    return `${row ? "L" : "M"}${cut.toFixed(1)} ${row}V${row + 1}`;
+    return `${row ? "L" : "M"}${cut.toFixed(1)} ${row * rowHeight}V${(row + 1) * rowHeight}`;
   }).join("") : "";
   all(".np-channels .np-edge").forEach((path) => path.setAttribute("d", line));
   $(".np-channels .np-held").setAttribute("d", sorted("mlp") ? plan.locks.filter((key) => key.endsWith(".mlp")).map((key) => {
     const row = parseInt(key);
-    return `M${(1000 * gone("mlp", row)) / units("mlp", row)} ${row}v1`;
+    return `M${(1000 * gone("mlp", row)) / units("mlp", row)} ${row * rowHeight}v${rowHeight}`;
   }).join("") : "");
   for (const kind of KINDS) all(`.np-bars[data-kind=${kind}] > div`).forEach((bar, row) => units(kind, row) && fill(bar, kind, row));
 }
@@ -173,8 +175,8 @@ function ring() {
   const [row, kind] = chosen.key.split("."), wide = kind === "mlp" ? 1000 : scores.grids.attention.bins;
   const width = kind === "mlp" ? Math.max(3, 1000 / scores.grids.mlp.bins) : 1;
   cursor[kind] = [+row, chosen.place];
-  const left = clamp(chosen.place * wide - width / 2, 0, wide - width);
-  box(kind).querySelector(".np-ring").setAttribute("d", `M${left.toFixed(2)} ${row}h${width}v1h-${width}z`);
+  const left = clamp(chosen.place * wide - width / 2, 0, wide - width), high = kind === "mlp" ? rowHeight : 1;
+  box(kind).querySelector(".np-ring").setAttribute("d", `M${left.toFixed(2)} ${row * high}h${width}v${high}h-${width}z`);
 }
 
 function describe(kind, row, place) {
@@ -189,15 +191,19 @@ function describe(kind, row, place) {
   }
   const per = grid.widest / grid.bins, first = Math.floor(column * per), last = Math.max(first, Math.ceil((column + 1) * per) - 1);
   const hand = plan.forced[`${row}.${kind}.${first}`];
-  const bits = kind === "attention" ? plan.heads[row] : plan.strips?.[row] ?? "";
-  const goes = bitAt(bytes(bits), column);
+  const goes = kind === "attention" ? bitAt(bytes(plan.heads[row]), column) : stripAt(row, place);
   return `Layer ${row}, ${word(kind)} ${first}${last > first ? ` to ${last}` : ""}\nscore ${value}, ` +
     `${goes ? "goes" : "stays"}${hand ? " by hand" : ""}`;
 }
 
 // Bits are packed with the first one highest.
-function bitAt(bits, index) {
-  return Boolean(bits[index >> 3] & (128 >> (index & 7)));
+const bitAt = (bits, index) => Boolean(bits[index >> 3] & (128 >> (index & 7)));
+
+// As many as the server packs into its bits; its map_data.STRIP.
+const stripColumns = () => Math.min(512, scores.grids.mlp.bins);
+
+function stripAt(row, place) {
+  return Boolean(plan.strips) && bitAt(bytes(plan.strips[row]), Math.floor(place * stripColumns()));
 }
 
 function tip(text, x, y) {

@@ -25,6 +25,8 @@ MISSING = 255
 SHADES = 250
 MOST_FORCED = 64
 """Forced units of a module that are marked on the map."""
+STRIP = 512
+"""Columns of the strips that show, below channels in the model's order, which ones go."""
 CONTEXT = 1000
 """Tokens in the cache, for the figures per token."""
 
@@ -144,11 +146,11 @@ def _forced(units: Mapping[ModuleKey, tuple[int, ...]], how: str) -> dict[str, s
 
 
 def _strip(rows: Rows, layer: int) -> str:
-    """For channels in the model's order: a bit a column, 1 where most of its channels go."""
+    """For channels in the model's order: a bit a column, 1 where at least half of its channels go."""
     pruned = rows.pruned[layer]
     if pruned is None:
         return ""
-    share = binned(pruned.astype(np.float64), rows.bins, rows.widest, mean_of)
+    share = binned(pruned.astype(np.float64), min(STRIP, rows.bins), rows.widest, mean_of)
     return _text(np.packbits(np.nan_to_num(share) >= 0.5))
 
 

@@ -29,6 +29,7 @@ CSS = """
 .np-pictures figure { margin: 0; min-width: 0; }
 .np-pictures img { display: block; width: 100%; border-radius: 4px; margin: 0; }
 .np-pictures img.np-small { image-rendering: pixelated; }
+.np-pictures .np-what { display: block; }
 .np-pictures figcaption { font-size: .78rem; line-height: 1.3; margin-top: .2rem; overflow-wrap: anywhere;
   color: var(--body-text-color-subdued); }
 .np-pictures .np-wrong { color: var(--body-text-color); font-weight: 700; text-decoration: underline 1.5px #c77328;
@@ -89,19 +90,25 @@ class Exhibition:
         seen = int(verdicts.classes[index])
         return f"{self.names[seen]} {float(verdicts.confidence[index]):.0%}", seen == self.classes[index]
 
-    def html(self, names: Sequence[str] | None = None, *, pairs: bool = False) -> str:
-        """One column for each of these models, or of all; with `pairs` an image can be clicked, to be looked at beside
-        the dense model's."""
+    def html(
+        self, names: Sequence[str] | None = None, *, pairs: bool = False, heads: Mapping[str, str] | None = None
+    ) -> str:
+        """One column for each of these models, or of all.
+
+        Args:
+            pairs: whether an image can be clicked, to be looked at beside the dense model's.
+            heads: HTML that stands beside a model's name in the place of how long it drew.
+        """
         frames = ""
         shown_models = [name for name in self.drawn if names is None or name in names]
         for model in shown_models:
             drawn = self.drawn[model]
             figures = ""
             for index, title in enumerate(self.titles):
-                verdict, caption = self.verdict(model, index), escape(title)
+                verdict, caption = self.verdict(model, index), f"<span class='np-what'>{escape(title)}</span>"
                 if verdict is not None:
                     mark, kind = ("✓", "") if verdict[1] else ("✗", " class='np-wrong'")
-                    caption += f"<br><span{kind} title='What the judge sees'>{mark} {escape(verdict[0])}</span>"
+                    caption += f" <span{kind} title='What the judge sees'>{mark} {escape(verdict[0])}</span>"
                 small = " class='np-small'" if drawn.images.shape[-1] <= SMALL else ""
                 alt = escape(f"{model}: {title}", quote=True)
                 source = data_uri(shown(drawn.images[index]))
@@ -112,10 +119,8 @@ class Exhibition:
                 figures += f"<figure>{image}<figcaption>{caption}</figcaption></figure>"
             n = len(self.classes)
             speed = f"{n} images in {drawn.seconds:.2f} s: {n / drawn.seconds:.1f} images/s"
-            frames += (
-                f"<section><header><h3>{escape(model)}</h3><span>{speed}, {drawn.seconds / n:.3f} s an image</span>"
-                f"</header><div>{figures}</div></section>"
-            )
+            head = (heads or {}).get(model, f"<span>{speed}, {drawn.seconds / n:.3f} s an image</span>")
+            frames += f"<section><header><h3>{escape(model)}</h3>{head}</header><div>{figures}</div></section>"
         return f"<div class='np-pictures' style='--n:{len(shown_models)}'>{frames}</div>"
 
     def table(self) -> pd.DataFrame:

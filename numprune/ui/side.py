@@ -13,7 +13,7 @@ from numprune.errors import InputError
 from numprune.models import Model
 from numprune.ui.comparison import DENSE, columns
 from numprune.ui.edits import UNREADABLE
-from numprune.ui.image_columns import quality_columns
+from numprune.ui.image_columns import quality_columns, quality_line, quality_print
 from numprune.ui.shared import QUICK, Shared, Updates, View, owner_of, toasts
 
 PAIR = """element.addEventListener("click", (event) => {
@@ -55,11 +55,16 @@ def side_by_side(view: View, names: Sequence[str], *, figures: bool) -> str:
         found = bench.written(owner), bench.measured(owner)
         return columns(shown, *found, predicted=bench.predicted(owner), figures=figures)
     quality = bench.quality(owner)
+    found = [name for name in shown if name in quality]
+    fastest = quality[found[0]].images_per_second[0] if found else 1.0
+    heads = {name: quality_line(quality[name], fastest, dense=name == DENSE) for name in found}
     try:
-        pictures = bench.exhibition(owner).html(shown, pairs=True)
+        pictures = bench.exhibition(owner).html(shown, pairs=True, heads=heads)
     except InputError:
         pictures = ""
-    return pictures + quality_columns(shown, quality, parameters(view, quality))
+    if figures:
+        return pictures + quality_columns(shown, quality, parameters(view, quality))
+    return pictures + (quality_print(quality[found[0]]) if found else "")
 
 
 def parameters(view: View, names: Mapping[str, Any]) -> dict[str, int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,7 +47,7 @@ class CompareTab:
 
 def build(shared: Shared) -> None:
     making = shared.making
-    chips = gr.HTML(None, html_template="<div class='np-chips'></div>", js_on_load=CHIPS, elem_id="np-models")
+    chips = gr.HTML("", html_template="<div class='np-chips'></div>", js_on_load=CHIPS, elem_id="np-models")
     with gr.Column() as texts, gr.Row(equal_height=True):
         making.prompts.render()
         making.text.render()
@@ -101,7 +102,7 @@ def chosen_models(tab: CompareTab, view: View) -> Updates:
     """The chips, and the columns of the chosen models."""
     names = list(view.variants)
     return {
-        tab.chips: {"models": names, "chosen": view.workbench.chosen(view.owner)},
+        tab.chips: json.dumps({"models": names, "chosen": view.workbench.chosen(view.owner)}),
         tab.columns: shown(view),
     }
 

@@ -32,7 +32,7 @@ PROMPT_TOKENS, NEW_TOKENS = 64, 64
 
 
 def build(shared: Shared) -> None:
-    with gr.Row(equal_height=True):
+    with gr.Row(elem_classes="np-line"):
         which = gr.Dropdown([], multiselect=True, max_choices=3, label="Dense and", elem_id="np-speed-models", scale=3)
         prompt = gr.Textbox(PROMPT, label="Prompt", max_lines=1, scale=3)
         new_tokens = gr.Slider(8, 512, NEW_TOKENS, step=8, label="New tokens", scale=2, min_width=150)
@@ -40,7 +40,7 @@ def build(shared: Shared) -> None:
         measure = gr.Button("Measure", variant="primary", elem_id="np-speed-measure", scale=1, min_width=120)
     shown = gr.HTML(html.empty(WITHOUT_PRUNED), js_on_load=race.JS, elem_id="np-race")
     figures = gr.HTML("", elem_id="np-speed-figures")
-    with gr.Row(equal_height=True):
+    with gr.Row(elem_classes="np-line"):
         ratios = gr.Textbox("0 0.1 0.3 0.5", label="Ratios", scale=3)
         by_ratio = gr.Button("By ratio", variant="secondary", elem_id="np-speed-by-ratio", scale=1, min_width=120)
     ratio_figures = gr.HTML(html.empty(BY_RATIO_WAITING), elem_id="np-speed-ratios")
@@ -194,7 +194,7 @@ def sweep_figures(points: Sequence[SweepPoint]) -> str:
     ]
     header = ["Ratio", "Parameters", "Weights", "KV cache per 1,000 tokens", "Decode, tokens/s", "Gain"]
     note = (
-        f"Median (lowest to highest) of {first.repetitions} runs after a warm-up, each model in turn with the dense"
+        f"Median, and lowest to highest, of {first.repetitions} runs after a warm-up, each model in turn with the dense"
         f" one: {first.prompt_tokens} prompt and {first.new_tokens} new tokens, batch {first.batch}, on {first.device}"
         f" in {first.dtype}."
     )
