@@ -178,6 +178,15 @@ def speed_of(model: Model, record: Record, prompt_tokens: int, batch: int) -> Sp
     )
 
 
+def gain_over(first: Record, record: Record) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
+    """How many times as fast as another model one decoded and read the prompt, run by run: median and range of each.
+
+    Both were measured in turn, so that each run is compared with the one made beside it.
+    """
+    pairs = list(zip(first.runs, record.runs, strict=True))
+    return spread([a.rest / b.rest for a, b in pairs]), spread([a.first / b.first for a, b in pairs])
+
+
 @torch.inference_mode()
 def _run(model: Model, prompt: torch.Tensor, new_tokens: int) -> Run:
     """Read the prompt and decode so many tokens more, noting when each was there."""

@@ -12,9 +12,8 @@ import torch
 from torch import nn
 
 from numprune.errors import CancelEvent, InputError, Progress
-from numprune.evaluation.benchmark import quotients
 from numprune.evaluation.footprint import sizes
-from numprune.evaluation.speed import Record, Run, Speed, measure_in_turn, speed_of, spread
+from numprune.evaluation.speed import Record, Run, Speed, gain_over, measure_in_turn, speed_of
 from numprune.models.model import Model
 
 FEWEST = 3
@@ -147,14 +146,15 @@ def compare_speed(
 
 def _timed(name: str, model: Model, record: Record, first: Record, prompt_tokens: int, batch: int) -> Timed:
     speed = speed_of(model, record, prompt_tokens, batch)
+    decode_gain, prefill_gain = gain_over(first, record)
     run = _median_run(record.runs)
     end = prompt_tokens + speed.new_tokens
     size = sizes(model, context=prompt_tokens // 2)
     return Timed(
         name=name,
         speed=speed,
-        decode_gain=spread(quotients([run.rest for run in first.runs], [run.rest for run in record.runs])),
-        prefill_gain=spread(quotients([run.first for run in first.runs], [run.first for run in record.runs])),
+        decode_gain=decode_gain,
+        prefill_gain=prefill_gain,
         step_bytes=size.bytes - _looked_up(model) + batch * size.kv_bytes * (prompt_tokens + end) // 2,
         prompt_flops=batch * (size.flops * prompt_tokens - _head_flops(model) * (prompt_tokens - 1)),
         memory=size.bytes + batch * size.kv_bytes * end,

@@ -95,20 +95,26 @@ def wire(shared: Shared, channel: gr.HTML, echoes: Collection[Any]) -> None:
     workbench = shared.workbench
     shared.redraw("planned", {channel}, lambda view: {channel: gr.HTML(plan=plan_of(view))})
 
-    def edit(message: str, request: gr.Request) -> Updates:
-        """Apply what arrived, edit by edit, and answer once."""
-        owner = owner_of(request)
-        with toasts():
-            session = workbench.session(owner)
-        problems: list[str] = []
+    def answer(owner: str, message: Any) -> tuple[Updates, list[str]]:
+        before, problems = workbench.session(owner), []
         kinds, work = apply_all(workbench, owner, message, problems)
-        for problem in dict.fromkeys(problems):
-            gr.Warning(problem, title="That did not work")
         view = View(workbench, owner, workbench.session(owner))
-        updates = shared.updates(view, "planned") if view.session != session or problems else {}
+        updates: Updates = {}
+        if view.session != before or problems:
+            updates = shared.updates(view, "planned")
         if kinds == {"ratio"} and not problems:
             updates = {part: value for part, value in updates.items() if part not in echoes}
-        return updates | {channel: gr.HTML(plan=plan_of(view, work=work))}
+        if channel not in updates or work is not None:
+            updates[channel] = gr.HTML(plan=plan_of(view, work=work))
+        return updates, problems
+
+    def edit(message: str, request: gr.Request) -> Updates:
+        """Apply what arrived, edit by edit, and answer once."""
+        with toasts():
+            updates, problems = answer(owner_of(request), message)
+        for problem in dict.fromkeys(problems):
+            gr.Warning(problem, title="That did not work")
+        return updates
 
     def work(message: str, request: gr.Request) -> Updates:
         """What an edit needed that takes long, and then the edit."""
@@ -124,6 +130,7 @@ def wire(shared: Shared, channel: gr.HTML, echoes: Collection[Any]) -> None:
         channel.edit(edit, channel, shared.outputs("planned"), **QUICK)
         shared.long(channel.work, work, channel, shared.outputs("planned", "sensed"))
 
+    shared.answer = answer
     shared.later(connect)
 
 

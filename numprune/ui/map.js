@@ -96,11 +96,14 @@ function show() {
   if (!scores || !plan) return;
   const heads = scores.grids.attention.bins, slim = rowHeight < SLIM;
   let crosses = "", filled = "";
-  plan.heads.forEach((bits, row) => [...bits].forEach((bit, column) => {
-    if (bit !== "1") return;
-    if (slim) filled += `M${column + .08} ${row + .08}h.84v.84h-.84z`;
-    else crosses += `M${column} ${row}h1v1h-1zM${column + .25} ${row + .25}l.5 .5M${column + .75} ${row + .25}l-.5 .5`;
-  }));
+  plan.heads.forEach((text, row) => {
+    const bits = bytes(text);
+    for (let column = 0; column < units("attention", row); column += 1) {
+      if (!bitAt(bits, column)) continue;
+      if (slim) filled += `M${column + .08} ${row + .08}h.84v.84h-.84z`;
+      else crosses += `M${column} ${row}h1v1h-1zM${column + .25} ${row + .25}l.5 .5M${column + .75} ${row + .25}l-.5 .5`;
+    }
+  });
   all(".np-heads .np-cross").forEach((path) => path.setAttribute("d", crosses));
   $(".np-heads .np-fill").setAttribute("d", filled);
   const marks = { attention: "", mlp: "" };
@@ -188,17 +191,19 @@ function describe(kind, row, place) {
   }
   const per = grid.widest / grid.bins, first = Math.floor(column * per), last = Math.max(first, Math.ceil((column + 1) * per) - 1);
   const hand = plan.forced[`${row}.${kind}.${first}`];
-  const goes = kind === "attention" ? plan.heads[row][column] === "1" : stripAt(row, place);
+  const goes = kind === "attention" ? bitAt(bytes(plan.heads[row]), column) : stripAt(row, place);
   return `Layer ${row}, ${word(kind)} ${first}${last > first ? ` to ${last}` : ""}\nscore ${value}, ` +
     `${goes ? "goes" : "stays"}${hand ? " by hand" : ""}`;
 }
+
+// Bits are packed with the first one highest.
+const bitAt = (bits, index) => Boolean(bits[index >> 3] & (128 >> (index & 7)));
 
 // As many as the server packs into its bits; its map_data.STRIP.
 const stripColumns = () => Math.min(512, scores.grids.mlp.bins);
 
 function stripAt(row, place) {
-  const bits = plan.strips ? bytes(plan.strips[row]) : [], column = Math.floor(place * stripColumns());
-  return Boolean(bits[column >> 3] & (128 >> (column & 7)));
+  return Boolean(plan.strips) && bitAt(bytes(plan.strips[row]), Math.floor(place * stripColumns()));
 }
 
 function tip(text, x, y) {

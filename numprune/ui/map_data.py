@@ -136,8 +136,8 @@ def budget(loaded: Loaded, plan: PruningPlan) -> dict[str, Any]:
 
 
 def _bits(plan: PruningPlan, key: ModuleKey) -> str:
-    """A 1 for every unit that goes."""
-    return "".join("1" if gone else "0" for gone in plan.removed(key)) if key in plan.keep else ""
+    """A bit for every unit, 1 where it goes."""
+    return _text(np.packbits(plan.removed(key))) if key in plan.keep else ""
 
 
 def _forced(units: Mapping[ModuleKey, tuple[int, ...]], how: str) -> dict[str, str]:

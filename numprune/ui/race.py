@@ -84,12 +84,12 @@ def verdict(comparison: SpeedComparison) -> str:
 
 
 def _sentence(first: Timed, timed: Timed, promised: float) -> str:
-    gain, low, high = timed.decode_gain
-    runs = f"{low:.2f}x to {high:.2f}x in {timed.speed.repetitions} runs each, in turn"
-    if low <= 1 <= high:
-        said = f"{timed.name} decodes {gain:.2f}x as fast as {first.name}, which may be chance ({runs})"
-    else:
-        said = f"{timed.name} decodes {gain:.2f}x as fast as {first.name}{'' if gain > 1 else ', so slower'} ({runs})"
+    middle, low, high = timed.decode_gain
+    remark = ", which may be chance" if low <= 1 <= high else "" if middle > 1 else ", so slower"
+    said = (
+        f"{timed.name} decodes {middle:.2f}x as fast as {first.name}{remark} ({low:.2f}x to {high:.2f}x in"
+        f" {timed.speed.repetitions} runs each, in turn)"
+    )
     return f"{said}; its sizes promise {promised:.2f}x."
 
 
@@ -111,10 +111,10 @@ def figures(comparisons: Sequence[SpeedComparison]) -> str:
         (
             f"{timed.name}, batch {timed.speed.batch}",
             spread(timed.speed.decode),
-            _gain(timed.decode_gain),
+            gain(timed.decode_gain),
             f"{promised['decode']:.2f}x",
             spread(timed.speed.prefill),
-            _gain(timed.prefill_gain),
+            gain(timed.prefill_gain),
             f"{promised['prefill']:.2f}x",
             spread(timed.speed.first_token, 1e3),
             "" if timed.speed.peak_bytes is None else spread(timed.speed.peak_bytes, 1e-6),
@@ -126,7 +126,7 @@ def figures(comparisons: Sequence[SpeedComparison]) -> str:
     ]
     speed, threads = comparisons[0].models[0].speed, comparisons[0].threads
     small_print = [
-        f"Median (lowest to highest) of {speed.repetitions} runs of each model, taken in turn after a warm-up:"
+        f"Median, and lowest to highest, of {speed.repetitions} runs of each model, taken in turn after a warm-up:"
         f" {speed.prompt_tokens} prompt and {speed.new_tokens} new tokens, greedy, on {speed.device} in {speed.dtype},"
         f" {threads} {'thread' if threads == 1 else 'threads'}. The runs are recorded alone and silently; the replay"
         " only shows them.",
@@ -141,13 +141,16 @@ def figures(comparisons: Sequence[SpeedComparison]) -> str:
     return html.table(header, rows) + html.notes(small_print)
 
 
-def spread(values: tuple[float, float, float], scale: float = 1.0) -> str:
-    """Median, and lowest to highest in brackets."""
+def spread(values: tuple[float, float, float], scale: float = 1.0) -> html.Markup:
+    """A cell of a median, with lowest to highest below it."""
     digits = 0 if values[0] * scale >= 1000 else 1
-    middle, low, high = (f"{value * scale:,.{digits}f}" for value in values)
-    return f"{middle} ({low} to {high})"
+    return _cell(*(f"{value * scale:,.{digits}f}" for value in values))
 
 
-def _gain(values: tuple[float, float, float]) -> str:
-    middle, low, high = values
-    return "1.00x" if low == high == 1 else f"{middle:.2f}x ({low:.2f} to {high:.2f})"
+def gain(values: tuple[float, float, float]) -> html.Markup:
+    """A cell of how many times as fast, with lowest to highest below it; a model is as fast as itself."""
+    return html.Markup("1.00x") if set(values) == {1.0} else _cell(*(f"{value:.2f}x" for value in values))
+
+
+def _cell(middle: str, low: str, high: str) -> html.Markup:
+    return html.Markup(f"{middle}<small>{low} to {high}</small>")

@@ -89,6 +89,8 @@ class Shared:
             distributions are measured on, empty for the held-out stories.
         stoppable: events that Stop ends.
         selections: events that select a unit.
+        answer: takes a tab and a message of edits, and returns what changes on the page and what could not be done;
+            set by `numprune.ui.channel`.
     """
 
     workbench: Workbench
@@ -99,6 +101,7 @@ class Shared:
     making: Making
     stoppable: list[Any] = field(default_factory=list)
     selections: list[Any] = field(default_factory=list)
+    answer: Callable[[str, Any], tuple[Updates, list[str]]] | None = None
     _parts: list[tuple[Moment, frozenset[Any], Show]] = field(default_factory=list)
     _wires: list[Callable[[], None]] = field(default_factory=list)
     _last: list[Callable[[], None]] = field(default_factory=list)

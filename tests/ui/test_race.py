@@ -84,19 +84,25 @@ def test_the_table_has_every_figure_with_its_spread_and_what_it_was_measured_on(
     assert [name for name, _ in rows] == ["Dense, batch 1", "30% &lt;x&gt;, batch 1", "Dense, batch 8"]
     cells = re.findall(r"<td>(.*?)</td>", rows[1][1])
     assert cells == [
-        "40.0 (39.0 to 41.0)",
-        "2.00x (1.90 to 2.10)",
+        "40.0<small>39.0 to 41.0</small>",
+        "2.00x<small>1.90x to 2.10x</small>",
         "1.25x",
-        "200.0 (190.0 to 210.0)",
-        "1.10x (1.00 to 1.20)",
+        "200.0<small>190.0 to 210.0</small>",
+        "1.10x<small>1.00x to 1.20x</small>",
         "1.00x",
-        "10.0 (9.0 to 11.0)",
-        "3.0 (2.0 to 4.0)",
+        "10.0<small>9.0 to 11.0</small>",
+        "3.0<small>2.0 to 4.0</small>",
         "2.0 · 1.00x",
     ]
     assert "of 3 runs of each model, taken in turn after a warm-up: 8 prompt and 2 new tokens" in shown
     assert "on cpu in float32, 2 threads" in shown
     assert "Peak memory: weights and what the process grows by" in shown
+
+
+def test_a_model_is_as_fast_as_itself():
+    assert race.gain((1.0, 1.0, 1.0)) == "1.00x"
+    assert race.gain((1.0, 0.9, 1.2)) == "1.00x<small>0.90x to 1.20x</small>"
+    assert race.spread((1234.5, 1000.0, 2000.0)) == "1,234<small>1,000 to 2,000</small>"
 
 
 def test_unknown_memory_is_left_empty():

@@ -97,7 +97,9 @@ def build(shared: Shared) -> None:
             images: gr.Column(visible=not reads),
             of_images: gr.Row(visible=not reads),
             draw: gr.Button(visible=not reads),
-            making.classes: gr.Dropdown(classes, value=[index for _, index in classes[:FIRST_CLASSES]]),
+            making.classes: gr.Dropdown(
+                classes, value=[index for _, index in classes[:FIRST_CLASSES]], multiselect=True
+            ),
             figures: "",
             plot: gr.Plot(None, visible=False),
         }

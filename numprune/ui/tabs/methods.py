@@ -34,7 +34,7 @@ def build(shared: Shared) -> None:
     methods = gr.CheckboxGroup(
         list(METHODS), value=[name for name in FIRST if name in METHODS], label="Methods", elem_id="np-methods"
     )
-    with gr.Row(equal_height=True):
+    with gr.Row(elem_classes="np-line"):
         ratios = gr.Textbox("0.2 0.4", label="Ratios", min_width=120)
         seeds = gr.Textbox("0", label="Calibration seeds", min_width=120)
         repetitions = gr.Number(0, precision=0, minimum=0, label="Runs for speed, 0 for none", min_width=120)

@@ -32,7 +32,7 @@ PROMPT_TOKENS, NEW_TOKENS = 64, 64
 
 
 def build(shared: Shared) -> None:
-    with gr.Row(equal_height=True):
+    with gr.Row(elem_classes="np-line"):
         which = gr.Dropdown([], multiselect=True, max_choices=3, label="Dense and", elem_id="np-speed-models", scale=3)
         prompt = gr.Textbox(PROMPT, label="Prompt", max_lines=1, scale=3)
         new_tokens = gr.Slider(8, 512, NEW_TOKENS, step=8, label="New tokens", scale=2, min_width=150)
@@ -40,7 +40,7 @@ def build(shared: Shared) -> None:
         measure = gr.Button("Measure", variant="primary", elem_id="np-speed-measure", scale=1, min_width=120)
     shown = gr.HTML(html.empty(WITHOUT_PRUNED), js_on_load=race.JS, elem_id="np-race")
     figures = gr.HTML("", elem_id="np-speed-figures")
-    with gr.Row(equal_height=True):
+    with gr.Row(elem_classes="np-line"):
         ratios = gr.Textbox("0 0.1 0.3 0.5", label="Ratios", scale=3)
         by_ratio = gr.Button("By ratio", variant="secondary", elem_id="np-speed-by-ratio", scale=1, min_width=120)
     ratio_figures = gr.HTML(html.empty(BY_RATIO_WAITING), elem_id="np-speed-ratios")
@@ -49,7 +49,7 @@ def build(shared: Shared) -> None:
     def opened(view: View) -> Updates:
         model = view.loaded.model
         return {
-            which: gr.Dropdown([], value=[]),
+            which: gr.Dropdown([], value=[], multiselect=True),
             prompt: gr.Textbox(visible=readable(model)),
             shown: html.empty(WITHOUT_PRUNED),
             figures: "",
@@ -60,7 +60,7 @@ def build(shared: Shared) -> None:
     def kept(view: View) -> Updates:
         names = list(view.variants)
         measured = {} if SPEED in view.findings else {shown: html.empty(WAITING if names else WITHOUT_PRUNED)}
-        return {which: gr.Dropdown(names, value=names[-1:]), **measured}
+        return {which: gr.Dropdown(names, value=names[-1:], multiselect=True), **measured}
 
     shared.redraw("opened", {which, prompt, shown, figures, ratio_figures, chart}, opened)
     shared.redraw("kept", {which, shown}, kept)
@@ -92,7 +92,7 @@ def build(shared: Shared) -> None:
     def run_by_ratio(given: Updates, request: gr.Request) -> Iterator[Updates]:
         with shared.job(request) as job:
             view = shared.view(request)
-            asked = ratios_of(given[ratios])
+            asked = sorted({0.0, *ratios_of(given[ratios])})
             stats = shared.workbench.stats(view.session, progress=job.progress, cancel=job.cancel)
             loaded, points = view.loaded, []
             sized = shape(loaded.model, None, NEW_TOKENS)
@@ -163,8 +163,13 @@ def sweep_table(points: Sequence[SweepPoint]) -> pd.DataFrame:
     rows = []
     for point in points:
         row: dict[str, Any] = {"ratio": point.ratio, "reached": point.reached, "parameters": point.sizes.parameters}
-        for name in ("decode", "prefill"):
-            row |= dict(zip((name, f"{name}_low", f"{name}_high"), getattr(point.speed, name), strict=True))
+        for name, values in (
+            ("decode", point.speed.decode),
+            ("prefill", point.speed.prefill),
+            ("decode_gain", point.decode_gain),
+            ("prefill_gain", point.prefill_gain),
+        ):
+            row |= dict(zip((name, f"{name}_low", f"{name}_high"), values, strict=True))
         row |= {"weights": point.sizes.bytes, "kv": point.sizes.kv_bytes, "perplexity": float("nan")}
         row |= {name: getattr(point.speed, name) for name in ("batch", "prompt_tokens", "new_tokens", "repetitions")}
         rows.append({**row, "device": point.speed.device, "dtype": point.speed.dtype})
@@ -181,15 +186,16 @@ def sweep_figures(points: Sequence[SweepPoint]) -> str:
             html.memory(point.sizes.bytes),
             html.memory(point.sizes.kv_bytes * 1000),
             race.spread(point.speed.decode),
-            f"{point.speed.decode[0] / first.decode[0]:.2f}x",
+            race.gain(point.decode_gain),
             race.spread(point.speed.prefill),
+            race.gain(point.prefill_gain),
         )
         for point in points
     ]
     header = ["Ratio", "Parameters", "Weights", "KV cache per 1,000 tokens", "Decode, tokens/s", "Gain"]
     note = (
-        f"Median (lowest to highest) of {first.repetitions} runs after a warm-up, one ratio after the other:"
-        f" {first.prompt_tokens} prompt and {first.new_tokens} new tokens, batch {first.batch}, on {first.device} in"
-        f" {first.dtype}."
+        f"Median, and lowest to highest, of {first.repetitions} runs after a warm-up, each model in turn with the dense"
+        f" one: {first.prompt_tokens} prompt and {first.new_tokens} new tokens, batch {first.batch}, on {first.device}"
+        f" in {first.dtype}."
     )
-    return html.table([*header, "Prefill, tokens/s"], rows) + html.notes([note])
+    return html.table([*header, "Prefill, tokens/s", "Gain"], rows) + html.notes([note])
