@@ -37,7 +37,7 @@ COMPUTING = {
     "visit",
     "open_model",
     "work",
-    "opened",
+    "open_recipe",
     "prune_and_compare",
     "write",
     "measure_all",
