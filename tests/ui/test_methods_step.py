@@ -6,6 +6,7 @@ import gradio as gr
 import pytest
 import transformers
 from cells import DENSE
+from numprune.ui.steps.methods import BY_METHOD, cells_chart, cells_table, common_recipe, one_run, seeds_of
 
 from numprune.cli import main
 from numprune.errors import InputError
@@ -15,7 +16,6 @@ from numprune.evaluation.measurement import Bench, run_of
 from numprune.models import held_out_text
 from numprune.ui.app import compose
 from numprune.ui.session import Session
-from numprune.ui.steps.methods import BY_METHOD, cells_chart, cells_table, common_recipe, one_run, seeds_of
 from numprune.ui.workbench import Workbench
 
 PRUNED = replace(DENSE, method="paper", ratio=0.2, parameters=80, seconds=3.0, nll=1.25, perplexity=3.49, kl=0.5)
