@@ -293,7 +293,8 @@ def parse_unit(text: str, scores: ScoreTable) -> Unit:
     Raises:
         InputError: it is no name of a unit, or the model has no such unit.
     """
-    layer, kind, index = [*text.strip().split("."), "", ""][:3]
+    parts = text.strip().split(".")
+    layer, kind, index = parts if len(parts) == 3 else ("", "", "")
     if not layer.isdecimal() or kind not in KINDS or not index.isdecimal():
         raise InputError(f"'{text[:40]}' names no unit; write LAYER.MODULE.UNIT such as 3.mlp.120 or 0.attention.5.")
     return checked_unit(scores, f"{layer}.{kind}", int(index))

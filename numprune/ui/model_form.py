@@ -152,6 +152,12 @@ def asked_for(form: ModelForm, given: Updates) -> LoadRequest:
     return LoadRequest((given[form.model] or "").strip(), given[form.device], given[form.dtype], calibration)
 
 
+def say_refusal(why: str | None) -> None:
+    """A word on the page where the model could not be scored for the default method."""
+    if why is not None:
+        gr.Warning(f"The plan goes by the paper's method: {why}", title="Not scored for the default method")
+
+
 def _wire(shared: Shared, form: ModelForm) -> None:
     def open_model(given: Updates, request: gr.Request) -> Updates:
         owner, workbench = owner_of(request), shared.workbench
@@ -162,7 +168,9 @@ def _wire(shared: Shared, form: ModelForm) -> None:
             )
             workbench.enter(owner, workbench.fresh(loaded, workbench.ratio(owner)))
             workbench.release(owner, keep=wanted)
-            return shared.updates(shared.view(request), "opened", "planned")
+            view = shared.view(request)
+            say_refusal(workbench.refusal(view.session))
+            return shared.updates(view, "opened", "planned")
 
     def show_source(data: str) -> Updates:
         return {

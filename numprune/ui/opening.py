@@ -11,11 +11,12 @@ from numprune.plan.recipe import Recipe
 from numprune.ui.channel import situation
 from numprune.ui.edits import adopted
 from numprune.ui.jobs import Job
-from numprune.ui.model_form import texts_folder
+from numprune.ui.model_form import say_refusal, texts_folder
 from numprune.ui.session import LoadRequest, Session
 from numprune.ui.share import unpacked
 from numprune.ui.shared import Shared, Updates, owner_of
 
+MOMENTS = ("opened", "planned")
 VIEWS = ("plan", "compare", "speed", "methods", "export")
 
 
@@ -36,14 +37,12 @@ def first_visit(shared: Shared, blocks: gr.Blocks, kept: gr.BrowserState) -> Non
                 session = workbench.fresh(loaded)
             workbench.enter(owner, session)
             view = shared.view(request)
+            say_refusal(workbench.refusal(session))
             goes = {shared.tabs: gr.Tabs(selected=asked["view"])} if asked.get("view") in VIEWS else {}
             return {**shared.updates(view, *MOMENTS), **goes}
 
     outputs = shared.outputs(*MOMENTS) | {shared.tabs}
     shared.long(blocks.load, visit, kept, outputs)
-
-
-MOMENTS = ("opened", "planned")
 
 
 def resumed(shared: Shared, owner: str, text: str, why: str, job: Job) -> Session | None:

@@ -79,7 +79,7 @@ def wire(shared: Shared, panel: SharePanel, button: gr.Button) -> None:
                 panel.recipe: recipe.to_json(),
             }
 
-    def opened(file: str, request: gr.Request) -> Updates:
+    def open_recipe(file: str, request: gr.Request) -> Updates:
         """Take a recipe over; the scores it goes by are made first where they are missing."""
         with shared.job(request) as job:
             recipe = Recipe.read(Path(file))
@@ -97,7 +97,7 @@ def wire(shared: Shared, panel: SharePanel, button: gr.Button) -> None:
     shown = {panel.link, panel.repeat, panel.recipe}
     event = button.click(show, None, shown, **QUICK)
     event.success(None, panel.link, panel.link, js=LINK, api_visibility="private", queue=False)
-    event = shared.long(panel.open.upload, opened, panel.open, shared.outputs("planned"))
+    event = shared.long(panel.open.upload, open_recipe, panel.open, shared.outputs("planned"))
     event = event.success(show, None, shown, **QUICK)
     event.success(None, panel.link, panel.link, js=LINK, api_visibility="private", queue=False)
     panel.save.click(None, panel.recipe, None, js=SAVE_RECIPE, api_visibility="private", queue=False)

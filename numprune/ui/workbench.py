@@ -223,6 +223,10 @@ class Workbench(Visits):
         scorer = next((each for each in FIRST_SCORERS if each in opened.scores), None) or next(iter(opened.scores))
         return self.scored_by(session, scorer)
 
+    def refusal(self, session: Session) -> str | None:
+        """Why the session's model was not scored for the default method; None when it was, or nobody tried."""
+        return self._of(session).refused.get(DEFAULT.settings["scorer"])
+
     def scored(self, session: Session, scorer: str) -> bool:
         """Whether the session's model is scored by this scorer."""
         return scorer in self._of(session).scores

@@ -66,3 +66,12 @@ def served(bench, **options):
         yield f"http://127.0.0.1:{serving.port}"
     finally:
         made[0].close(verbose=False)
+
+
+def parts_of(blocks):
+    """The page's components by label and by elem_id."""
+    parts = {}
+    for block in blocks.blocks.values():
+        for name in (getattr(block, "label", None), getattr(block, "elem_id", None)):
+            parts.setdefault(name, block)
+    return parts

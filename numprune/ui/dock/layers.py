@@ -6,6 +6,7 @@ from pathlib import Path
 
 import gradio as gr
 
+from numprune.ui import numbers
 from numprune.ui.channel import SENSITIVITY
 from numprune.ui.shared import Shared, Updates, View
 
@@ -14,6 +15,7 @@ JS, CSS = ((Path(__file__).parent / f"layers.{kind}").read_text(encoding="utf8")
 
 def build(shared: Shared) -> None:
     gr.HTML("", html_template="<div class='np-ratios'></div>", js_on_load=JS, elem_id="np-ratios")
+    numbers.build(shared, {SENSITIVITY: numbers.found(SENSITIVITY, "press Suggest ratios under More")})
     curves = gr.Plot(show_label=True, label="What each module costs alone", visible=False)
 
     def sensed(view: View) -> Updates:

@@ -9,8 +9,9 @@ import gradio as gr
 
 from numprune.models import Model
 from numprune.plan.report import ModuleReport
-from numprune.ui import html
+from numprune.ui import html, numbers
 from numprune.ui.figures import error_bars
+from numprune.ui.making import MEASURED, TEXTS
 from numprune.ui.shared import Shared, Updates, View
 from numprune.ui.side import PAIR, side_by_side
 
@@ -33,6 +34,14 @@ class Result:
 def build(shared: Shared) -> Result:
     columns = gr.HTML(html.empty(WAITING), js_on_load=PAIR, elem_id="np-result")
     small = gr.HTML("", elem_id="np-pruned")
+    numbers.build(
+        shared,
+        {
+            "Texts": numbers.found(TEXTS, "let models write"),
+            "Figures": numbers.found(MEASURED, "measure models"),
+            "Output errors": numbers.errors,
+        },
+    )
     with gr.Accordion("Output error of every module", open=False, visible=False) as part:
         errors = gr.Plot(show_label=False, label="Output error of every module")
     result = Result(columns, small, errors, part)

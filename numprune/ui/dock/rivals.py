@@ -14,7 +14,7 @@ from numprune.plan.keys import KINDS, Kind, ModuleKey
 from numprune.plan.plan import PruningPlan
 from numprune.scoring import SCORERS, ScoreTable
 from numprune.scoring.comparison import agreement
-from numprune.ui import heatmap, html
+from numprune.ui import heatmap, html, numbers
 from numprune.ui.edits import UNREADABLE, checked_unit
 from numprune.ui.heatmap import Rows, difference_heatmap, most_apart
 from numprune.ui.map import ring, selecting
@@ -179,6 +179,18 @@ class RivalsPart:
         }
 
 
+def compared(view: View) -> pd.DataFrame:
+    """Both scores and ranks of every unit.
+
+    Raises:
+        InputError: no other scorer is compared.
+    """
+    rival = view.workbench.rival(view.session)
+    if rival is None:
+        raise InputError("No other scorer is compared; press Compare scores.")
+    return Rivalry.at(view.loaded, view.plan, rival).table()
+
+
 def build(shared: Shared, map_: gr.HTML) -> RivalsPart:
     with gr.Row(equal_height=False, elem_classes="np-line"):
         against = gr.Dropdown(list(SCORERS), value="wanda_sp", label="Other scorer", min_width=160, scale=1)
@@ -196,6 +208,7 @@ def build(shared: Shared, map_: gr.HTML) -> RivalsPart:
                 heads = gr.HTML("", js_on_load=heatmap.JS)
             with gr.Column(min_width=320):
                 channels = gr.HTML("", js_on_load=heatmap.JS)
+        numbers.build(shared, {COMPARED: compared})
         with gr.Row():
             with gr.Column(min_width=320):
                 figures = gr.HTML("")

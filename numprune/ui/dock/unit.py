@@ -13,7 +13,7 @@ import pandas as pd
 from numprune.errors import InputError
 from numprune.evaluation.attention import attention_patterns
 from numprune.plan.plan import PruningPlan
-from numprune.ui import html
+from numprune.ui import html, numbers
 from numprune.ui.edits import parse_unit
 from numprune.ui.map import ring, selecting
 from numprune.ui.map_data import unit_name
@@ -57,6 +57,7 @@ def build(shared: Shared, map_: gr.HTML) -> UnitPart:
             scale=2,
         )
         sentence = gr.Textbox(SENTENCE, label="Sentence for its attention", min_width=260, scale=3)
+    numbers.build(shared, {SELECTED: numbers.found(SELECTED, "choose one on the map")})
     with gr.Row(equal_height=False):
         card = gr.HTML(html.empty(PICK), elem_id="np-unit", min_width=260)
         pattern = gr.Plot(show_label=False, label="The selected unit", visible=False, min_width=320)

@@ -13,11 +13,11 @@ import pandas as pd
 
 from numprune.errors import InputError
 from numprune.evaluation.divergence import Divergence, divergence
-from numprune.ui import html
+from numprune.ui import html, numbers
 from numprune.ui.comparison import measured_on
 from numprune.ui.edits import UNREADABLE
 from numprune.ui.figures import divergence_chart
-from numprune.ui.making import FIRST_CLASSES, make, measure
+from numprune.ui.making import FIRST_CLASSES, IMAGES, MEASURED, QUALITY, TEXTS, make, measure
 from numprune.ui.shared import QUICK, Shared, Updates, View, owner_of, toasts
 from numprune.ui.side import PAIR, models_of, side_by_side
 
@@ -65,6 +65,16 @@ def build(shared: Shared) -> None:
         with gr.Row(visible=False) as of_images:
             for control in making.of_images:
                 control.render()
+    numbers.build(
+        shared,
+        {
+            "Texts": numbers.found(TEXTS, "press Write side by side"),
+            "Figures": numbers.found(MEASURED, "press Measure"),
+            "Images": numbers.found(IMAGES, "press Draw side by side"),
+            "Image quality": numbers.found(QUALITY, "press Measure"),
+            DISTRIBUTIONS: numbers.found(DISTRIBUTIONS, "press Compare next-token distributions"),
+        },
+    )
     columns = gr.HTML(html.empty(NOTHING), js_on_load=PAIR, elem_id="np-columns")
     figures = gr.HTML("", elem_id="np-divergence")
     plot = gr.Plot(label="Divergence from the dense model along the text", visible=False)

@@ -5,19 +5,22 @@ from types import SimpleNamespace
 
 import gradio as gr
 import pytest
+from servers import parts_of
 
 from numprune.errors import Cancelled, InputError, check_cancelled
 from numprune.export import formats
 from numprune.export.formats import Format
 from numprune.loading import load
+from numprune.ui import making
 from numprune.ui.app import compose
+from numprune.ui.comparison import DENSE
 from numprune.ui.downloads import Downloads
-from numprune.ui.page import file_name
+from numprune.ui.jobs import Jobs
 from numprune.ui.serving import Policy
-from numprune.ui.steps import hub
-from numprune.ui.steps.compare import DENSE
-from numprune.ui.steps.export import default_name, packed, refusals
-from numprune.ui.steps.report import session_report
+from numprune.ui.session_report import session_report
+from numprune.ui.shared import Shared, file_name
+from numprune.ui.tabs import export, hub
+from numprune.ui.tabs.export import default_name, packed, refusals
 from numprune.ui.workbench import Workbench
 
 
@@ -25,7 +28,7 @@ from numprune.ui.workbench import Workbench
 def fakes(monkeypatch):
     """A format of a folder, one of a file with an option, and one that takes dense models only."""
     monkeypatch.setattr(formats, "FORMATS", {})
-    for module in ("numprune.export", "numprune.ui.steps.export"):
+    for module in ("numprune.export", "numprune.ui.tabs.export"):
         monkeypatch.setattr(f"{module}.FORMATS", formats.FORMATS)
 
     def write_folder(model, target, *, progress, cancel):
@@ -114,31 +117,49 @@ def test_what_cannot_carry_a_model_is_told_with_the_reason(fakes, pruned):
 
 
 def test_the_page_offers_every_format_with_its_options(fakes):
-    blocks, page = compose(Workbench(load("tiny-stories", device="cpu")))
-    assert [value for _, value in page.export.format.choices] == ["box", "shout", "whole"]
-    assert page.export.format.value == "box"
-    case = page.export.options["shout"]["case"]
+    with gr.Blocks():
+        tab = export.build(stub(Workbench(load("tiny-stories", device="cpu"))))
+    assert [value for _, value in tab.format.choices] == ["box", "shout", "whole"]
+    assert tab.format.value == "box"
+    case = tab.options["shout"]["case"]
     assert [value for _, value in case.choices] == ["upper", "lower"]
-    assert case.info
-    given = {page.export.format: "shout", case: "lower"}
-    assert page.export.settings(given) == {"case": "lower"}
-    assert page.export.settings({page.export.format: "box"}) == {}
-    assert not page.export.write.visible
-    handlers = {fn.name: fn for fn in blocks.fns.values()}
-    assert [row.visible for row in page.export.rows.values()] == [False, False, False]
-    shown = handlers["show_options"].fn("shout")
-    assert [row.visible for row in shown.values()] == [False, True, False]
+    assert tab.settings({tab.format: "shout", case: "lower"}) == {"case": "lower"}
+    assert tab.settings({tab.format: "box"}) == {}
+    assert not tab.here.visible
+    assert [row.visible for row in tab.rows.values()] == [False, False, False]
 
 
-def test_the_newest_pruned_model_is_offered_first(fakes, pruned):
-    bench, session, name = pruned
-    _, page = compose(bench)
-    updates = page.export.offer(bench.dense(session).model, bench.variants("tests"))
-    chosen = updates[page.export.model]
-    assert isinstance(chosen, gr.Dropdown)
+def stub(bench):
+    """What the tab is given, without a page around it."""
+    return Shared(bench, Jobs(), Downloads(), gr.DownloadButton(), gr.Tabs(), making.build())
+
+
+def test_the_newest_pruned_model_is_offered_first(fakes, view, pruned):
+    _, _, name = pruned
+    with gr.Blocks():
+        tab = export.build(stub(view.workbench))
+    updates = tab.offer(view)
+    chosen = updates[tab.model]
     assert [value for _, value in chosen.choices] == [DENSE, name]
     assert chosen.value == name
-    assert "Not as whole" in updates[page.export.refused]
+    assert "Not as whole" in updates[tab.refused]
+
+
+def test_one_button_downloads_or_writes_below_the_folder_for_exports(fakes, view, pruned, monkeypatch, tmp_path):
+    bench, _, name = pruned
+    monkeypatch.setattr(bench, "policy", Policy(exports=tmp_path / "exports"))
+    blocks, shared = compose(bench)
+    handler = next(fn.fn for fn in blocks.fns.values() if fn.name == "export_model")
+    parts = parts_of(blocks)
+    given = {parts["Model to export"]: name, parts["Format"]: "shout", parts["Export as"]: "mine", parts["Case"]: "lower"}
+    tab = SimpleNamespace(session_hash="tests")
+    here = handler({**given, parts["To"]: "here"}, tab)
+    assert (tmp_path / "exports" / "mine.txt").read_text() == "tiny-stories"
+    assert here[shared.download].value is None
+    away = handler({**given, parts["To"]: "download"}, tab)
+    assert away[shared.download].value["path"].endswith("mine.txt")
+    with pytest.raises(gr.Error, match="is there already"):
+        handler({**given, parts["To"]: "here"}, tab)
 
 
 TOKEN = "hf_a-token-nobody-may-see"
@@ -156,49 +177,47 @@ def pushing(monkeypatch, pruned):
         return f"https://huggingface.co/{repo_id}"
 
     monkeypatch.setattr(hub, "push_to_hub", push)
-    blocks, page = compose(bench)
-    part = page.export.hub
+    blocks, shared = compose(bench)
+    parts = parts_of(blocks)
     given = {
-        page.session: session,
-        page.compare.own_text: "Once upon a time there was a dog. " * 9,
-        page.export.model: name,
-        page.export.format: "transformers",
-        part.repository: " ada/small ",
-        part.token: f" {TOKEN} ",
-        part.private: True,
-        part.measure: True,
+        shared.making.text: "Once upon a time there was a dog. " * 9,
+        parts["Model to export"]: name,
+        parts["Format"]: "transformers",
+        parts["Repository"]: " ada/small ",
+        parts["np-token"]: f" {TOKEN} ",
+        parts["Private"]: True,
+        parts["Perplexity on the card, measured now"]: True,
     }
     handler = next(fn.fn for fn in blocks.fns.values() if fn.name == "upload")
 
     def press(changes):
-        return handler(given | changes, SimpleNamespace(session_hash="tests"), lambda *_, **__: None)
+        return handler(given | changes, SimpleNamespace(session_hash="tests"))
 
-    return press, page, uploads
+    return press, parts, uploads
 
 
 def test_a_model_is_pushed_with_the_visitor_s_token_which_nothing_keeps(pushing, pruned):
-    push, page, uploads = pushing
+    push, parts, uploads = pushing
     shown = push({})
     bench, session, name = pruned
     (done,) = uploads
     assert (done["repo_id"], done["token"], done["private"]) == ("ada/small", TOKEN, True)
     assert done["model"] is bench.pruned("tests", name)
     assert done["perplexity_before"].tokens == done["perplexity_after"].tokens
-    assert "https://huggingface.co/ada/small" in shown[page.export.hub.address]
+    assert "https://huggingface.co/ada/small" in str(shown.values())
     kept = session_report(bench.dense(session), bench.plan(session), bench.variants("tests"), bench.findings("tests"))
     assert TOKEN not in kept + repr(session) + repr(bench._tabs) + session.recipe.to_json() + str(shown)
-    assert page.export.hub.token.type == "password"
+    assert parts["np-token"].type == "password"
 
 
 @pytest.mark.parametrize(
     ("field", "value", "says"),
-    [("token", " ", "no token"), ("repository", "../x y", "no name for a repository"), ("format", "stock", "stock")],
+    [("np-token", " ", "no token"), ("Repository", "../x y", "no name for a repository"), ("Format", "stock", "stock")],
 )
 def test_nothing_is_pushed_that_cannot_be(pushing, field, value, says):
-    push, page, uploads = pushing
-    control = page.export.format if field == "format" else getattr(page.export.hub, field)
+    push, parts, uploads = pushing
     with pytest.raises(gr.Error, match=says) as refused:
-        push({control: value})
+        push({parts[field]: value})
     assert TOKEN not in str(refused.value)
     assert not uploads
 
