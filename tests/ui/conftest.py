@@ -48,7 +48,7 @@ def pruned(view):
 
 
 @pytest.fixture
-def page(view):
+def composed(view):
     """The composed page of the view's workbench: what its parts share, its handlers by name, and the tab's request."""
     blocks, shared = compose(view.workbench)
     shared.parts = parts_of(blocks)
@@ -70,3 +70,47 @@ def images_url(images_folder):
     """Address of a dashboard that starts with the tiny image model."""
     with served(Workbench(load(images_folder))) as address:
         yield address
+
+
+# In a browser.
+
+
+@pytest.fixture(scope="session")
+def browser():
+    browsing = pytest.importorskip("browsing")
+    with browsing.playwright.sync_playwright() as started:
+        opened = started.chromium.launch(executable_path=browsing.CHROMIUM, args=browsing.FLAGS)
+        yield opened
+        opened.close()
+
+
+@pytest.fixture
+def visit(browser, small_url, tmp_path, request):
+    """Opens the page in tabs of their own."""
+    from browsing import visits
+
+    with visits(browser, small_url, tmp_path, request.session) as opened:
+        yield opened
+
+
+@pytest.fixture
+def tab(visit):
+    """A browser tab with the page, which must report no error."""
+    opened = visit()
+    yield opened
+    assert opened.problems == []
+
+
+@pytest.fixture(scope="module")
+def open_page(browser, small_url, tmp_path_factory, request):
+    from browsing import visits
+
+    with visits(browser, small_url, tmp_path_factory.mktemp("page"), request.session) as opened:
+        yield opened()
+
+
+@pytest.fixture
+def seen(open_page):
+    """One page for all tests that only look: they leave its plan alone and prune nothing."""
+    yield open_page
+    assert open_page.problems == []

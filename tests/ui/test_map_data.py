@@ -2,6 +2,7 @@
 
 import base64
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -57,7 +58,7 @@ def test_the_plan_says_which_heads_and_how_many_channels_go(view):
     view = view_of(view, ratios={MLP: 0.5}, keep={HEAD: (1,)}, prune={HEAD: (5,)})
     data = plan_data(view.loaded, view.plan, Look())
     for layer in range(8):
-        bits = [bit == "1" for bit in data["heads"][layer]]
+        bits = np.unpackbits(np.frombuffer(base64.b64decode(data["heads"][layer]), np.uint8))[:8].astype(bool)
         np.testing.assert_array_equal(bits, view.plan.removed(ModuleKey(layer, "attention")))
         assert data["gone"]["mlp"][layer] == 512 - len(view.plan.keep[ModuleKey(layer, "mlp")])
     assert data["locks"] == ["3.mlp"]
@@ -79,8 +80,6 @@ def test_by_index_a_bit_says_where_channels_go(view):
 
 def test_a_layer_without_a_module_has_nothing_to_show(view):
     modules = {key: module for key, module in view.loaded.scores.modules.items() if key != HEAD}
-    from dataclasses import replace
-
     loaded = replace(view.loaded, scores=replace(view.loaded.scores, modules=modules))
     data = scores_data(loaded, Look())
     assert data["units"]["attention"][2] == 0
@@ -101,7 +100,7 @@ def test_a_click_selects_what_stands_there_and_rings_it(view):
     lowest = int(np.argmin(view.loaded.scores.modules[MLP].units))
     unit = picked(view, {"key": "3.mlp", "place": 0.0001})
     assert unit == Unit(MLP, lowest)
-    view.workbench.change(view.owner, lambda session: session.__class__(session.dense, session.recipe, selected=unit))
+    view.workbench.change(view.owner, lambda session: replace(session, selected=unit))
     shown = ring(View(view.workbench, view.owner, view.workbench.session(view.owner)))
     assert (shown["key"], shown["unit"]) == ("3.mlp", lowest)
     assert shown["place"] < 1 / 512

@@ -84,14 +84,14 @@ def test_no_handler_merges_what_the_browser_asked_for(blocks):
     assert not [fn.name for fn in blocks.fns.values() if fn.trigger_mode == "always_last"]
 
 
-def test_everything_that_is_redrawn_is_among_the_outputs(page, view):
-    shared, _, _ = page
+def test_everything_that_is_redrawn_is_among_the_outputs(composed, view):
+    shared, _, _ = composed
     for moment in ("opened", "planned", "kept", "measured", "sensed", "selected", "compared", "docked"):
         assert set(shared.updates(view, moment)) <= shared.outputs(moment)
 
 
-def test_a_method_that_needs_scores_makes_them_and_is_one_step(page, view):
-    shared, handlers, tab = page
+def test_a_method_that_needs_scores_makes_them_and_is_one_step(composed, view):
+    shared, handlers, tab = composed
     worked(shared, "tests", '{"kind": "method", "method": "magnitude"}', None, None)
     session = view.workbench.session("tests")
     assert method_of(session.recipe) == "magnitude"
@@ -100,8 +100,8 @@ def test_a_method_that_needs_scores_makes_them_and_is_one_step(page, view):
     assert view.workbench.session("tests") == session
 
 
-def test_suggested_ratios_are_taken_over_at_once_and_their_curves_are_kept(page, view):
-    shared, _, _ = page
+def test_suggested_ratios_are_taken_over_at_once_and_their_curves_are_kept(composed, view):
+    shared, _, _ = composed
     view.workbench.change("tests", lambda session: session.changed("", ratio=0.4))
     worked(shared, "tests", '{"kind": "suggest"}', None, None)
     session = view.workbench.session("tests")
@@ -112,8 +112,8 @@ def test_suggested_ratios_are_taken_over_at_once_and_their_curves_are_kept(page,
     assert "What each module costs" in view.findings
 
 
-def test_a_stopped_method_leaves_the_plan(page, view, monkeypatch):
-    _, handlers, tab = page
+def test_a_stopped_method_leaves_the_plan(composed, view, monkeypatch):
+    _, handlers, tab = composed
 
     def stopped(*args, **options):
         raise Cancelled("Stopped.")
@@ -124,8 +124,8 @@ def test_a_stopped_method_leaves_the_plan(page, view, monkeypatch):
     assert view.workbench.session("tests") == view.session
 
 
-def test_an_edit_of_a_page_that_was_forgotten_says_so(page):
-    _, handlers, _ = page
+def test_an_edit_of_a_page_that_was_forgotten_says_so(composed):
+    _, handlers, _ = composed
     with pytest.raises(gr.Error, match="reload it"):
         handlers["edit"]("[]", SimpleNamespace(session_hash="nobody"))
 
@@ -203,8 +203,8 @@ def test_a_forced_unit_says_so(scored):
     assert how_forced(session, unit) == "auto"
 
 
-def test_a_head_is_shown_by_its_attention_and_a_channel_by_its_layer(page, view):
-    shared, _, _ = page
+def test_a_head_is_shown_by_its_attention_and_a_channel_by_its_layer(composed, view):
+    shared, _, _ = composed
     _, label, table = unit_picture(shared, view, Unit(ModuleKey(1, "attention"), 5), "The cat sat.", None)
     assert label.startswith("Attention of layer 1, head 5")
     np.testing.assert_allclose(table.iloc[:, 2:].sum(axis=1), 1, rtol=1e-5)

@@ -56,8 +56,8 @@ def test_what_a_recipe_was_made_with_is_opened(scored):
             request_of(start, nobody)
 
 
-def test_a_recipe_of_a_link_is_taken_over_where_it_fits(page, view):
-    shared, _, tab = page
+def test_a_recipe_of_a_link_is_taken_over_where_it_fits(composed, view):
+    shared, _, tab = composed
     recipe = view.session.recipe.replace(ratio=0.5, scorer="newton", ratios={MLP: 0.25})
     with shared.job(tab) as job:
         session = resumed(shared, tab.session_hash, packed(recipe), "link", job)
