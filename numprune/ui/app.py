@@ -45,7 +45,7 @@ def compose(workbench: Workbench) -> tuple[gr.Blocks, Shared]:
             tabs=gr.Tabs(elem_id="np-views", selected="plan", render=False),
             making=making.build(),
         )
-        form = model_form.build(shared)
+        model_form.build(shared)
         panel = share.build()
         side.build_close_up(shared)
         with gr.Row(elem_id="np-body"):

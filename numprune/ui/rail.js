@@ -46,7 +46,7 @@ function budget() {
     ["KV, 1,000 tokens", memory(after.kv), `of ${memory(before.kv)}`],
     ["FLOP a token", big(after.flops), change(after.flops, before.flops)],
   ];
-  if (plan.loss !== null) rows.unshift(["predicted loss", `+${figure(plan.loss)} nats`, `PPL × ${figure(Math.exp(plan.loss), 2)}`]);
+  if (plan.loss !== null) rows.unshift(["predicted loss", `+${figure(plan.loss)} nats`, `PPL × ${plan.loss < 7 ? figure(Math.exp(plan.loss), 2) : Math.exp(plan.loss).toExponential(0)}`]);
   element.querySelector(".np-budget").innerHTML =
     `<table><tbody>${rows.map(([name, value, note]) => `<tr><th scope="row">${name}</th><td>${value}</td><td>${note}</td></tr>`).join("")}</tbody></table>` +
     plan.notes.map((note) => `<p>${text(note)}</p>`).join("");

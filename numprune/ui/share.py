@@ -25,7 +25,7 @@ LINK = """(link) => {
   const address = new URL(location.href);
   address.search = "";
   for (const [name, value] of new URLSearchParams(link)) address.searchParams.set(name, value);
-  const open = document.querySelector("#np-views > .tab-container button[aria-selected=true], #np-views [role=tab][aria-selected=true]");
+  const open = document.querySelector("#np-views [role=tab][aria-selected=true]");
   if (open) address.searchParams.set("view", open.textContent.trim().toLowerCase());
   return address.href;
 }"""
@@ -43,8 +43,8 @@ class SharePanel:
     """Components of the panel."""
 
     link: gr.Textbox
-    repeat: gr.Code
-    recipe: gr.Code
+    repeat: gr.Textbox
+    recipe: gr.Textbox
     save: gr.Button
     open: gr.UploadButton
     report: gr.Button
@@ -53,19 +53,21 @@ class SharePanel:
 def build() -> SharePanel:
     with gr.Column(elem_id="np-share", elem_classes="np-panel"):
         link = gr.Textbox(label="Link to this plan", interactive=False, buttons=["copy"], elem_id="np-link")
-        repeat = gr.Code(
+        repeat = gr.Textbox(
             label="The same from the command line",
-            language="shell",
             interactive=False,
-            wrap_lines=True,
+            buttons=["copy"],
             lines=2,
-            show_line_numbers=False,
+            elem_classes="np-mono",
+            elem_id="np-command",
         )
         with gr.Row():
             save = gr.Button("Save recipe", size="sm")
             opener = gr.UploadButton("Open recipe", size="sm", file_types=[".json"], type="filepath")
             report = gr.Button("Download the report", size="sm", elem_id="np-report")
-        recipe = gr.Code(label="Recipe", language="json", interactive=False, lines=4, max_lines=9)
+        recipe = gr.Textbox(
+            label="Recipe", interactive=False, buttons=["copy"], lines=4, max_lines=9, elem_classes="np-mono"
+        )
     return SharePanel(link, repeat, recipe, save, opener, report)
 
 

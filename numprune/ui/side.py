@@ -19,7 +19,8 @@ from numprune.ui.shared import QUICK, Shared, Updates, View, owner_of, toasts
 PAIR = """element.addEventListener("click", (event) => {
   const button = event.target.closest("[data-pair]");
   if (!button) return;
-  document.dispatchEvent(new CustomEvent("np-pair", { detail: { index: Number(button.dataset.pair), model: button.dataset.model } }));
+  const detail = { index: Number(button.dataset.pair), model: button.dataset.model };
+  document.dispatchEvent(new CustomEvent("np-pair", { detail }));
 });"""
 LISTEN = """const close = () => element.closest("#np-close-up").classList.remove("np-open");
 document.addEventListener("np-pair", (event) => { props.value = JSON.stringify(event.detail); trigger("pick"); });

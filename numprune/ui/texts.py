@@ -130,7 +130,8 @@ def _cell(name: str, text: str, dense: str | None, prompt: str, number: int | No
     label = escape(", ".join(filter(None, (name, which))))
     return (
         f"<article class='np-text' aria-label='{label}'><header><h3>{escape(name)} <small>{which}</small></h3>"
-        f"{head}{note}</header><p tabindex='0'><span class='np-prompt'>{escape(text[:start])}</span>{body}</p></article>"
+        f"{head}{note}</header>"
+        f"<p tabindex='0'><span class='np-prompt'>{escape(text[:start])}</span>{body}</p></article>"
     )
 
 

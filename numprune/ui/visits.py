@@ -21,7 +21,8 @@ from numprune.ui.session import Look, Session
 
 
 class Visits:
-    """The tabs by the name of their browser session. One lock guards them all; nothing slower than an edit happens inside it."""
+    """The tabs by the name of their browser session. One lock guards them all; nothing slower than an edit happens
+    inside it."""
 
     def __init__(self) -> None:
         self._lock = threading.RLock()

@@ -11,7 +11,7 @@ CHROMIUM = shutil.which("chromium")
 MARKS = [pytest.mark.browser, pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed")]
 
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-sync", "--no-first-run"]
-PATIENCE = 240_000
+PATIENCE = 60_000
 """Milliseconds after which a page that does not do what it should has failed, on however busy a machine."""
 SOON = 5_000
 DESK, PHONE = {"width": 1440, "height": 900}, {"width": 390, "height": 844}
@@ -67,9 +67,9 @@ def plan(page):
     return page.evaluate("window.plan")
 
 
-def until(page, condition, what=None):
+def until(page, condition):
     """Wait for a plan `p` that fulfils a condition in JavaScript."""
-    page.wait_for_function(f"what => {{ const p = window.plan; return p && ({condition}); }}", arg=what, timeout=PATIENCE)
+    page.wait_for_function(f"() => {{ const p = window.plan; return p && ({condition}); }}", timeout=PATIENCE)
     return plan(page)
 
 

@@ -25,9 +25,9 @@ def free_port():
 
 
 @contextmanager
-def program(folder, *flags):
-    """`python app.py` on a free port; yields its address."""
-    port, log = free_port(), folder / "log"
+def program(folder, *flags, port=None):
+    """`python app.py` on a free port, or on this one; yields its address."""
+    port, log = port or free_port(), folder / "log"
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "NUMPRUNE_CACHE": str(folder)}
     with log.open("w") as output:
         server = subprocess.Popen(

@@ -93,7 +93,8 @@ def test_a_bar_is_a_slider_for_keys_and_screen_readers(tab):
         tab.keyboard.press("ArrowRight")
     after = until(tab, f"p.locks.includes('0.mlp') && Math.abs(p.gone.mlp[0] - {before} - 26) < 4")
     expect(first).to_have_attribute(
-        "aria-valuetext", f"{round(100 * after['gone']['mlp'][0] / 512)} %, {512 - after['gone']['mlp'][0]} of 512 stay, locked"
+        "aria-valuetext",
+        f"{round(100 * after['gone']['mlp'][0] / 512)} %, {512 - after['gone']['mlp'][0]} of 512 stay, locked",
     )
     expect(tab.locator(".np-say")).to_contain_text("Layer 0, channels changed")
     tab.keyboard.press("ArrowDown")
@@ -178,9 +179,12 @@ def test_two_locks_in_quick_succession_both_hold(tab):
 def test_sixty_edits_in_a_second_all_arrive_in_order(tab):
     """Edges, locks and undo among them, as fast as no hand is; the last state wins and none is lost."""
     tab.evaluate(
-        """() => { for (let index = 0; index < 60; index++) setTimeout(() => document.dispatchEvent(new CustomEvent("np-edit", {
-             detail: index % 10 === 9 ? { kind: "undo" } : { kind: "cells", cells: [[`${index % 8}.mlp`, (index / 100).toFixed(2)]] },
-           })), index * 16); }"""
+        """() => {
+          const edit = (index) => (index % 10 === 9 ? { kind: "undo" }
+            : { kind: "cells", cells: [[`${index % 8}.mlp`, (index / 100).toFixed(2)]] });
+          const send = (index) => document.dispatchEvent(new CustomEvent("np-edit", { detail: edit(index) }));
+          for (let index = 0; index < 60; index++) setTimeout(() => send(index), index * 16);
+        }"""
     )
     shown = until(tab, "p.seen === 60")
     expected = {}

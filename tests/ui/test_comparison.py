@@ -98,8 +98,8 @@ def test_every_model_has_its_column_with_its_figures_below(measured):
 def test_nothing_stands_where_nothing_was_made(view, pruned):
     _, _, name = pruned
     assert side_by_side(view, [name], figures=True) == ""
+    view.workbench.remove("tests", name)
     with pytest.raises(InputError, match="press Prune and compare"):
-        view.workbench.remove("tests", name)
         models_of(view, [])
 
 

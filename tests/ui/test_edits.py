@@ -69,7 +69,10 @@ def test_a_lock_holds_a_module_where_the_plan_has_it(edit, scored):
     locked = edit({"kind": "lock", "key": "3.mlp", "on": True})
     more = locked.changed("ratio", ratio=0.6)
     assert bench.plan(more).keep[MLP] == bench.plan(session).keep[MLP]
-    assert edit({"kind": "lock", "key": "3.mlp", "on": True}, {"kind": "lock", "key": "3.mlp", "on": False}).recipe.ratios == {}
+    assert (
+        edit({"kind": "lock", "key": "3.mlp", "on": True}, {"kind": "lock", "key": "3.mlp", "on": False}).recipe.ratios
+        == {}
+    )
 
 
 def test_a_pasted_column_or_a_dragged_range_is_one_step_back(edit, scored):
@@ -255,7 +258,9 @@ def test_two_edits_at_once_are_both_kept(view):
 
 def test_a_refused_edit_says_why_and_the_others_hold(view):
     bad = {"kind": "cells", "cells": [["0.mlp", "1.5"]]}
-    session, _, _, problems = send(view, message({"kind": "ratio", "ratio": 0.4}, bad, {"kind": "ratio", "ratio": 0.45}))
+    session, _, _, problems = send(
+        view, message({"kind": "ratio", "ratio": 0.4}, bad, {"kind": "ratio", "ratio": 0.45})
+    )
     assert session.recipe.ratio == 0.45
     assert session.recipe.ratios == {}
     assert problems == ["ratio is 1.5; give a number from 0 up to but not including 1."]

@@ -151,7 +151,12 @@ def test_one_button_downloads_or_writes_below_the_folder_for_exports(fakes, view
     blocks, shared = compose(bench)
     handler = next(fn.fn for fn in blocks.fns.values() if fn.name == "export_model")
     parts = parts_of(blocks)
-    given = {parts["Model to export"]: name, parts["Format"]: "shout", parts["Export as"]: "mine", parts["Case"]: "lower"}
+    given = {
+        parts["Model to export"]: name,
+        parts["Format"]: "shout",
+        parts["Export as"]: "mine",
+        parts["Case"]: "lower",
+    }
     tab = SimpleNamespace(session_hash="tests")
     here = handler({**given, parts["To"]: "here"}, tab)
     assert (tmp_path / "exports" / "mine.txt").read_text() == "tiny-stories"
@@ -168,7 +173,7 @@ TOKEN = "hf_a-token-nobody-may-see"
 @pytest.fixture
 def pushing(monkeypatch, pruned):
     """Presses the button with other values than good ones; the page, and what was uploaded."""
-    bench, session, name = pruned
+    bench, _, name = pruned
     monkeypatch.setattr(bench, "policy", Policy(push=True))
     uploads = []
 

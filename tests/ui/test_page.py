@@ -225,7 +225,9 @@ def test_the_errors_of_every_pruned_model_are_one_table(view, pruned):
     assert len(table) == 16
 
 
-@pytest.mark.parametrize("message", [None, "", "[]", '{"index": "1", "model": "x"}', '{"index": 1}', '{"index": 1, "model": 3}'])
+@pytest.mark.parametrize(
+    "message", [None, "", "[]", '{"index": "1", "model": "x"}', '{"index": 1}', '{"index": 1, "model": 3}']
+)
 def test_pairs_that_no_page_names_are_refused(message):
     with pytest.raises(InputError):
         pair_of(message)

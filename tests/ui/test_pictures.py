@@ -5,6 +5,9 @@ import re
 import numpy as np
 import pytest
 import torch
+from numprune.ui.steps.images import exhibition, quality_table
+from numprune.ui.steps.inspect import unit_picture
+from numprune.ui.steps.report import session_report
 from PIL import Image
 
 from numprune.calibration import calibrate
@@ -17,9 +20,6 @@ from numprune.plan.keys import ModuleKey
 from numprune.plan.recipe import CalibrationRecipe
 from numprune.ui.pictures import SLIDER, Drawn, Exhibition
 from numprune.ui.session import LoadRequest, Session, Unit
-from numprune.ui.steps.images import exhibition, quality_table
-from numprune.ui.steps.inspect import unit_picture
-from numprune.ui.steps.report import session_report
 from numprune.ui.workbench import Workbench
 
 SETTINGS = {"cfg_scale": 2.0, "temperature": 1.0, "top_k": 0, "top_p": 1.0}

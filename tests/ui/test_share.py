@@ -38,7 +38,16 @@ def zipped(text):
 
 @pytest.mark.parametrize(
     "text",
-    ["", "x", "é", "A" * (MOST_LINK + 1), zipped("[1]"), zipped('{"version": 9}'), zipped(" " * 10**7), zipped("[" * 9999)],
+    [
+        "",
+        "x",
+        "é",
+        "A" * (MOST_LINK + 1),
+        zipped("[1]"),
+        zipped('{"version": 9}'),
+        zipped(" " * 10**7),
+        zipped("[" * 9999),
+    ],
 )
 def test_a_link_that_holds_none_is_refused(text):
     with pytest.raises(InputError):
@@ -71,7 +80,7 @@ def test_a_recipe_of_a_link_is_taken_over_where_it_fits(composed, view):
 
 @pytest.mark.parametrize("changes", [{}, {"ratios": {MLP: 0.25}, "swaps": 4}, {"round_channels": 64, "uniform": True}])
 def test_the_command_line_does_what_the_page_shows(scored, tmp_path, changes):
-    bench, session = scored
+    _, session = scored
     session = session.changed("", ratio=0.2, **changes)
     words = shlex.split(command_line(session.recipe))[1:-2]
     assert main([*words, "--device", "cpu", "--out", str(tmp_path / "out"), "--quiet"]) == 0

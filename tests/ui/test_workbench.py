@@ -10,8 +10,8 @@ from numprune.plan.keys import ModuleKey
 from numprune.plan.presets import DEFAULT_PRESET, method_of
 from numprune.plan.recipe import CalibrationRecipe, Recipe
 from numprune.ui import workbench
-from numprune.ui.serving import Policy
 from numprune.ui.jobs import Jobs
+from numprune.ui.serving import Policy
 from numprune.ui.session import LoadRequest, Session
 from numprune.ui.workbench import Workbench, default_budget
 

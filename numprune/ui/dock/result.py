@@ -1,4 +1,4 @@
-"""The result: what the dense and the newest pruned model write or draw, with their figures, and every module's error."""
+"""The result: what the dense and the newest pruned model make, with their figures, and every module's error."""
 
 from __future__ import annotations
 

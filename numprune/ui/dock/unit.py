@@ -28,7 +28,7 @@ PICK = "Click a head or channel of the map, walk there with the arrow keys, or n
 IMAGE_TOKENS = 64
 """Tokens of an image on which attention is shown: the class and its first rows of codes."""
 FORCE = """(how) => {
-  const [layer, kind, unit] = document.querySelector("#np-unit-name input").value.split(".");
+  const [layer, kind, unit] = document.querySelector("#np-unit-name :is(input, textarea)").value.split(".");
   document.dispatchEvent(new CustomEvent("np-edit", {
     detail: { kind: "force", key: `${layer}.${kind}`, unit: Number(unit), how },
   }));

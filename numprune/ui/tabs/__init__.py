@@ -8,8 +8,8 @@ A file `tabs/NAME.py` has one function::
 
 which `numprune.ui.app` calls once, inside an open `gr.Tab`. It makes the components, says what follows when something
 on the page changes, and connects the events. A tab imports `numprune.ui.shared` and whatever stands below it; never
-`numprune.ui.app`, never another tab. What two tabs use (`shared.making`: prompts, sampling, the text to measure on) is a
-field of `Shared`, or a file beside it.
+`numprune.ui.app`, never another tab. What two tabs use (`shared.making`: prompts, sampling, the text to measure on) is
+a field of `Shared`, or a file beside it.
 
 **Being drawn.** Parts register with ``shared.redraw(moment, outputs, show)``: at that moment `show(view)` returns new
 values of `outputs`. The moments are:

@@ -35,7 +35,7 @@ class ExportTab:
     here: gr.Radio
     export: gr.Button
     summary: gr.HTML
-    snippet: gr.Code
+    snippet: gr.Textbox
 
     @property
     def inputs(self) -> set[Any]:
@@ -58,11 +58,11 @@ class ExportTab:
             **self.offer(view),
             self.format: first_format(possible),
             self.summary: html.empty(WAITING),
-            self.snippet: gr.Code(visible=False),
+            self.snippet: gr.Textbox(visible=False),
         }
 
     def show(self, done: Exported, where: str) -> Updates:
-        return {self.summary: facts(done, where), self.snippet: gr.Code(done.snippet, visible=True)}
+        return {self.summary: facts(done, where), self.snippet: gr.Textbox(done.snippet, visible=True)}
 
     def settings(self, given: Updates) -> dict[str, str]:
         """The options of the chosen format."""
@@ -164,15 +164,14 @@ def build(shared: Shared) -> ExportTab:
     with gr.Row():
         button = gr.Button("Export", variant="primary", size="md", elem_id="np-save-export", min_width=160, scale=0)
     summary = gr.HTML(html.empty(WAITING), elem_id="np-exported")
-    snippet = gr.Code(
+    snippet = gr.Textbox(
         label="Load it with",
-        language="python",
         interactive=False,
-        wrap_lines=True,
+        buttons=["copy"],
         lines=2,
-        show_line_numbers=False,
         visible=False,
         elem_id="np-snippet",
+        elem_classes="np-mono",
     )
     tab = ExportTab(model, format, refused, rows, options, name, here, button, summary, snippet)
     shared.redraw("opened", {model, refused, format, summary, snippet}, tab.clear)
