@@ -16,7 +16,7 @@ from numprune.errors import InputError
 from numprune.generation import Sampling, generate
 from numprune.models.placement import dtype_name
 from numprune.plan.recipe import CalibrationRecipe, Recipe
-from numprune.ui.comparison import DENSE, measure_one, prompts_of
+from numprune.ui.comparison import DENSE, measure_models, prompts_of
 from numprune.ui.downloads import Downloads
 from numprune.ui.image_columns import exhibition
 from numprune.ui.jobs import Jobs
@@ -124,16 +124,16 @@ def add(workbench: Workbench, jobs: Jobs, downloads: Downloads) -> None:
                 raise InputError(f"{wanted.model} draws images; use the endpoint draw.")
             sampling = Sampling(max_new_tokens=int(max_new_tokens), seed=int(seed))
             prompts = prompts_of(prompt)
-            result = {}
-            for title, model in (("dense", loaded.model), ("pruned", workbench.pruned(owner_of(request), name))):
-                figures = measure_one(title, model, "", None, None)
-                result[title] = {
-                    "texts": generate(model, prompts, **asdict(sampling)),
-                    "parameters": model.parameters,
+            models = {"dense": loaded.model, "pruned": workbench.pruned(owner_of(request), name)}
+            return {
+                figures.name: {
+                    "texts": generate(figures.model, prompts, **asdict(sampling)),
+                    "parameters": figures.model.parameters,
                     **figures.perplexity.to_dict(),
                     "speed": figures.speed.to_dict(),
                 }
-            return result
+                for figures in measure_models(models, "", None, None)
+            }
 
     def draw(
         request: gr.Request, recipe: dict[str, Any], name: str, classes: list[int], seed: int = 0, guidance: float = 4.0

@@ -12,13 +12,15 @@ import pandas as pd
 from numprune.errors import CancelEvent, InputError, Progress
 from numprune.evaluation.footprint import sizes
 from numprune.evaluation.perplexity import Perplexity, perplexity
-from numprune.evaluation.speed import Speed, measure_speed
+from numprune.evaluation.speed import Speed
+from numprune.evaluation.speed_comparison import compare_speed
 from numprune.generation import Sampling, stream_text
 from numprune.models import Model, held_out_text
 from numprune.ui import html
 from numprune.ui.texts import side_by_side
 
 DENSE = "Dense"
+DECODE, PREFILL = "Decode, tokens/s", "Prefill, tokens/s"
 MOST_MEASURED = 16384
 """Tokens a perplexity is measured on at most: WikiText-2 as a whole takes a CPU many minutes."""
 MOST_PROMPTS = 8
@@ -42,6 +44,8 @@ class Measured:
     """The figures of one model.
 
     Attributes:
+        decode_gain, prefill_gain: how many times as fast it is as the first of the models it was timed in turn with:
+            median, lowest and highest.
         text: that perplexity was measured on; empty for the held-out stories.
     """
 
@@ -49,6 +53,8 @@ class Measured:
     model: Model
     perplexity: Perplexity
     speed: Speed
+    decode_gain: tuple[float, float, float] = (1.0, 1.0, 1.0)
+    prefill_gain: tuple[float, float, float] = (1.0, 1.0, 1.0)
     text: str = ""
 
 
@@ -85,30 +91,36 @@ def measured_on(text: str) -> Any:
     return [text] if text.strip() else held_out_text()
 
 
-def measure_one(
-    name: str,
-    model: Model,
+def measure_models(
+    models: Mapping[str, Model],
     text: str,
     progress: Progress | None,
     cancel: CancelEvent | None,
-    known: Perplexity | None = None,
-) -> Measured:
-    """Perplexity on `text` (the embedded stories when empty) unless it is known, then speed, with nothing else
-    running."""
-    length = model.maximum_length or 2048
-    value = known or perplexity(
-        model,
-        measured_on(text),
-        sequence_length=min(2048, length),
-        max_tokens=MOST_MEASURED,
-        progress=progress,
-        cancel=cancel,
-    )
+    known: Mapping[str, Perplexity] | None = None,
+) -> list[Measured]:
+    """Perplexity on `text` (the embedded stories when empty) where it is not known, one model after the other; then
+    speed, the models in turn and with nothing else running."""
+    length = min(model.maximum_length or 2048 for model in models.values())
+    values = {
+        name: (known or {}).get(name)
+        or perplexity(
+            model,
+            measured_on(text),
+            sequence_length=min(2048, model.maximum_length or 2048),
+            max_tokens=MOST_MEASURED,
+            progress=progress,
+            cancel=cancel,
+        )
+        for name, model in models.items()
+    }
     prompt = min(64, length // 2)
-    speed = measure_speed(
-        model, prompt_tokens=prompt, new_tokens=min(64, length - prompt), progress=progress, cancel=cancel
-    )
-    return Measured(name, model, value, speed, text)
+    timed = compare_speed(
+        models, prompt_tokens=prompt, new_tokens=min(64, length - prompt), progress=progress, cancel=cancel
+    ).models
+    return [
+        Measured(each.name, models[each.name], values[each.name], each.speed, each.decode_gain, each.prefill_gain, text)
+        for each in timed
+    ]
 
 
 def measured_table(measured: Sequence[Measured]) -> pd.DataFrame:
@@ -121,6 +133,8 @@ def measured_table(measured: Sequence[Measured]) -> pd.DataFrame:
                 "bytes": each.model.bytes,
                 **each.perplexity.to_dict(),
                 **each.speed.to_dict(),
+                "decode_gain": each.decode_gain,
+                "prefill_gain": each.prefill_gain,
             }
             for each in measured
         ]
@@ -151,7 +165,7 @@ def headline(each: Measured, dense: Measured | None, predicted: float | None = N
         parts[0] += f" ({loss_added(dense.perplexity, each.perplexity):+.3f} nats{foretold})"
     parts.append(f"{each.speed.decode[0]:.1f} tokens/s")
     if dense is not None and each is not dense:
-        parts.append(f"<b>{each.speed.decode[0] / dense.speed.decode[0]:.2f}×</b>")
+        parts.append(f"<b>{each.decode_gain[0]:.2f}×</b>")
     return f"<span class='np-headline'>{' · '.join(parts)}</span>"
 
 
@@ -198,8 +212,8 @@ def figure_rows(each: Measured) -> list[tuple[str, str, float]]:
         ("KV cache per 1,000 tokens", html.memory(kv), kv),
         # First-order error of exp(nll).
         ("Perplexity", f"{float(value):.3f} ± {float(value) * value.standard_error:.3f}", float(value)),
-        ("Decode, tokens/s", spread(speed.decode), speed.decode[0]),
-        ("Prefill, tokens/s", spread(speed.prefill), speed.prefill[0]),
+        (DECODE, spread(speed.decode), speed.decode[0]),
+        (PREFILL, spread(speed.prefill), speed.prefill[0]),
         ("Time to first token, ms", spread(speed.first_token, 1e3), speed.first_token[0]),
     ]
     if speed.peak_bytes:
@@ -208,13 +222,17 @@ def figure_rows(each: Measured) -> list[tuple[str, str, float]]:
 
 
 def figure_columns(names: Sequence[str], measured: Mapping[str, Measured]) -> str:
-    """All figures under the columns of the models, with their ratio to the dense model's."""
+    """All figures under the columns of the models, with their ratio to the dense model's; speeds by runs made side by
+    side."""
     dense = {name: value for name, _, value in figure_rows(measured[DENSE])} if DENSE in measured else {}
     cells = ""
     for name in names:
         rows = ""
-        for label, shown, value in figure_rows(measured[name]) if name in measured else ():
-            ratio = f" · {value / dense[label]:.2f}x" if name != DENSE and dense.get(label) else ""
+        each = measured.get(name)
+        timed = {} if each is None else {DECODE: each.decode_gain[0], PREFILL: each.prefill_gain[0]}
+        for label, shown, value in figure_rows(each) if each is not None else ():
+            times = timed.get(label, value / dense[label] if dense.get(label) else 0)
+            ratio = f" · {times:.2f}x" if name != DENSE and dense.get(label) else ""
             rows += f"<dt>{escape(label)}</dt><dd>{escape(shown)}{ratio}</dd>"
         cells += f"<dl aria-label='Figures of {escape(name, quote=True)}'>{rows}</dl>"
     return f"<div class='np-figures' style='--n:{len(names)}'>{cells}</div>"
@@ -225,7 +243,7 @@ def small_print(each: Measured) -> list[str]:
     speed, value = each.speed, each.perplexity
     return [
         f"Perplexity over {value.tokens:,} tokens in {value.windows} windows of at most {value.sequence_length};"
-        " ± is one standard error over windows. Speed one model after the other: median (lowest to highest) of"
-        f" {speed.repetitions} runs after a warm-up, batch {speed.batch}, {speed.prompt_tokens} prompt and"
+        " ± is one standard error over windows. Speed with the models in turn: median (lowest to highest) of"
+        f" {speed.repetitions} runs of each after a warm-up, batch {speed.batch}, {speed.prompt_tokens} prompt and"
         f" {speed.new_tokens} new tokens, on {speed.device} in {speed.dtype}; 1.00x is the dense model.",
     ]

@@ -35,7 +35,7 @@ def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
             f"<tr><th scope='row'>{_shown(name)}</th>" + "".join(f"<td>{_shown(cell)}</td>" for cell in cells) + "</tr>"
         )
     inside = f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody>"
-    return f"<div class='np-scroll'><table class='np-table'>{inside}</table></div>"
+    return f"<div class='np-scroll' tabindex='0'><table class='np-table'>{inside}</table></div>"
 
 
 def _shown(cell: str) -> str:

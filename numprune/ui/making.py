@@ -17,7 +17,7 @@ from numprune.models import Model
 from numprune.ui.comparison import (
     DENSE,
     MOST_PROMPTS,
-    measure_one,
+    measure_models,
     measured_table,
     prompts_of,
     write_all,
@@ -151,8 +151,7 @@ def measure(
             for name, each in before.items()
             if each.text == text and name in models and each.model is models[name]
         }
-        found = [measure_one(name, model, text, *steps, known=known.get(name)) for name, model in models.items()]
-        workbench.keep_measured(owner, *found)
+        workbench.keep_measured(owner, *measure_models(models, text, *steps, known))
         workbench.find(owner, MEASURED, measured_table(list(workbench.measured(owner).values())))
         return
     panel = panel_of(models[DENSE])

@@ -55,7 +55,7 @@ def test_models_take_turns(monkeypatch):
     first, second = tiny_model("llama"), tiny_model("llama")
     names, took = {id(first): "A", id(second): "B"}, []
 
-    def run(model, prompt, new_tokens):
+    def run(model, prompt, new_tokens, cancel):
         took.append(names[id(model)])
         return speed.Run((0, 0), (1.0, float(len(took))))
 
@@ -133,6 +133,20 @@ def test_progress_reaches_its_end_and_cancel_stops(model):
 
     with pytest.raises(Cancelled):
         measure_speed(model, **QUICK, cancel=Event())
+
+
+def test_stop_waits_for_a_token_and_not_for_a_run(model):
+    class Event:
+        asked = 0
+
+        def is_set(self):
+            self.asked += 1
+            return self.asked > 3
+
+    event = Event()
+    with pytest.raises(Cancelled):
+        measure_speed(model, prompt_tokens=4, new_tokens=50, repetitions=1, cancel=event)
+    assert event.asked == 4
 
 
 @pytest.mark.parametrize(

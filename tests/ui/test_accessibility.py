@@ -1,11 +1,9 @@
 """WCAG 2.2, levels A and AA, as far as axe-core can judge: every part of the page, light and dark, wide and narrow."""
 
-from functools import partial
-
 import pytest
 from browsing import DESK, MARKS, PHONE, center, expect, idle, open_part, open_tab, prune
 
-from numprune import measure_speed
+from numprune import compare_speed
 
 axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="axe-playwright-python is not installed")
 pytestmark = MARKS
@@ -15,7 +13,10 @@ RULES = {"runOnly": {"type": "tag", "values": ["wcag2a", "wcag2aa", "wcag21a", "
 @pytest.fixture(autouse=True)
 def short_measures(monkeypatch):
     """On the server, which runs in this process: what is measured is not what these tests are about."""
-    monkeypatch.setattr("numprune.ui.comparison.measure_speed", partial(measure_speed, repetitions=1))
+    monkeypatch.setattr(
+        "numprune.ui.comparison.compare_speed",
+        lambda *models, **given: compare_speed(*models, **given | {"new_tokens": 4}),
+    )
     monkeypatch.setattr("numprune.ui.comparison.MOST_MEASURED", 512)
 
 

@@ -1,7 +1,6 @@
 """The workspace in a real browser: opening, planning, pruning, comparing, sharing."""
 
 import re
-from functools import partial
 
 import pytest
 from browsing import (
@@ -27,7 +26,7 @@ from browsing import (
     write,
 )
 
-from numprune import measure_speed
+from numprune import compare_speed
 
 pytestmark = MARKS
 
@@ -37,7 +36,10 @@ HAND_TEXT = "Once upon a time there was a dog. " * 80
 @pytest.fixture(autouse=True)
 def short_measures(monkeypatch):
     """On the server, which runs in this process: what is measured is not what these tests are about."""
-    monkeypatch.setattr("numprune.ui.comparison.measure_speed", partial(measure_speed, repetitions=1))
+    monkeypatch.setattr(
+        "numprune.ui.comparison.compare_speed",
+        lambda *models, **given: compare_speed(*models, **given | {"new_tokens": 4}),
+    )
     monkeypatch.setattr("numprune.ui.comparison.MOST_MEASURED", 512)
 
 

@@ -4,13 +4,12 @@ import re
 import subprocess
 import sys
 import zipfile
-from functools import partial
 
 import pytest
 from browsing import MARKS, PATIENCE, drawn, edit, expect, open_tab, plan, prune, says, toast, until
 from servers import program
 
-from numprune import measure_speed
+from numprune import compare_speed
 
 pytestmark = MARKS
 
@@ -18,7 +17,10 @@ pytestmark = MARKS
 @pytest.fixture(autouse=True)
 def short_measures(monkeypatch):
     """On the server, which runs in this process: what is measured is not what these tests are about."""
-    monkeypatch.setattr("numprune.ui.comparison.measure_speed", partial(measure_speed, repetitions=1))
+    monkeypatch.setattr(
+        "numprune.ui.comparison.compare_speed",
+        lambda *models, **given: compare_speed(*models, **given | {"new_tokens": 4}),
+    )
     monkeypatch.setattr("numprune.ui.comparison.MOST_MEASURED", 512)
 
 

@@ -1,12 +1,11 @@
 """What is measured of a model, and the columns it is shown in."""
 
 import re
-from functools import partial
 
 import pytest
 
 from numprune.errors import InputError
-from numprune.evaluation.speed import measure_speed
+from numprune.evaluation.speed_comparison import compare_speed
 from numprune.generation import Sampling, generate
 from numprune.ui import comparison
 from numprune.ui.comparison import (
@@ -14,7 +13,7 @@ from numprune.ui.comparison import (
     Written,
     columns,
     loss_added,
-    measure_one,
+    measure_models,
     measured_table,
     prompts_of,
     write_all,
@@ -35,13 +34,9 @@ def models(pruned):
 
 @pytest.fixture
 def measured(models, monkeypatch):
-    short = partial(measure_speed, repetitions=2)
-    monkeypatch.setattr(
-        comparison,
-        "measure_speed",
-        lambda model, **given: short(model, **given | {"prompt_tokens": 4, "new_tokens": 4}),
-    )
-    return {name: measure_one(name, model, TEXT, None, None) for name, model in models.items()}
+    few = {"prompt_tokens": 4, "new_tokens": 4}
+    monkeypatch.setattr(comparison, "compare_speed", lambda models, **given: compare_speed(models, **given | few))
+    return {each.name: each for each in measure_models(models, TEXT, None, None)}
 
 
 def test_every_model_writes_every_prompt_as_it_would_alone(models):
@@ -65,17 +60,28 @@ def test_figures_state_device_dtype_counts_and_spread_and_are_set_against_the_de
     first, second = measured.values()
     names = list(measured)
     shown = columns(names, None, measured, predicted={names[1]: 0.041}, figures=True)
-    for part in ("cpu", "float32", "2 runs", f"{first.perplexity.tokens:,} tokens", "median", "first token"):
+    for part in ("cpu", "float32", "3 runs", f"{first.perplexity.tokens:,} tokens", "median", "first token"):
         assert part in shown
     assert f"{second.model.parameters / first.model.parameters:.2f}x" in shown
     added = loss_added(first.perplexity, second.perplexity)
     assert added == pytest.approx(second.perplexity.nll - first.perplexity.nll)
     assert f"({added:+.3f} nats, +0.041 predicted)" in shown
-    assert f"<b>{second.speed.decode[0] / first.speed.decode[0]:.2f}×</b>" in shown
+    assert f"<b>{second.decode_gain[0]:.2f}×</b>" in shown
+    for gain in (second.decode_gain, second.prefill_gain):
+        assert f"{gain[0]:.2f}x</dd>" in shown
     assert measured_table(list(measured.values()))["parameters"].tolist() == [
         first.model.parameters,
         second.model.parameters,
     ]
+
+
+def test_a_perplexity_that_is_known_is_not_measured_again(models, measured, monkeypatch):
+    def refuse(*args, **options):
+        raise AssertionError("measured again")
+
+    monkeypatch.setattr(comparison, "perplexity", refuse)
+    known = {name: each.perplexity for name, each in measured.items()}
+    assert [each.perplexity for each in measure_models(models, TEXT, None, None, known)] == list(known.values())
 
 
 def test_every_model_has_its_column_with_its_figures_below(measured):
@@ -105,8 +111,7 @@ def test_measured_losses_are_points_of_the_frontier(view, measured):
     assert point.loss == pytest.approx(other.perplexity.nll - dense.perplexity.nll)
     assert point.reached == pytest.approx(view.plan.ratio_reached, abs=1e-6)
     assert point.recipe.ratio == 0.3
-    elsewhere = measure_one(DENSE, dense.model, "Another text, and quite another story. " * 9, None, None)
-    bench.keep_measured("tests", elsewhere)
+    bench.keep_measured("tests", *measure_models({DENSE: dense.model}, "Another text, a story. " * 9, None, None))
     assert list(bench.measured("tests")) == [DENSE]
 
 
