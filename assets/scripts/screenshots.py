@@ -2,8 +2,8 @@
 
     python assets/scripts/screenshots.py [--url http://127.0.0.1:7860] [--out assets/screenshots]
 
-The whole screen at 1440 x 900 and at 390 px, light and dark, after *Prune and compare*; of a language model also a short
-animated one: an edge is dragged, the model pruned. Needs playwright and a Chromium (pip install playwright; apt-get
+The whole screen at 1440 x 900 and at 390 px, light and dark, after *Prune and compare*; of a language model also a
+short animated one: an edge is dragged, the model pruned. Needs playwright and a Chromium (pip install playwright; apt-get
 install chromium). Start the dashboard first.
 """
 

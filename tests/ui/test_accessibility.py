@@ -71,7 +71,8 @@ def test_everything_is_reached_by_tab_and_shows_where_the_focus_is(tab):
             """() => { const at = document.activeElement, look = getComputedStyle(at);
               if (!at || at === document.body) return null;
               const shown = look.outlineStyle !== "none" || look.boxShadow !== "none" || look.borderStyle !== "none";
-              return [(at.id || at.className.toString() || at.tagName) + " " + (at.getAttribute("aria-label") || at.textContent).slice(0, 40), shown]; }"""
+              const name = (at.getAttribute("aria-label") || at.textContent).slice(0, 40);
+              return [(at.id || at.className.toString() || at.tagName) + " " + name, shown]; }"""
         )
         if name is None:
             break
