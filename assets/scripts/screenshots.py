@@ -3,8 +3,8 @@
     python assets/scripts/screenshots.py [--url http://127.0.0.1:7860] [--out assets/screenshots]
 
 The whole screen at 1440 x 900 and at 390 px, light and dark, after *Prune and compare*; of a language model also a
-short animated one: an edge is dragged, the model pruned. Needs playwright and a Chromium (pip install playwright; apt-get
-install chromium). Start the dashboard first.
+short animated one: an edge is dragged, the model pruned, the tokens of both raced. Needs playwright and a Chromium (pip
+install playwright; apt-get install chromium). Start the dashboard first.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def shoot(page: Page, path: Path) -> None:
 
 
 def animate(page: Page, path: Path) -> None:
-    """The loop: an edge is dragged, budget and frontier follow, the model is pruned and writes."""
+    """The loop: an edge is dragged, budget and frontier follow, the model is pruned and writes, both race."""
     frames: list[tuple[bytes, int]] = []
 
     def keep(milliseconds: int) -> None:
@@ -82,12 +82,23 @@ def animate(page: Page, path: Path) -> None:
         page.wait_for_timeout(350)
     page.wait_for_selector("#np-result .np-headline", timeout=PATIENCE)
     page.wait_for_timeout(800)
+    keep(2200)
+    page.get_by_role("tab", name="Speed", exact=True).click()
+    page.click("#np-speed-measure")
+    page.wait_for_selector("#np-speed-figures table", timeout=PATIENCE)
+    page.wait_for_selector("#np-stop[disabled]", timeout=PATIENCE)
+    page.locator(".np-race select").select_option("0.1")
+    page.locator("[data-play=race]").click()
+    for _ in range(12):
+        keep(220)
+        page.wait_for_timeout(250)
+    page.wait_for_selector("[data-play=race][aria-pressed=false]", timeout=PATIENCE)
     keep(2500)
     pictures = [
         Image.open(io.BytesIO(data)).convert("RGB").resize((FRAME["width"], FRAME["height"]), Image.Resampling.LANCZOS)
         for data, _ in frames
     ]
-    palette = pictures[-1].quantize(COLOURS, dither=Image.Dither.NONE)
+    palette = pictures[len(pictures) // 2].quantize(COLOURS, dither=Image.Dither.NONE)
     first, *others = (each.quantize(palette=palette, dither=Image.Dither.NONE) for each in pictures)
     first.save(path, save_all=True, append_images=others, duration=[time for _, time in frames], loop=0, optimize=True)
     print(path, path.stat().st_size)

@@ -2,11 +2,12 @@
 
 import re
 from dataclasses import replace
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 
 import gradio as gr
 import numpy as np
 import pytest
+from servers import ROOT, parts_of
 
 from numprune.calibration.data import documents
 from numprune.errors import Cancelled, InputError
@@ -14,7 +15,7 @@ from numprune.loading import load
 from numprune.plan.keys import ModuleKey
 from numprune.plan.presets import METHODS, method_of
 from numprune.plan.recipe import Recipe
-from numprune.ui import html
+from numprune.ui import app, html
 from numprune.ui.app import build
 from numprune.ui.channel import worked
 from numprune.ui.dock.unit import how_forced, unit_card, unit_picture
@@ -257,3 +258,17 @@ def test_scripts_name_the_events_they_trigger(blocks):
     """Gradio finds a component's own events by their quoted names in its script."""
     scripts = [block.js_on_load for block in blocks.blocks.values() if isinstance(block, gr.HTML) and block.js_on_load]
     assert sum(bool(re.search(r"trigger\(", script)) for script in scripts) >= 5
+
+
+def test_a_tab_is_one_file_and_one_line(view, tmp_path, monkeypatch):
+    """The one that docs/extending.md shows."""
+    text = (ROOT / "docs" / "extending.md").read_text(encoding="utf8")
+    code = re.search(r'```python\n("""Counts:.*?)```', text, re.DOTALL).group(1)
+    counts = ModuleType("counts")
+    exec(code, vars(counts))
+    monkeypatch.setattr(app, "TABS", (*app.TABS, ("counts", "Counts", counts)))
+    blocks, shared = app.compose(view.workbench)
+    table = parts_of(blocks)["Units"]
+    assert shared.updates(view, "planned")[table].equals(view.plan.to_pandas())
+    sort = next(fn.fn for fn in blocks.fns.values() if fn.name == "sort")
+    assert sort(SimpleNamespace(session_hash="tests"))[table]["kept"].is_monotonic_decreasing
