@@ -16,7 +16,7 @@ from numprune.evaluation.images.judge import Verdicts
 from numprune.generation.images import picture
 
 CSS = """
-.np-pictures { display: grid; grid-template-columns: repeat(var(--n), minmax(0, 1fr)); gap: .6rem; }
+.np-pictures { display: grid; grid-template-columns: repeat(var(--n, 2), minmax(0, 1fr)); gap: .6rem; }
 @media (max-width: 640px) { .np-pictures { grid-template-columns: 1fr; } }
 .np-pair { display: block; width: 100%; padding: 0; border: 0; background: none; cursor: zoom-in; border-radius: 4px; }
 .np-pictures section { border: 1px solid var(--border-color-primary); border-radius: 8px; padding: .6rem .75rem;

@@ -18,7 +18,7 @@ HALF_A_CHARACTER = "\ufffd"
 
 CSS = """
 .np-texts { display: grid; gap: .6rem; }
-.np-texts > div { display: grid; grid-template-columns: repeat(var(--n), minmax(0, 1fr)); gap: .6rem; }
+.np-texts > div { display: grid; grid-template-columns: repeat(var(--n, 2), minmax(0, 1fr)); gap: .6rem; }
 @media (max-width: 640px) { .np-texts > div { grid-template-columns: 1fr; } }
 .np-text { border: 1px solid var(--border-color-primary); border-radius: 8px; padding: .6rem .75rem;
   background: var(--background-fill-secondary); color: var(--body-text-color); min-width: 0; }

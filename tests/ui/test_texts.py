@@ -21,7 +21,7 @@ def cells(html):
 
 def plain(cell):
     """What a cell's text says, without the sign."""
-    inside = re.search(r"<p tabindex='0'>(.*)</p>", cell, re.DOTALL).group(1)
+    inside = re.search(r"<p[^>]*>(.*)</p>", cell, re.DOTALL).group(1)
     return unescape(re.sub(r"<span class='np-parting'.*?</span>|<[^>]+>", "", inside))
 
 
