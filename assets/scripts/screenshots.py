@@ -22,7 +22,7 @@ DESK, PHONE = {"width": 1440, "height": 900}, {"width": 390, "height": 844}
 PATIENCE = 300_000
 FRAME = {"width": 720, "height": 450}
 """Size of the animated picture."""
-COLOURS = 48
+COLOURS = 96
 """Of the animated picture, so that it stays small."""
 
 
@@ -98,7 +98,11 @@ def animate(page: Page, path: Path) -> None:
         Image.open(io.BytesIO(data)).convert("RGB").resize((FRAME["width"], FRAME["height"]), Image.Resampling.LANCZOS)
         for data, _ in frames
     ]
-    palette = pictures[len(pictures) // 2].quantize(COLOURS, dither=Image.Dither.NONE)
+    # Of the first and the last together, so that the map's yellow and the runners' orange are both among them.
+    both = Image.new("RGB", (FRAME["width"], 2 * FRAME["height"]))
+    both.paste(pictures[0], (0, 0))
+    both.paste(pictures[-1], (0, FRAME["height"]))
+    palette = both.quantize(COLOURS, dither=Image.Dither.NONE)
     first, *others = (each.quantize(palette=palette, dither=Image.Dither.NONE) for each in pictures)
     first.save(path, save_all=True, append_images=others, duration=[time for _, time in frames], loop=0, optimize=True)
     print(path, path.stat().st_size)

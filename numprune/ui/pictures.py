@@ -114,8 +114,9 @@ class Exhibition:
                 source = data_uri(shown(drawn.images[index]))
                 image = f"<img{small} src='{source}' alt='{alt}'>"
                 if pairs:
+                    tip = escape(f"{title}: look closely", quote=True)
                     data = f"data-pair='{index}' data-model='{escape(model, quote=True)}'"
-                    image = f"<button type='button' class='np-pair' title='Look closely' {data}>{image}</button>"
+                    image = f"<button type='button' class='np-pair' title='{tip}' {data}>{image}</button>"
                 figures += f"<figure>{image}<figcaption>{caption}</figcaption></figure>"
             n = len(self.classes)
             speed = f"{n} images in {drawn.seconds:.2f} s: {n / drawn.seconds:.1f} images/s"
