@@ -63,7 +63,8 @@ FOCUSED = """() => {
   const at = document.activeElement, look = getComputedStyle(at);
   if (!at || at === document.body) return null;
   const says = (at.getAttribute("aria-label") || at.textContent).slice(0, 40);
-  return [`${at.id || at.className || at.tagName} ${says}`, look.outlineStyle !== "none" || look.boxShadow !== "none" || look.borderStyle !== "none"];
+  const shown = [look.outlineStyle, look.boxShadow, look.borderStyle].some((style) => style !== "none");
+  return [`${at.id || at.className || at.tagName} ${says}`, shown];
 }"""
 
 
