@@ -105,6 +105,14 @@ def quality_columns(names: Sequence[str], measured: Mapping[str, ImageQuality], 
     return f"<div class='np-figures' style='--n:{len(names)}'>{cells}</div>" + quality_print(first)
 
 
+def quality_table(measured: Mapping[str, ImageQuality], parameters: Mapping[str, int]) -> str:
+    """The same with the models' names above, for a page of its own."""
+    fastest = next(iter(measured.values())).images_per_second[0]
+    found = [dict(quality_rows(each, parameters[name], fastest)) for name, each in measured.items()]
+    rows = [(label, *(each[label] for each in found)) for label in found[0]]
+    return html.table(["", *measured], rows) + quality_print(next(iter(measured.values())))
+
+
 def quality_print(first: ImageQuality) -> str:
     """How the figures of images were measured."""
     small_print = [

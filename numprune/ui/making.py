@@ -17,13 +17,14 @@ from numprune.models import Model
 from numprune.ui.comparison import (
     DENSE,
     MOST_PROMPTS,
+    columns,
     measure_models,
     measured_table,
     prompts_of,
     write_all,
     written_table,
 )
-from numprune.ui.image_columns import MOST_IMAGES, exhibition, quality_frame
+from numprune.ui.image_columns import MOST_IMAGES, exhibition, quality_frame, quality_table
 from numprune.ui.jobs import Job
 from numprune.ui.workbench import Workbench
 
@@ -129,7 +130,8 @@ def make(
             workbench.keep_written(owner, written)
             yield
         found = workbench.written(owner)
-        workbench.find(owner, TEXTS, written_table(found))
+        shown = columns(list(found.texts), found, {}, predicted={}, figures=False)
+        workbench.find(owner, TEXTS, written_table(found), shown)
         return
     classes, count = [int(each) for each in given[making.classes] or []], int(given[making.count])
     seed = int(given[making.image_seed] or 0)
@@ -152,7 +154,9 @@ def measure(
             if each.text == text and name in models and each.model is models[name]
         }
         workbench.keep_measured(owner, *measure_models(models, text, *steps, known))
-        workbench.find(owner, MEASURED, measured_table(list(workbench.measured(owner).values())))
+        found = workbench.measured(owner)
+        shown = columns(list(found), None, found, predicted=workbench.predicted(owner), figures=True)
+        workbench.find(owner, MEASURED, measured_table(list(found.values())), shown)
         return
     panel = panel_of(models[DENSE])
     if panel is None:
@@ -175,4 +179,5 @@ def measure(
         for name, model in models.items()
     }
     workbench.keep_quality(owner, quality)
-    workbench.find(owner, QUALITY, quality_frame(quality, models))
+    parameters = {name: model.parameters for name, model in models.items()}
+    workbench.find(owner, QUALITY, quality_frame(quality, models), quality_table(quality, parameters))

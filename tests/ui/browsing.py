@@ -139,7 +139,9 @@ def open_small(page):
 
 def center(page, kind, row, place):
     """Where a place of a layer is on the screen."""
-    box = page.locator(".np-channels" if kind == "mlp" else ".np-heads").bounding_box()
+    area = page.locator(".np-channels" if kind == "mlp" else ".np-heads")
+    area.scroll_into_view_if_needed()
+    box = area.bounding_box()
     layers = page.evaluate("window.plan.gone.mlp.length")
     return box["x"] + place * box["width"], box["y"] + (row + 0.5) / layers * box["height"]
 
