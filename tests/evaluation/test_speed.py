@@ -98,8 +98,8 @@ def test_a_cache_shows_in_the_peak():
     )
     cached = 4 * 1016 * 8 * 2 * 256 * 4
     assert short.peak_bytes[0] >= model.bytes
-    # Besides the cache there is what a layer works with.
-    assert 0.9 * cached < long.peak_bytes[0] - short.peak_bytes[0] < 3 * cached
+    # Besides the cache there is what a layer works with: attention weights, twice as large here.
+    assert 0.9 * cached < long.peak_bytes[0] - short.peak_bytes[0] < 3.5 * cached
 
 
 @linux
