@@ -46,11 +46,8 @@ def pruned(page: Page) -> None:
 
 
 def shoot(page: Page, path: Path) -> None:
-    """A picture of what the window shows, with no more colours than it needs."""
-    picture = Image.open(io.BytesIO(page.screenshot()))
-    picture.convert("RGB").quantize(256, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE).save(
-        path, optimize=True
-    )
+    """A picture of what the window shows."""
+    Image.open(io.BytesIO(page.screenshot())).convert("RGB").save(path, optimize=True)
     print(path, path.stat().st_size)
 
 
