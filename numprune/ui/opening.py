@@ -17,6 +17,15 @@ from numprune.ui.share import unpacked
 from numprune.ui.shared import Shared, Updates, owner_of
 
 MOMENTS = ("opened", "planned")
+# The browser's state is one for all its tabs; a tab that is reloaded wants its own plan back. What the state says
+# before the page shows a plan is that of whichever tab was last.
+REMEMBER = """(recipe) => {
+  if (recipe && document.querySelector(".np-budget td")) sessionStorage.setItem("numprune-recipe", recipe);
+}"""
+RESUME = """(last) => {
+  document.dispatchEvent(new CustomEvent("np-started"));
+  return [sessionStorage.getItem("numprune-recipe") ?? last];
+}"""
 VIEWS = ("plan", "compare", "speed", "methods", "export")
 
 
@@ -42,7 +51,8 @@ def first_visit(shared: Shared, blocks: gr.Blocks, kept: gr.BrowserState) -> Non
             return {**shared.updates(view, *MOMENTS), **goes}
 
     outputs = shared.outputs(*MOMENTS) | {shared.tabs}
-    shared.long(blocks.load, visit, kept, outputs)
+    kept.change(None, kept, None, js=REMEMBER, api_visibility="private", queue=False)
+    shared.long(blocks.load, visit, kept, outputs, js=RESUME)
 
 
 def resumed(shared: Shared, owner: str, text: str, why: str, job: Job) -> Session | None:

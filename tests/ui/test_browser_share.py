@@ -103,6 +103,25 @@ def test_a_reload_brings_the_recipe_back(tab):
     assert until(tab, "p.locks.length === 1")["locks"] == ["4.mlp"]
 
 
+def test_a_reloaded_tab_has_its_own_recipe_and_a_new_one_the_last(tab, small_url):
+    other = tab.context.new_page()
+    other.goto(small_url)
+    drawn(other)
+    edit(tab, kind="ratio", ratio=0.4)
+    until(tab, "p.ratio === 0.4")
+    tab.wait_for_timeout(500)
+    edit(other, kind="ratio", ratio=0.6)
+    until(other, "p.ratio === 0.6")
+    other.wait_for_timeout(500)
+    tab.reload()
+    drawn(tab)
+    assert plan(tab)["ratio"] == 0.4
+    third = tab.context.new_page()
+    third.goto(small_url)
+    drawn(third)
+    assert until(third, "p")["ratio"] in (0.4, 0.6)
+
+
 def test_a_restarted_program_says_that_it_forgot_and_brings_the_recipe_back(browser, tmp_path):
     page = browser.new_context().new_page()
     page.add_init_script("document.addEventListener('np-plan', (event) => { window.plan = event.detail; });")
