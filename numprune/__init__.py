@@ -17,6 +17,7 @@ from typing import Any
 __version__ = "0.1.0"
 
 _NAMES = {
+    "numprune.allocation.frontier": "Frontier frontier predicted_loss",
     "numprune.allocation.search": "Sensitivity sensitivity suggest",
     "numprune.allocation.threshold": "allocate",
     "numprune.calibration": "CalibrationStats DATASETS calibrate",
@@ -29,6 +30,7 @@ _NAMES = {
     "numprune.evaluation.methods": "compare_methods",
     "numprune.evaluation.perplexity": "Perplexity perplexity",
     "numprune.evaluation.speed": "Speed measure_speed",
+    "numprune.evaluation.speed_comparison": "SpeedComparison compare_speed",
     "numprune.evaluation.sweep": "SweepPoint sweep",
     "numprune.evaluation.zero_shot": "PAPER_TASKS TaskScore ZeroShot zero_shot",
     "numprune.export": "Exported FORMATS formats_for model_card push_to_hub",
@@ -44,8 +46,9 @@ _NAMES = {
     "numprune.plan.recipe": "CalibrationRecipe Recipe",
     "numprune.plan.report": "PruningReport",
     "numprune.pruning": "prune",
-    "numprune.scoring": "SCORERS ScoreTable check_scorer score scorer",
+    "numprune.scoring": "PRICED SCORERS ScoreTable check_scorer score scorer",
     "numprune.scoring.comparison": "agreement",
+    "numprune.scoring.score_file": "read_scores shipped_scores write_scores",
     "numprune.slicing.principal": "slicegpt",
 }
 """The public names by the module they are defined in."""

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from numprune.allocation.threshold import ModuleCut, allocate
+from numprune.allocation.cuts import ModuleCut
+from numprune.allocation.threshold import allocate
 from numprune.allocation.trial import Trial
 from numprune.errors import CancelEvent, Progress, check_cancelled
 from numprune.plan.keys import ModuleKey

@@ -12,9 +12,10 @@ from itertools import pairwise
 import numpy as np
 import pandas as pd
 
+from numprune.allocation.cuts import ModuleCut
 from numprune.allocation.exchange import exchange_budget, pinned, removed_parameters, spends
 from numprune.allocation.remembered import RememberedTrial
-from numprune.allocation.threshold import ModuleCut, allocate
+from numprune.allocation.threshold import allocate
 from numprune.allocation.tilts import TRIALS, search_tilts
 from numprune.allocation.trial import MaskedTrial, trial_for
 from numprune.calibration.statistics import CalibrationStats

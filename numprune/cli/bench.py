@@ -112,9 +112,10 @@ def _chosen(args: argparse.Namespace, sizes: list[int]) -> Iterator[Callable[...
     if args.which in (None, "images"):
         yield partial(costs.bench_images, shape, ratio=args.ratio, grid=args.grid, batch=args.batch, **on)
     if args.which == "dashboard":
-        from numprune.ui.bench import bench_dashboard
+        from numprune.ui.bench import SEVEN_BILLION, SEVENTY_BILLION, bench_dashboard
 
-        yield partial(bench_dashboard, repetitions=max(args.repetitions, 20))
+        for size in (SEVEN_BILLION, SEVENTY_BILLION):
+            yield partial(bench_dashboard, size, repetitions=max(args.repetitions, 20))
 
 
 def _table(result: Benchmark) -> str:

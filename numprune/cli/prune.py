@@ -146,7 +146,10 @@ def _pruned(model: Model, stats: CalibrationStats, recipe: Recipe, args: argpars
             from numprune.slicing.principal import slice_by_recipe
 
             return slice_by_recipe(model, stats, recipe, progress=progress)
-        scores = numprune.score(model, stats, scorer=recipe.scorer, progress=progress)
+        # The same scores the dashboard goes by.
+        scores = numprune.shipped_scores(model, recipe.scorer, recipe.calibration)
+        if scores is None:
+            scores = numprune.score(model, stats, scorer=recipe.scorer, progress=progress)
         if _suggests(args):
             recipe = numprune.suggest(model, stats, scores, recipe, progress=progress)
         plan = numprune.allocate(scores, recipe)

@@ -47,8 +47,12 @@ def add(commands: Commands) -> None:
 
 
 def run(args: argparse.Namespace, console: Console) -> None:
-    from numprune.ui.launch import launch
-    from numprune.ui.serving import Policy, Serving
+    from numprune.ui.starting import uncollected
+
+    with uncollected():
+        import numprune.ui.app  # noqa: F401  (what `launch` needs last takes as long as all the rest)
+        from numprune.ui.launch import launch
+        from numprune.ui.serving import Policy, Serving
 
     quiet_libraries(console)
     serving = Serving(host=args.host, port=args.port, auth=_auth(args.auth), root_path=args.root_path, share=args.share)

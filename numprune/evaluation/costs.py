@@ -24,7 +24,7 @@ from numprune.errors import Progress
 from numprune.evaluation.benchmark import Benchmark, Figure, quotients, timed, told
 from numprune.evaluation.memory import growth, measurable
 from numprune.evaluation.random_models import Shape, random_llama, random_statistics, random_tokens
-from numprune.evaluation.speed import measure_speed
+from numprune.evaluation.speed import measure_in_turn
 from numprune.generation.cache import reserved_cache
 from numprune.linalg import symmetric_product, to_float64
 from numprune.llamagen import LlamaGen
@@ -238,31 +238,34 @@ def bench_speed(
     dense = random_llama(shape, device=device, dtype=dtype)
     stats = random_statistics(dense, shape)
     pruned = prune(dense, _plan(dense, stats, ratio), stats)
-    speeds: dict[str, list[float]] = {}
-    waits: dict[str, list[float]] = {}
-    peaks: dict[str, list[float]] = {}
-    for repetition in range(repetitions):
-        for name, model in (("dense", dense), ("pruned", pruned)):
-            speed = measure_speed(model, prompt_tokens=prompt_tokens, new_tokens=new_tokens, repetitions=1)
-            speeds.setdefault(f"{name} prefill", []).append(speed.prefill[0])
-            speeds.setdefault(f"{name} decode", []).append(speed.decode[0])
-            waits.setdefault(f"{name} first token", []).append(speed.first_token[0])
-            if speed.peak_bytes is not None:
-                peaks.setdefault(f"{name} peak memory", []).append(speed.peak_bytes[0])
-        told(progress, repetition + 1, repetitions, "measuring speed")
-    figures = [
-        Figure.of(name, unit, values)
-        for unit, by_name in (("tokens/s", speeds), ("s", waits), ("bytes", peaks))
-        for name, values in by_name.items()
-    ]
+    models = {"dense": dense, "pruned": pruned}
+    records = measure_in_turn(
+        list(models.values()),
+        [1] * prompt_tokens,
+        new_tokens=new_tokens,
+        batch=1,
+        repetitions=repetitions,
+        progress=progress,
+    )
+    figures = []
+    for name, record in zip(models, records, strict=True):
+        figures += [
+            Figure.of(f"{name} prefill", "tokens/s", [prompt_tokens / run.first for run in record.runs]),
+            Figure.of(f"{name} decode", "tokens/s", [new_tokens / run.rest for run in record.runs]),
+            Figure.of(f"{name} first token", "s", [run.first for run in record.runs]),
+        ]
+        if record.peaks:
+            figures.append(Figure.of(f"{name} peak memory", "bytes", record.peaks))
     # A token reads one row of the input embedding and every other weight.
     promised = _read_per_token(dense) / _read_per_token(pruned)
-    for phase in ("prefill", "decode"):
-        gains = quotients(speeds[f"pruned {phase}"], speeds[f"dense {phase}"])
+    first, last = records
+    for phase, gains in (
+        ("prefill", quotients([run.first for run in first.runs], [run.first for run in last.runs])),
+        ("decode", quotients([run.rest for run in first.runs], [run.rest for run in last.runs])),
+    ):
         figures.append(Figure.of(f"{phase}, pruned / dense", "x", gains, f"promised {promised:.2f}"))
-    if peaks:
-        shares = quotients(peaks["pruned peak memory"], peaks["dense peak memory"])
-        figures.append(Figure.of("peak memory, pruned / dense", "x", shares))
+    if first.peaks:
+        figures.append(Figure.of("peak memory, pruned / dense", "x", quotients(last.peaks, first.peaks)))
     settings = {**asdict(shape), "ratio": ratio, "prompt_tokens": prompt_tokens, "new_tokens": new_tokens}
     settings |= {"parameters_dense": dense.parameters, "parameters_pruned": pruned.parameters}
     return Benchmark("speed", str(dense.device), dtype_name(dense.dtype), settings, figures)

@@ -12,7 +12,7 @@ from numprune.calibration.statistics import CalibrationStats
 from numprune.errors import CancelEvent, InputError, Progress
 from numprune.evaluation.footprint import Sizes, sizes
 from numprune.evaluation.perplexity import Perplexity, perplexity
-from numprune.evaluation.speed import Speed, measure_speed
+from numprune.evaluation.speed import Speed, gain_over, measure_in_turn, speed_of
 from numprune.models.model import Model
 from numprune.plan.recipe import Recipe
 from numprune.pruning import prune
@@ -27,6 +27,8 @@ class SweepPoint:
         ratio: share of the prunable parameters to remove; 0 is the dense model itself.
         reached: share that was removed.
         sizes, speed: of the pruned model.
+        decode_gain, prefill_gain: how many times as fast as the dense model it is, the two timed in turn: median,
+            lowest and highest.
         perplexity: of the pruned model; None when no text was given.
     """
 
@@ -34,6 +36,8 @@ class SweepPoint:
     reached: float
     sizes: Sizes
     speed: Speed
+    decode_gain: tuple[float, float, float]
+    prefill_gain: tuple[float, float, float]
     perplexity: Perplexity | None
 
     def to_dict(self) -> dict[str, Any]:
@@ -42,6 +46,8 @@ class SweepPoint:
             "reached": self.reached,
             "sizes": self.sizes.to_dict(),
             "speed": self.speed.to_dict(),
+            "decode_gain": self.decode_gain,
+            "prefill_gain": self.prefill_gain,
             "perplexity": None if self.perplexity is None else self.perplexity.to_dict(),
         }
 
@@ -60,7 +66,7 @@ def sweep(
     progress: Progress | None = None,
     cancel: CancelEvent | None = None,
 ) -> Iterator[SweepPoint]:
-    """Prune at every ratio with the settings of one recipe, and measure.
+    """Prune at every ratio with the settings of one recipe, and measure, each in turn with the dense model.
 
     Points come one by one, in the order of `ratios`; a pruned model is freed before its point is yielded, so that
     memory never holds more than the dense model and one other.
@@ -90,18 +96,23 @@ def sweep(
         if asked.ratio:
             chosen = prune(model, allocate(scores, asked), stats, progress=tell, cancel=cancel)
             reached = chosen.report.ratio_reached
+        records = measure_in_turn(
+            [model, chosen] if asked.ratio else [model],
+            [1] * prompt_tokens,
+            new_tokens=new_tokens,
+            batch=1,
+            repetitions=repetitions,
+            progress=tell,
+            cancel=cancel,
+        )
+        decode_gain, prefill_gain = gain_over(records[0], records[-1])
         return SweepPoint(
             ratio=asked.ratio,
             reached=reached,
             sizes=sizes(chosen),
-            speed=measure_speed(
-                chosen,
-                prompt_tokens=prompt_tokens,
-                new_tokens=new_tokens,
-                repetitions=repetitions,
-                progress=tell,
-                cancel=cancel,
-            ),
+            speed=speed_of(chosen, records[-1], prompt_tokens, 1),
+            decode_gain=decode_gain,
+            prefill_gain=prefill_gain,
             perplexity=None
             if data is None
             else perplexity(chosen, data, bos=asked.calibration.bos, progress=tell, cancel=cancel),

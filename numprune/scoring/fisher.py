@@ -19,14 +19,13 @@ from numprune.models.model import Model
 from numprune.plan.keys import ModuleKey
 from numprune.scoring.elimination import eliminate
 from numprune.scoring.gradients import Differentiator
-from numprune.scoring.registry import model_scorer
+from numprune.scoring.registry import MILLION, model_scorer
 
 ROWS = 32
 """Calibration sequences the Fisher information is taken from."""
-MILLION = 1e6
 
 
-@model_scorer("fisher")
+@model_scorer("fisher", priced=True)
 def fisher(
     model: Model,
     stats: CalibrationStats,

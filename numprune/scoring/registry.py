@@ -57,13 +57,18 @@ class ModelScorer(Protocol):
 
 
 SCORERS: dict[str, ModelScorer] = {}
+PRICED: set[str] = set()
+"""Scorers whose scores are prices: nats a token that go with a unit, for a million parameters."""
+MILLION = 1e6
 
 
-def model_scorer(name: str) -> Callable[[ModelScorer], ModelScorer]:
-    """Decorator that makes a scorer of whole models known by name, as `scorer` does."""
+def model_scorer(name: str, *, priced: bool = False) -> Callable[[ModelScorer], ModelScorer]:
+    """Decorator that makes a scorer of whole models known by name, as `scorer` does; `priced` puts it in `PRICED`."""
 
     def add(function: ModelScorer) -> ModelScorer:
         SCORERS[name] = function
+        if priced:
+            PRICED.add(name)
         return function
 
     return add

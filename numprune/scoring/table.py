@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import pandas as pd
@@ -31,8 +32,32 @@ class ModuleScores:
         """Input channels per unit."""
         return len(self.channels) // len(self.units)
 
+    @cached_property
+    def order(self) -> np.ndarray:
+        """The units in ascending order of score, equal ones by their number, (units,). From here on the scores cannot
+        be changed in place, since the order would be another's."""
+        self.units.flags.writeable = False
+        return np.argsort(self.units, kind="stable")
+
 
 @dataclass(frozen=True)
+class Ranking:
+    """The units of all modules in one order.
+
+    Attributes:
+        units: the scores of all units, module after module, (units,).
+        starts: where each module begins in `units`.
+        order: places in `units` in ascending order of score, equal ones as they stand, (units,).
+        owner: of each place in `order`, the number of its module, (units,).
+    """
+
+    units: np.ndarray
+    starts: dict[ModuleKey, int]
+    order: np.ndarray
+    owner: np.ndarray
+
+
+@dataclass(frozen=True, eq=False)
 class ScoreTable:
     """Scores by module, and what allocation needs to know of the model.
 
@@ -56,6 +81,18 @@ class ScoreTable:
     def prunable_parameters(self) -> int:
         """Parameters that belong to units."""
         return sum(scores.cost * len(scores.units) for scores in self.modules.values())
+
+    @cached_property
+    def ranking(self) -> Ranking:
+        """All units in the order of their scores, sorted once: a ratio that moves only cuts it elsewhere."""
+        counts = [len(scores.units) for scores in self.modules.values()]
+        for scores in self.modules.values():
+            scores.units.flags.writeable = False
+        units = np.concatenate([scores.units for scores in self.modules.values()])
+        order = np.argsort(units, kind="stable").astype(np.int32)
+        owner = np.repeat(np.arange(len(counts), dtype=np.int16), counts)[order]
+        starts = dict(zip(self.modules, np.cumsum([0, *counts[:-1]]).tolist(), strict=True))
+        return Ranking(units, starts, order, owner)
 
     def to_pandas(self) -> pd.DataFrame:
         """One row per unit: layer, module, unit, score, rank (0 = lowest) in its module and overall, parameters."""

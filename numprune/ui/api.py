@@ -16,23 +16,25 @@ from numprune.errors import InputError
 from numprune.generation import Sampling, generate
 from numprune.models.placement import dtype_name
 from numprune.plan.recipe import CalibrationRecipe, Recipe
+from numprune.ui.comparison import DENSE, measure_models, prompts_of
 from numprune.ui.downloads import Downloads
-from numprune.ui.page import ACCELERATOR, owner_of, toasts
+from numprune.ui.image_columns import exhibition
+from numprune.ui.jobs import Jobs
+from numprune.ui.model_form import texts_folder
 from numprune.ui.pictures import data_uri, shown
+from numprune.ui.records import Loaded
 from numprune.ui.session import LoadRequest, Session
-from numprune.ui.steps.compare import DENSE, measure_one, prompts_of
-from numprune.ui.steps.export import default_name, packed
-from numprune.ui.steps.images import exhibition
-from numprune.ui.steps.load import texts_folder
-from numprune.ui.workbench import Jobs, Loaded, Workbench
+from numprune.ui.shared import ACCELERATOR, owner_of, toasts
+from numprune.ui.tabs.export import default_name, packed
+from numprune.ui.workbench import Workbench
 
 
 def add(workbench: Workbench, jobs: Jobs, downloads: Downloads) -> None:
     """Add the endpoints to the page that is being built."""
 
     def opened(request: gr.Request, name: str, calibration: CalibrationRecipe, scorer: str) -> Loaded:
-        wanted = LoadRequest(name, calibration=calibration, scorer=scorer)
-        return workbench.load(wanted, owner_of(request), own_texts=str(texts_folder()))
+        wanted = LoadRequest(name, calibration=calibration)
+        return workbench.load(wanted, owner_of(request), scorers=[scorer], own_texts=str(texts_folder()))
 
     def load(
         request: gr.Request,
@@ -56,7 +58,6 @@ def add(workbench: Workbench, jobs: Jobs, downloads: Downloads) -> None:
         with toasts():
             source = CalibrationRecipe(calibration, int(samples), int(sequence_length), int(seed))
             loaded = opened(request, model, source, scorer)
-            opening = workbench.open(loaded, Session())
             dense = loaded.model
             return {
                 "model": dense.name,
@@ -66,7 +67,7 @@ def add(workbench: Workbench, jobs: Jobs, downloads: Downloads) -> None:
                 "prunable_parameters": dense.prunable_parameters,
                 "device": str(dense.device),
                 "dtype": dtype_name(dense.dtype),
-                "recipe": opening.recipe.to_dict(),
+                "recipe": workbench.recipe(loaded).to_dict(),
             }
 
     def score(request: gr.Request, recipe: dict[str, Any]) -> dict[str, list[float]]:
@@ -93,11 +94,11 @@ def add(workbench: Workbench, jobs: Jobs, downloads: Downloads) -> None:
             plan = allocate(loaded.scores, wanted)
             session = Session(dense=loaded.request, recipe=wanted)
             owner = owner_of(request)
-            event = jobs.begin(owner)
+            job = jobs.begin(owner)
             try:
-                kept = workbench.prune(session, owner, name=name, cancel=event)
+                kept = workbench.prune(session, owner, name=name, cancel=job.cancel)
             finally:
-                jobs.end(owner, event)
+                jobs.end(owner, job)
             return {
                 "name": kept,
                 "kept": {str(key): len(units) for key, units in plan.keep.items()},
@@ -123,16 +124,16 @@ def add(workbench: Workbench, jobs: Jobs, downloads: Downloads) -> None:
                 raise InputError(f"{wanted.model} draws images; use the endpoint draw.")
             sampling = Sampling(max_new_tokens=int(max_new_tokens), seed=int(seed))
             prompts = prompts_of(prompt)
-            result = {}
-            for title, model in (("dense", loaded.model), ("pruned", workbench.pruned(owner_of(request), name))):
-                figures = measure_one(title, model, "", None, None)
-                result[title] = {
-                    "texts": generate(model, prompts, **asdict(sampling)),
-                    "parameters": model.parameters,
+            models = {"dense": loaded.model, "pruned": workbench.pruned(owner_of(request), name)}
+            return {
+                figures.name: {
+                    "texts": generate(figures.model, prompts, **asdict(sampling)),
+                    "parameters": figures.model.parameters,
                     **figures.perplexity.to_dict(),
                     "speed": figures.speed.to_dict(),
                 }
-            return result
+                for figures in measure_models(models, "", None, None)
+            }
 
     def draw(
         request: gr.Request, recipe: dict[str, Any], name: str, classes: list[int], seed: int = 0, guidance: float = 4.0
@@ -188,12 +189,12 @@ def add(workbench: Workbench, jobs: Jobs, downloads: Downloads) -> None:
             loaded = opened(request, str(wanted.model), wanted.calibration, wanted.scorer)
             owner = owner_of(request)
             model = workbench.pruned(owner, name) if name else loaded.model
-            event = jobs.begin(owner)
+            job = jobs.begin(owner)
             try:
                 called = default_name(model, name or DENSE)
-                file, done = packed(downloads, owner, model, called, format, options or {}, cancel=event)
+                file, done = packed(downloads, owner, model, called, format, options or {}, cancel=job.cancel)
             finally:
-                jobs.end(owner, event)
+                jobs.end(owner, job)
             return {
                 "format": done.format,
                 "bytes": done.bytes,

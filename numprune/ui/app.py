@@ -1,28 +1,27 @@
-"""The dashboard: composes the steps and serves them."""
+"""The dashboard: one screen of a header, a rail and tabs; composes them and serves the page."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from typing import Any
 
 import gradio as gr
 
-from numprune.ui import api
-from numprune.ui.page import ACCELERATOR, Page, Updates, owner_of, toasts
+from numprune.ui import api, carry_out, channel, header, making, model_form, rail, share, side
+from numprune.ui.downloads import Downloads
+from numprune.ui.jobs import Jobs
+from numprune.ui.opening import first_visit
 from numprune.ui.serving import Serving
-from numprune.ui.session import Session
-from numprune.ui.steps import compare, default, export, inspect, prune, report, tune
-from numprune.ui.steps import load as load_step
+from numprune.ui.shared import QUICK, Shared, owner_of
+from numprune.ui.tabs import compare, export, methods, plan, speed
 from numprune.ui.theme import CSS, THEME
-from numprune.ui.workbench import Jobs, Workbench, reporter
+from numprune.ui.workbench import Workbench
 
-PURPOSE = (
-    "# numprune\nSee which attention heads and MLP channels a language or image model can do without, remove them, and"
-    " compare what is left with the original."
+TABS = (
+    ("compare", "Compare", compare),
+    ("speed", "Speed", speed),
+    ("methods", "Methods", methods),
+    ("export", "Export", export),
 )
-SCROLL_TO_COMPARE = """(...inputs) => {
-  document.getElementById("np-compare")?.scrollIntoView({ behavior: "smooth" });
-  return inputs;
-}"""
 
 
 def build(workbench: Workbench) -> gr.Blocks:
@@ -30,101 +29,65 @@ def build(workbench: Workbench) -> gr.Blocks:
     return compose(workbench)[0]
 
 
-def compose(workbench: Workbench) -> tuple[gr.Blocks, Page]:
-    """The page and its parts."""
+def compose(workbench: Workbench) -> tuple[gr.Blocks, Shared]:
+    """The page, and what its parts share."""
     jobs = Jobs()
     # Uploads and files made for download are swept after a day.
-    with gr.Blocks(title="numprune", analytics_enabled=False, delete_cache=(3600, 86400)) as blocks:
-        with gr.Row(equal_height=True):
-            with gr.Column(scale=4, min_width=320):
-                gr.Markdown(PURPOSE, elem_classes="np-title")
-            with gr.Column(scale=1, min_width=220):
-                example = gr.Button("Run example", variant="primary", elem_id="np-example")
-                stop = gr.Button("Stop", variant="stop", size="sm", elem_id="np-stop")
-        page = Page(
+    with gr.Blocks(title="numprune", fill_width=True, analytics_enabled=False, delete_cache=(3600, 86400)) as blocks:
+        road = channel.build(workbench)
+        top = header.build(workbench, jobs)
+        kept = gr.BrowserState(None, storage_key="numprune-recipe", secret="numprune")
+        shared = Shared(
             workbench=workbench,
             jobs=jobs,
-            session=gr.State(Session()),
-            example=example,
-            stop=stop,
+            downloads=Downloads(),
             download=gr.DownloadButton("Download", elem_id="np-download"),
-            load=load_step.build(workbench),
-            inspect=inspect.build(),
-            tune=tune.build(),
-            prune=prune.build(),
-            compare=compare.build(),
-            export=export.build(workbench),
-            report=report.build(),
+            tabs=gr.Tabs(elem_id="np-views", selected="plan", render=False),
+            making=making.build(),
         )
-        for step in (load_step, inspect, tune, prune, compare, export, report):
-            step.wire(page)
-        _wire(page, blocks)
-        api.add(workbench, jobs, page.downloads)
-    return blocks, page
+        model_form.build(shared)
+        panel = share.build()
+        side.build_close_up(shared)
+        with gr.Row(elem_id="np-body"):
+            with gr.Column(elem_id="np-rail", scale=0):
+                controls = rail.build(shared)
+            with gr.Column(elem_id="np-main"):
+                shared.tabs.render()
+                with shared.tabs:
+                    with gr.Tab("Plan", id="plan") as first:
+                        planned = plan.build(shared)
+                    opened = {"plan": first}
+                    for name, title, module in TABS:
+                        with gr.Tab(title, id=name) as opened[name]:
+                            module.build(shared)
+        header.wire(shared, top, blocks)
+        channel.wire(shared, road, controls.controls)
+        carry_out.wire(shared, controls, planned)
+        shared.later(lambda: share.wire(shared, panel, top.share))
+        shared.later(lambda: first_visit(shared, blocks, kept))
+        shared.redraw("planned", {kept}, lambda view: {kept: view.session.recipe.to_json()})
+        shared.later(lambda: _follow_tabs(shared, opened))
+        shared.wire()
+
+        def leave(request: gr.Request) -> None:
+            shared.left(owner_of(request))
+
+        blocks.unload(leave)
+        api.add(workbench, jobs, shared.downloads)
+    return blocks, shared
 
 
-def _wire(page: Page, blocks: gr.Blocks) -> None:
-    def first_visit(given: Updates, request: gr.Request) -> Updates:
-        with toasts():
-            start = page.workbench.start
-            loaded = page.workbench.load(start, owner_of(request))
-            return {page.load.model: start.model, **page.opened(page.workbench.open(loaded, Session()), given)}
+def _follow_tabs(shared: Shared, tabs: dict[str, gr.Tab]) -> None:
+    """Remember which tab is open, so that a result appears where it was asked for."""
 
-    def run_example(
-        given: Updates,
-        request: gr.Request,
-        bar: gr.Progress = gr.Progress(),  # noqa: B008
-    ) -> Iterator[Updates]:
-        """Prune by the recipe on the page, write or draw with both models, then measure both."""
-        owner, session = owner_of(request), given[page.session]
-        with page.job(request) as cancel:
-            name = page.workbench.prune(session, owner, progress=reporter(bar), cancel=cancel)
-            variants = page.workbench.variants(owner)
-            dense = page.workbench.dense(session).model
-            models = {compare.DENSE: dense, name: variants[name]}
-            yield page.kept(session, owner)
-            yield from compare.made(page, models, given, owner, reporter(bar), cancel)
-            yield compare.measured(page, models, given, owner, reporter(bar), cancel)
+    def follow(name: str) -> Any:
+        def opened(request: gr.Request) -> None:
+            shared.workbench.look_by(owner_of(request), tab=name)
 
-    def stop(request: gr.Request) -> None:
-        page.jobs.stop(owner_of(request))
-        gr.Info("Whatever ran or waited in this tab ends; the page stays as it was before.", title="Stopped")
+        return opened
 
-    def leave(request: gr.Request) -> None:
-        page.jobs.stop(owner_of(request))
-        page.workbench.release(owner_of(request))
-        page.downloads.free(owner_of(request))
-
-    event = blocks.load(
-        first_visit,
-        page.look,
-        {page.load.model, *page.all_outputs},
-        api_visibility="private",
-        show_progress_on=page.load.facts,
-        **ACCELERATOR,
-    )
-    page.openings.append(event)
-    default.wire(page)
-    example = page.example.click(
-        run_example,
-        {page.session, page.compare.own_text, *page.compare.sampling, *page.compare.images.settings},
-        {*page.kept_outputs, *page.compare.outputs},
-        api_visibility="private",
-        show_progress_on=[page.prune.summary, page.compare.figures],
-        js=SCROLL_TO_COMPARE,
-        **ACCELERATOR,
-    )
-    # The stop event ends what runs; `cancels` also takes what waits out of the queue.
-    page.stop.click(
-        stop,
-        None,
-        None,
-        cancels=[example, *page.stoppable],
-        api_visibility="private",
-        show_progress="hidden",
-        concurrency_limit=None,
-    )
-    blocks.unload(leave)
+    for name, tab in tabs.items():
+        tab.select(follow(name), None, None, **QUICK)
 
 
 def serve(workbench: Workbench, serving: Serving) -> None:

@@ -92,7 +92,8 @@ def sweep_chart(table: pd.DataFrame) -> go.Figure:
 
     Args:
         table: columns ratio, decode, decode_low, decode_high, prefill, prefill_low, prefill_high (tokens/s), weights
-            (bytes), kv (bytes per token), perplexity (may be NaN).
+            (bytes), kv (bytes per token), perplexity (may be NaN). Where it has decode_gain, prefill_gain and theirs
+            of low and high, those of models that were timed in turn with the dense one, they are what is drawn.
     """
     table = table.sort_values("ratio")
     base, ratio = table.iloc[0], table["ratio"].to_numpy(np.float32)
@@ -106,15 +107,17 @@ def sweep_chart(table: pd.DataFrame) -> go.Figure:
     )
     for column, (colour, dash, symbol) in zip(("decode", "prefill"), SERIES, strict=False):
         speed, low, high = (table[column + end].to_numpy(np.float64) for end in ("", "_low", "_high"))
-        one = float(base[column]) or np.nan
+        gain = [values / (float(base[column]) or np.nan) for values in (speed, low, high)]
+        if f"{column}_gain" in table:
+            gain = [table[f"{column}_gain{end}"].to_numpy(np.float64) for end in ("", "_low", "_high")]
         figure.add_scatter(
             x=ratio,
-            y=(speed / one).astype(np.float32),
+            y=gain[0].astype(np.float32),
             error_y={
                 "type": "data",
                 "symmetric": False,
-                "array": ((high - speed) / one).astype(np.float32),
-                "arrayminus": ((speed - low) / one).astype(np.float32),
+                "array": (gain[2] - gain[0]).astype(np.float32),
+                "arrayminus": (gain[0] - gain[1]).astype(np.float32),
                 "color": colour,
                 "thickness": 1.2,
                 "width": 4,

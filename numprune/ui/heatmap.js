@@ -1,5 +1,6 @@
 // Behaviour of the heatmaps inside `element`: tooltip, selection by click and by arrow keys, pictures to keep.
-// The figure is replaced whenever it is redrawn, so every handler sits on `element` and reads the figure anew.
+// A redraw replaces the figure or changes its attributes in place, so every handler sits on `element`, reads the figure
+// anew, and parses its data again when they are others.
 const parsed = new WeakMap();
 
 function bytes(text) {
@@ -8,13 +9,13 @@ function bytes(text) {
 }
 
 function heatOf(figure) {
-  if (!parsed.has(figure)) {
+  if (parsed.get(figure)?.text !== figure.dataset.heat) {
     const heat = JSON.parse(figure.dataset.heat);
     heat.share = bytes(heat.share);
     for (const grid of Object.values(heat.values)) grid.steps = new Uint16Array(bytes(grid.data).buffer);
-    parsed.set(figure, heat);
+    parsed.set(figure, { text: figure.dataset.heat, heat });
   }
-  return parsed.get(figure);
+  return parsed.get(figure).heat;
 }
 
 function describe(heat, row, column) {

@@ -155,14 +155,14 @@ def score_heatmap(
         if scores is None or pruned is None or not len(scores):
             continue
         arranged = rows.arrangement(layer, order)
-        colours = _ranks(scores) if scale.view == "rank" else scores
+        colours = ranks(scores) if scale.view == "rank" else scores
         for grid, values, reduce in (
-            (shown, colours, _mean),
-            (mean, scores, _mean),
+            (shown, colours, mean_of),
+            (mean, scores, mean_of),
             (lowest, scores, np.fmin.reduceat),
-            (share, pruned, _mean),
+            (share, pruned, mean_of),
         ):
-            grid[layer] = _binned(values[arranged], bins, rows.span(layer, order), reduce)
+            grid[layer] = binned(values[arranged], bins, rows.span(layer, order), reduce)
         cuts[layer] = pruned.mean() * bins
     strip = order == "index" and bins > 128
     lines = _staircase(cuts) if order == "sorted" else "" if strip else _crosses(share)
@@ -192,7 +192,7 @@ def score_heatmap(
 def most_apart(pairs: Sequence[tuple[Rows, Rows]]) -> float:
     """The largest difference of two ranks, each from 0 to 1 in its layer, in several pictures; 1 without any."""
     largest = [
-        float(np.abs(_ranks(ours) - _ranks(theirs)).max())
+        float(np.abs(ranks(ours) - ranks(theirs)).max())
         for first, second in pairs
         for ours, theirs in zip(first.scores, second.scores, strict=True)
         if ours is not None and theirs is not None and len(ours)
@@ -223,15 +223,15 @@ def difference_heatmap(
     for layer, (scores, others) in enumerate(zip(first.scores, second.scores, strict=True)):
         if scores is None or others is None or not len(scores):
             continue
-        rank, other = _ranks(scores), _ranks(others)
+        rank, other = ranks(scores), ranks(others)
         apart = first.pruned[layer] != second.pruned[layer]
         for grid, values, reduce in (
             (shown, rank - other, _farthest),
-            (ours, rank, _mean),
-            (theirs, other, _mean),
-            (share, apart, _mean),
+            (ours, rank, mean_of),
+            (theirs, other, mean_of),
+            (share, apart, mean_of),
         ):
-            grid[layer] = _binned(values, bins, first.widest, reduce)
+            grid[layer] = binned(values, bins, first.widest, reduce)
     strip = bins > 128
     fraction = np.clip((shown / most + 1) / 2, 0, 1)
     cells = np.where(np.isnan(shown), MISSING, np.rint(np.nan_to_num(fraction) * (SHADES - 1))).astype(np.uint8)
@@ -356,9 +356,7 @@ def _with_strip(cells: np.ndarray, share: np.ndarray) -> np.ndarray:
     return tall
 
 
-def _binned(
-    row: np.ndarray, bins: int, span: int, reduce: Callable[[np.ndarray, np.ndarray], np.ndarray]
-) -> np.ndarray:
+def binned(row: np.ndarray, bins: int, span: int, reduce: Callable[[np.ndarray, np.ndarray], np.ndarray]) -> np.ndarray:
     """`reduce` over `bins` nearly equal stretches of `span` places, NaN where the row has ended."""
     places = np.full(span, np.nan)
     places[: len(row)] = row
@@ -366,7 +364,7 @@ def _binned(
     return places[starts] if span <= bins else reduce(places, starts)
 
 
-def _mean(places: np.ndarray, starts: np.ndarray) -> np.ndarray:
+def mean_of(places: np.ndarray, starts: np.ndarray) -> np.ndarray:
     present = np.isfinite(places)
     counts = np.add.reduceat(present.astype(np.float64), starts)
     sums = np.add.reduceat(np.where(present, places, 0.0), starts)
@@ -379,11 +377,11 @@ def _farthest(places: np.ndarray, starts: np.ndarray) -> np.ndarray:
     return np.where(np.abs(high) >= np.abs(low), high, low)
 
 
-def _ranks(row: np.ndarray) -> np.ndarray:
+def ranks(row: np.ndarray) -> np.ndarray:
     """Ranks scaled to 0 (lowest) to 1."""
-    ranks = np.empty(len(row))
-    ranks[np.argsort(row, kind="stable")] = np.arange(len(row))
-    return ranks / max(len(row) - 1, 1)
+    places = np.empty(len(row))
+    places[np.argsort(row, kind="stable")] = np.arange(len(row))
+    return places / max(len(row) - 1, 1)
 
 
 def _png(cells: np.ndarray, palette: np.ndarray) -> str:

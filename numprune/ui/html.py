@@ -6,6 +6,10 @@ from collections.abc import Iterable, Sequence
 from html import escape
 
 
+class Markup(str):
+    """HTML that `table` takes as it is; its maker escaped what is in it."""
+
+
 def cards(items: Iterable[tuple[str, str]]) -> str:
     """A row of figures, each a (value, label) pair."""
     parts = (f"<div class='np-card'><b>{escape(value)}</b><span>{escape(label)}</span></div>" for value, label in items)
@@ -28,10 +32,14 @@ def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     body = ""
     for name, *cells in rows:
         body += (
-            f"<tr><th scope='row'>{escape(name)}</th>" + "".join(f"<td>{escape(cell)}</td>" for cell in cells) + "</tr>"
+            f"<tr><th scope='row'>{_shown(name)}</th>" + "".join(f"<td>{_shown(cell)}</td>" for cell in cells) + "</tr>"
         )
     inside = f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody>"
-    return f"<div class='np-scroll'><table class='np-table'>{inside}</table></div>"
+    return f"<div class='np-scroll' tabindex='0'><table class='np-table'>{inside}</table></div>"
+
+
+def _shown(cell: str) -> str:
+    return cell if isinstance(cell, Markup) else escape(cell)
 
 
 def count(number: int) -> str:

@@ -16,7 +16,9 @@ from numprune.evaluation.images.judge import Verdicts
 from numprune.generation.images import picture
 
 CSS = """
-.np-pictures { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 20rem), 1fr)); gap: .6rem; }
+.np-pictures { display: grid; grid-template-columns: repeat(var(--n, 2), minmax(0, 1fr)); gap: .6rem; }
+@media (max-width: 640px) { .np-pictures { grid-template-columns: 1fr; } }
+.np-pair { display: block; width: 100%; padding: 0; border: 0; background: none; cursor: zoom-in; border-radius: 4px; }
 .np-pictures section { border: 1px solid var(--border-color-primary); border-radius: 8px; padding: .6rem .75rem;
   background: var(--background-fill-secondary); color: var(--body-text-color); min-width: 0; }
 .np-pictures header { display: flex; flex-wrap: wrap; justify-content: space-between; gap: 0 .6rem;
@@ -27,12 +29,11 @@ CSS = """
 .np-pictures figure { margin: 0; min-width: 0; }
 .np-pictures img { display: block; width: 100%; border-radius: 4px; margin: 0; }
 .np-pictures img.np-small { image-rendering: pixelated; }
+.np-pictures .np-what { display: block; }
 .np-pictures figcaption { font-size: .78rem; line-height: 1.3; margin-top: .2rem; overflow-wrap: anywhere;
   color: var(--body-text-color-subdued); }
 .np-pictures .np-wrong { color: var(--body-text-color); font-weight: 700; text-decoration: underline 1.5px #c77328;
   text-underline-offset: .2em; }
-/* Square, so that nothing of a square image is cut off. */
-#np-slider { max-width: 26rem; }
 """
 SMALL = 128
 """Pixels along one side up to which an image is shown with its pixels."""
@@ -89,27 +90,39 @@ class Exhibition:
         seen = int(verdicts.classes[index])
         return f"{self.names[seen]} {float(verdicts.confidence[index]):.0%}", seen == self.classes[index]
 
-    def html(self) -> str:
-        """One frame for each model."""
+    def html(
+        self, names: Sequence[str] | None = None, *, pairs: bool = False, heads: Mapping[str, str] | None = None
+    ) -> str:
+        """One column for each of these models, or of all.
+
+        Args:
+            pairs: whether an image can be clicked, to be looked at beside the dense model's.
+            heads: HTML that stands beside a model's name in the place of how long it drew.
+        """
         frames = ""
-        for model, drawn in self.drawn.items():
+        shown_models = [name for name in self.drawn if names is None or name in names]
+        for model in shown_models:
+            drawn = self.drawn[model]
             figures = ""
             for index, title in enumerate(self.titles):
-                verdict, caption = self.verdict(model, index), escape(title)
+                verdict, caption = self.verdict(model, index), f"<span class='np-what'>{escape(title)}</span>"
                 if verdict is not None:
                     mark, kind = ("✓", "") if verdict[1] else ("✗", " class='np-wrong'")
-                    caption += f"<br><span{kind} title='What the judge sees'>{mark} {escape(verdict[0])}</span>"
+                    caption += f" <span{kind} title='What the judge sees'>{mark} {escape(verdict[0])}</span>"
                 small = " class='np-small'" if drawn.images.shape[-1] <= SMALL else ""
                 alt = escape(f"{model}: {title}", quote=True)
                 source = data_uri(shown(drawn.images[index]))
-                figures += f"<figure><img{small} src='{source}' alt='{alt}'><figcaption>{caption}</figcaption></figure>"
+                image = f"<img{small} src='{source}' alt='{alt}'>"
+                if pairs:
+                    tip = escape(f"{title}: look closely", quote=True)
+                    data = f"data-pair='{index}' data-model='{escape(model, quote=True)}'"
+                    image = f"<button type='button' class='np-pair' title='{tip}' {data}>{image}</button>"
+                figures += f"<figure>{image}<figcaption>{caption}</figcaption></figure>"
             n = len(self.classes)
             speed = f"{n} images in {drawn.seconds:.2f} s: {n / drawn.seconds:.1f} images/s"
-            frames += (
-                f"<section><header><h3>{escape(model)}</h3><span>{speed}, {drawn.seconds / n:.3f} s an image</span>"
-                f"</header><div>{figures}</div></section>"
-            )
-        return f"<div class='np-pictures'>{frames}</div>"
+            head = (heads or {}).get(model, f"<span>{speed}, {drawn.seconds / n:.3f} s an image</span>")
+            frames += f"<section><header><h3>{escape(model)}</h3>{head}</header><div>{figures}</div></section>"
+        return f"<div class='np-pictures' style='--n:{len(shown_models)}'>{frames}</div>"
 
     def table(self) -> pd.DataFrame:
         """One row for each model and image."""

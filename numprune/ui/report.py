@@ -15,7 +15,7 @@ import torch
 import transformers
 
 from numprune import __version__
-from numprune.ui import heatmap, html, pictures, texts
+from numprune.ui import heatmap, html, pictures, race, texts
 from numprune.ui.theme import PIECES
 
 CSS = """
@@ -59,8 +59,11 @@ pre { max-height: 24rem; overflow: auto; padding: .75rem; border-radius: 8px; fo
   .np-chart { zoom: .7; }
 }
 """
-# The heatmaps' own script, with nobody to tell what was selected.
-HEATMAPS = f"((element, trigger, watch) => {{\n{heatmap.JS}\n}})(document.body, () => {{}}, () => {{}});"
+# The scripts of what can be used in a report too, with nobody to tell what was selected.
+SCRIPTS = {
+    kind: f"((element, trigger, watch) => {{\n{script}\n}})(document.body, () => {{}}, () => {{}});"
+    for kind, script in (("class='np-heat'", heatmap.JS), ("class='np-race'", race.JS))
+}
 
 
 @dataclass(frozen=True)
@@ -89,13 +92,13 @@ def report_html(sections: Sequence[Section], *, title: str, facts: Mapping[str, 
                 parts += _table(part) if isinstance(part, pd.DataFrame) else part
         bodies += f"<section id='section-{number}'><h2>{escape(section.title)}</h2>{parts}</section>\n"
     shown = "".join(f"<div><dt>{escape(name)}</dt><dd>{escape(value)}</dd></div>" for name, value in facts.items())
-    script = f"<script>{HEATMAPS}</script>" if "class='np-heat'" in bodies else ""
+    script = "".join(f"<script>{script}</script>" for kind, script in SCRIPTS.items() if kind in bodies)
     return (
         "<!doctype html>\n<html lang='en'><head><meta charset='utf-8'>"
         "<meta name='viewport' content='width=device-width, initial-scale=1'>"
         # Without an icon of its own a browser asks for one.
         f"<link rel='icon' href='data:,'><title>{escape(title)}</title>\n"
-        f"<style>{CSS}{PIECES}{heatmap.CSS}{texts.CSS}{pictures.CSS}</style></head>\n<body>"
+        f"<style>{CSS}{PIECES}{heatmap.CSS}{texts.CSS}{pictures.CSS}{race.CSS}</style></head>\n<body>"
         f"<header><h1>{escape(title)}</h1><dl>{shown}</dl></header>\n"
         f"<nav aria-label='Contents'><ol>{entries}</ol></nav>\n<main>{bodies}</main>{script}</body></html>\n"
     )

@@ -20,15 +20,18 @@ HEADS = 8
 def score_distribution(attention: np.ndarray, mlp: np.ndarray, threshold: float | None) -> go.Figure:
     """How the scores of all units are distributed, and where the plan cuts.
 
-    Scores have a long tail on the left, a hundred times as long as the rest is wide; what lies outside the bulk is
-    counted in the outermost bins.
+    Scores have a long tail, a hundred times as long as the rest is wide: what lies outside the bulk is counted in the
+    outermost bins. Prices, which are never negative and span decades, have a logarithmic axis.
     """
     kinds = [("attention", attention, ATTENTION, "solid"), ("MLP", mlp, MLP, "dash")]
     parts = [values for _, values, _, _ in kinds if len(values)]
     low, high = _bulk(parts)
-    if threshold is not None:
+    logarithmic = _decades(parts)
+    if logarithmic:
+        low = min(float(part[part > 0].min()) for part in parts)
+    if threshold is not None and not (logarithmic and threshold <= 0):
         low, high = min(low, threshold), max(high, threshold)
-    edges = np.linspace(low, high, BINS + 1)
+    edges = np.geomspace(low, high, BINS + 1) if logarithmic else np.linspace(low, high, BINS + 1)
     figure = go.Figure()
     for name, values, colour, dash in kinds:
         if not len(values):
@@ -46,13 +49,15 @@ def score_distribution(attention: np.ndarray, mlp: np.ndarray, threshold: float 
             fillcolor=tint(colour, 0.18),
             hovertemplate="%{y:.2%} of the units score %{x:.4g} to %{customdata:.4g}<extra>" + name + "</extra>",
         )
-    if threshold is not None:
-        figure.add_vline(
-            threshold, line={"color": INK, "dash": "dash", "width": 2}, annotation={"text": "cut", "yanchor": "bottom"}
-        )
+    if threshold is not None and threshold >= low:
+        figure.add_shape(x0=threshold, x1=threshold, y0=0, y1=1, yref="paper", line={"color": INK, "dash": "dash"})
+        # A logarithmic axis takes the places of its lines as they are, and those of its texts as logarithms.
+        place = float(np.log10(threshold)) if logarithmic else threshold
+        figure.add_annotation(x=place, y=1, yref="paper", text="cut", showarrow=False, yanchor="bottom")
     outside = sum(int(((part < low) | (part > high)).sum()) for part in parts)
     title = "score" + (_small(f"{outside:,} units farther out are in the outermost bins") if outside else "")
-    figure.update_xaxes(title=title, showgrid=False, zeroline=False, tickformat=".3~g")
+    axis = {"type": "log", "dtick": 1} if logarithmic else {}
+    figure.update_xaxes(title=title, showgrid=False, zeroline=False, tickformat=".3~g", **axis)
     figure.update_yaxes(title="share of units per bin", tickformat=".3~%", rangemode="tozero")
     figure.update_layout(hovermode="x")
     finish(figure, 340)
@@ -95,7 +100,8 @@ def layer_profile(attention: Sequence[np.ndarray | None], mlp: Sequence[np.ndarr
             "all units %{customdata[3]:.4g} to %{customdata[4]:.4g}<extra>" + name + "</extra>",
         )
     figure.update_xaxes(title="layer", showgrid=False, zeroline=False, dtick=1 if len(attention) <= 16 else None)
-    figure.update_yaxes(title="median score, 5 to 95 %", zeroline=False, tickformat=".3~g")
+    axis = {"type": "log", "dtick": 1} if _decades([row for row in (*attention, *mlp) if row is not None]) else {}
+    figure.update_yaxes(title="median score, 5 to 95 %", zeroline=False, tickformat=".3~g", **axis)
     finish(figure, 360)
     return figure
 
@@ -277,6 +283,16 @@ def attention_pattern(tokens: Sequence[str], weights: np.ndarray, names: Sequenc
         },
     )
     return figure
+
+
+def _decades(parts: Sequence[np.ndarray]) -> bool:
+    """Whether scores are prices: none is negative, and most span decades."""
+    values = np.concatenate(parts) if parts else np.empty(0)
+    positive = values[values > 0]
+    if len(positive) < max(2, 0.5 * len(values)) or (values < 0).any():
+        return False
+    low, high = np.percentile(positive, [5, 95])
+    return bool(high > 20 * low)
 
 
 def _bulk(parts: Sequence[np.ndarray]) -> tuple[float, float]:

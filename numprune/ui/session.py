@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from numprune.errors import InputError
 from numprune.plan.keys import ModuleKey
 from numprune.plan.recipe import CalibrationRecipe, Recipe
+from numprune.ui.heatmap import Order, View
 
 HISTORY = 100
 """Steps that can be undone."""
@@ -15,13 +16,12 @@ HISTORY = 100
 
 @dataclass(frozen=True)
 class LoadRequest:
-    """Everything that decides which scores are shown; equal requests share one loaded model."""
+    """A model and what it is calibrated on; equal requests share one loaded model."""
 
     model: str
     device: str = "auto"
     dtype: str = "auto"
     calibration: CalibrationRecipe = field(default_factory=CalibrationRecipe)
-    scorer: str = "newton"
 
 
 class Unit(NamedTuple):
@@ -31,23 +31,45 @@ class Unit(NamedTuple):
     index: int
 
 
+Dock = Literal["result", "unit", "layers", "distribution", "rivals"]
+"""The parts below the map."""
+
+
+@dataclass(frozen=True)
+class Look:
+    """How a tab looks at the plan.
+
+    Attributes:
+        view: what a colour of the map means.
+        order: of its channels.
+        dock: the part below it that is open; the others are drawn when they are opened.
+        tab: that is open.
+    """
+
+    view: View = "log"
+    order: Order = "sorted"
+    dock: Dock = "result"
+    tab: str = "plan"
+
+
 @dataclass(frozen=True)
 class Session:
-    """What quick handlers change; long ones only read it, so that neither undoes the other's work.
-
-    Handlers return a new session, so a failed step leaves the old one in place.
+    """What a tab has open. It lives on the server, and every change makes a new one (`Workbench.change`), so a failed
+    change leaves the old one in place.
 
     Attributes:
         dense: the model that is open.
         recipe: what the page shows as the plan.
+        revision: counts the changes of the recipe, so that the page can tell an old answer from a new one.
         past, future: recipes to undo to and to redo, the nearest last.
         change: what the last change of the recipe was, so that one drag of a slider is one step back.
         selected: the unit whose details are shown.
         against: the scorer whose choices are compared with the page's; empty for none.
     """
 
-    dense: LoadRequest | None = None
+    dense: LoadRequest
     recipe: Recipe = field(default_factory=Recipe)
+    revision: int = 0
     past: tuple[Recipe, ...] = ()
     future: tuple[Recipe, ...] = ()
     change: str = ""
@@ -64,19 +86,22 @@ class Session:
         if recipe == self.recipe:
             return self
         past = self.past if change and change == self.change else (*self.past, self.recipe)[-HISTORY:]
-        return replace(self, recipe=recipe, past=past, future=(), change=change)
+        return self._with(recipe, past=past, future=(), change=change)
 
     def undo(self) -> Session:
         if not self.past:
             raise InputError("There is nothing to undo; change a ratio or a unit first.")
         *past, recipe = self.past
-        return replace(self, recipe=recipe, past=tuple(past), future=(*self.future, self.recipe), change="")
+        return self._with(recipe, past=tuple(past), future=(*self.future, self.recipe), change="")
 
     def redo(self) -> Session:
         if not self.future:
             raise InputError("There is nothing to redo; undo a change first.")
         *future, recipe = self.future
-        return replace(self, recipe=recipe, past=(*self.past, self.recipe), future=tuple(future), change="")
+        return self._with(recipe, past=(*self.past, self.recipe), future=tuple(future), change="")
+
+    def _with(self, recipe: Recipe, **values: Any) -> Session:
+        return replace(self, recipe=recipe, revision=self.revision + 1, **values)
 
     def forced(self, unit: Unit, how: str) -> Session:
         """With a unit forced to "keep" or to "prune", or left to its score again ("auto")."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from difflib import SequenceMatcher
 from html import escape
@@ -17,8 +17,9 @@ HALF_A_CHARACTER = "\ufffd"
 """What a text ends with while a token of a longer character is still to come."""
 
 CSS = """
-.np-texts { display: grid; gap: 1rem; }
-.np-texts > div { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 17rem), 1fr)); gap: .6rem; }
+.np-texts { display: grid; gap: .6rem; }
+.np-texts > div { display: grid; grid-template-columns: repeat(var(--n, 2), minmax(0, 1fr)); gap: .6rem; }
+@media (max-width: 640px) { .np-texts > div { grid-template-columns: 1fr; } }
 .np-text { border: 1px solid var(--border-color-primary); border-radius: 8px; padding: .6rem .75rem;
   background: var(--background-fill-secondary); color: var(--body-text-color); min-width: 0; }
 .np-text header { display: flex; flex-wrap: wrap; justify-content: space-between; gap: 0 .6rem; margin-bottom: .35rem;
@@ -88,24 +89,34 @@ def spans(dense: str, other: str) -> list[Span]:
     return [span for span in found if span.text]
 
 
-def side_by_side(prompts: Sequence[str], columns: Sequence[tuple[str, Sequence[str]]]) -> str:
+def side_by_side(
+    prompts: Sequence[str], columns: Sequence[tuple[str, Sequence[str]]], heads: Mapping[str, str] | None = None
+) -> str:
     """One row per prompt, one cell per model; where the page is narrow, the cells stand below each other.
 
     Args:
         columns: (name, texts) of every model, the dense one first. A text is the prompt and its continuation.
+        heads: HTML that stands beside a model's name in the first row.
     """
     rows = ""
     for number, prompt in enumerate(prompts):
         dense = columns[0][1][number]
         cells = (
-            _cell(name, texts[number], dense if column else None, prompt, number + 1 if len(prompts) > 1 else None)
+            _cell(
+                name,
+                texts[number],
+                dense if column else None,
+                prompt,
+                number + 1 if len(prompts) > 1 else None,
+                "" if number or heads is None else heads.get(name, ""),
+            )
             for column, (name, texts) in enumerate(columns)
         )
         rows += f"<div>{''.join(cells)}</div>"
-    return f"<div class='np-texts'>{rows}</div>"
+    return f"<div class='np-texts' style='--n:{len(columns)}'>{rows}</div>"
 
 
-def _cell(name: str, text: str, dense: str | None, prompt: str, number: int | None) -> str:
+def _cell(name: str, text: str, dense: str | None, prompt: str, number: int | None, head: str) -> str:
     """One model's text; `dense` is None for the dense model itself."""
     start = len(prompt) if text.startswith(prompt) else 0
     body, note = escape(text[start:]), ""
@@ -114,12 +125,13 @@ def _cell(name: str, text: str, dense: str | None, prompt: str, number: int | No
         if point is not None:
             body = _parted(dense, text, start, max(point, start))
         else:
-            note = "same as dense" if text == dense else "same as dense so far"
+            note = f"<span>same as dense{'' if text == dense else ' so far'}</span>"
     which = "" if number is None else f"prompt {number}"
     label = escape(", ".join(filter(None, (name, which))))
     return (
         f"<article class='np-text' aria-label='{label}'><header><h3>{escape(name)} <small>{which}</small></h3>"
-        f"<span>{note}</span></header><p><span class='np-prompt'>{escape(text[:start])}</span>{body}</p></article>"
+        f"{head}{note}</header>"
+        f"<p tabindex='0'><span class='np-prompt'>{escape(text[:start])}</span>{body}</p></article>"
     )
 
 

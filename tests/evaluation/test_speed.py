@@ -15,8 +15,15 @@ CPU = torch.device("cpu")
 
 def test_times_are_those_of_the_clock(model, monkeypatch):
     monkeypatch.setattr(speed, "measurable", lambda device: False)
-    # Per repetition: the start, the first token, the last; the first repetition is a warm-up.
-    clock = iter([0.0, 50.0, 90.0, 100.0, 102.0, 108.0, 200.0, 201.0, 213.0, 300.0, 304.0, 307.0])
+    # Per repetition: the start, the first token and six more; the first repetition is a warm-up.
+    clock = iter(
+        [
+            *(0.0, 50.0, 51.0, 52.0, 53.0, 54.0, 55.0, 90.0),
+            *(100.0, 102.0, 103.0, 104.0, 105.0, 106.0, 107.0, 108.0),
+            *(200.0, 201.0, 203.0, 205.0, 207.0, 209.0, 211.0, 213.0),
+            *(300.0, 304.0, 304.5, 305.0, 305.5, 306.0, 306.5, 307.0),
+        ]
+    )
     monkeypatch.setattr(speed, "now", lambda device: next(clock))
     result = measure_speed(model, prompt_tokens=8, new_tokens=6, batch=2, repetitions=3)
     assert result.first_token == (2.0, 1.0, 4.0)
@@ -26,6 +33,48 @@ def test_times_are_those_of_the_clock(model, monkeypatch):
     assert (result.prompt_tokens, result.new_tokens, result.batch, result.repetitions) == (8, 6, 2, 3)
     assert (result.device, result.dtype) == ("cpu", "float32")
     assert json.loads(json.dumps(result.to_dict()))["first_token"] == [2.0, 1.0, 4.0]
+
+
+def test_every_token_has_its_time(model, monkeypatch):
+    monkeypatch.setattr(speed, "measurable", lambda device: False)
+    clock = iter([0.0, 1.0, 2.0, 3.0, 10.0, 12.0, 12.25, 14.0])
+    monkeypatch.setattr(speed, "now", lambda device: next(clock))
+    (record,) = speed.measure_in_turn([model], [5, 9], new_tokens=2, batch=1, repetitions=1)
+    (run,) = record.runs
+    assert run.seconds == (2.0, 2.25, 4.0)
+    assert (run.first, run.rest) == (2.0, 2.0)
+    # The tokens are those of greedy decoding.
+    ids = torch.tensor([[5, 9]])
+    for token in run.tokens:
+        assert model.module(input_ids=ids).logits[0, -1].argmax() == token
+        ids = torch.cat([ids, torch.tensor([[token]])], dim=1)
+
+
+def test_models_take_turns(monkeypatch):
+    monkeypatch.setattr(speed, "measurable", lambda device: True)
+    first, second = tiny_model("llama"), tiny_model("llama")
+    names, took = {id(first): "A", id(second): "B"}, []
+
+    def run(model, prompt, new_tokens, cancel):
+        took.append(names[id(model)])
+        return speed.Run((0, 0), (1.0, float(len(took))))
+
+    def growth(work, device):
+        took.append("memory of")
+        work()
+        return 7
+
+    monkeypatch.setattr(speed, "_run", run)
+    monkeypatch.setattr(speed, "growth", growth)
+    calls = []
+    records = speed.measure_in_turn(
+        [first, second], [1], new_tokens=1, batch=1, repetitions=2, progress=lambda *call: calls.append(call)
+    )
+    assert took == [*"ABABAB", *(["memory of", "A", "memory of", "B"] * 2)]
+    # The first of each was the warm-up.
+    assert [[run.seconds[-1] for run in record.runs] for record in records] == [[3, 5], [4, 6]]
+    assert [record.peaks for record in records] == [[first.bytes + 7] * 2, [second.bytes + 7] * 2]
+    assert [done for done, _, _ in calls] == list(range(1, 11))
 
 
 def test_memory_is_that_of_the_weights_and_the_growth(model, monkeypatch):
@@ -49,8 +98,8 @@ def test_a_cache_shows_in_the_peak():
     )
     cached = 4 * 1016 * 8 * 2 * 256 * 4
     assert short.peak_bytes[0] >= model.bytes
-    # Besides the cache there is what a layer works with.
-    assert 0.9 * cached < long.peak_bytes[0] - short.peak_bytes[0] < 3 * cached
+    # Besides the cache there is what a layer works with: attention weights, twice as large here.
+    assert 0.9 * cached < long.peak_bytes[0] - short.peak_bytes[0] < 3.5 * cached
 
 
 @linux
@@ -84,6 +133,20 @@ def test_progress_reaches_its_end_and_cancel_stops(model):
 
     with pytest.raises(Cancelled):
         measure_speed(model, **QUICK, cancel=Event())
+
+
+def test_stop_waits_for_a_token_and_not_for_a_run(model):
+    class Event:
+        asked = 0
+
+        def is_set(self):
+            self.asked += 1
+            return self.asked > 3
+
+    event = Event()
+    with pytest.raises(Cancelled):
+        measure_speed(model, prompt_tokens=4, new_tokens=50, repetitions=1, cancel=event)
+    assert event.asked == 4
 
 
 @pytest.mark.parametrize(

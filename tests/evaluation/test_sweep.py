@@ -12,13 +12,13 @@ from numprune import (
     Recipe,
     SweepPoint,
     allocate,
-    measure_speed,
     perplexity,
     prune,
     score,
     sizes,
     sweep,
 )
+from numprune.evaluation.speed import Record, Run
 
 QUICK = {"repetitions": 1, "prompt_tokens": 4, "new_tokens": 3}
 MODULE = sys.modules["numprune.evaluation.sweep"]
@@ -63,17 +63,37 @@ def test_points_are_those_of_models_pruned_by_hand(model, stats, scores):
 
 
 def test_the_dense_model_is_measured_itself(model, stats, scores, pruned_models, monkeypatch):
-    seen = []
-
-    def recording(chosen, **options):
-        seen.append(chosen)
-        return measure_speed(chosen, **options)
-
-    monkeypatch.setattr(MODULE, "measure_speed", recording)
-    list(sweep(model, stats, scores, Recipe(prune={"0.mlp": (0,)}), [0.0], **QUICK))
-    assert seen == [model]
-    assert seen[0] is model
+    timed = recorded(monkeypatch)
+    (point,) = sweep(model, stats, scores, Recipe(prune={"0.mlp": (0,)}), [0.0], **QUICK)
+    assert len(timed) == 1
+    assert [each is model for each in timed[0]] == [True]
+    assert point.decode_gain == point.prefill_gain == (1.0, 1.0, 1.0)
     assert not pruned_models
+
+
+def recorded(monkeypatch):
+    """The models that are timed together, call by call; the second of two takes half as long for everything."""
+    timed = []
+
+    def in_turn(models, prompt, *, new_tokens, repetitions, **options):
+        timed.append(list(models))
+        paces = (1.0, 0.5)[: len(models)]
+        seconds = [tuple(pace * (1 + step) for step in range(1 + new_tokens)) for pace in paces]
+        return [Record([Run(tuple(range(1 + new_tokens)), each)] * repetitions) for each in seconds]
+
+    monkeypatch.setattr(MODULE, "measure_in_turn", in_turn)
+    return timed
+
+
+def test_every_pruned_model_is_timed_in_turn_with_the_dense_one(model, stats, scores, monkeypatch):
+    timed = recorded(monkeypatch)
+    (point,) = sweep(model, stats, scores, Recipe(), [0.5], prompt_tokens=4, new_tokens=3, repetitions=3)
+    assert [len(each) for each in timed] == [2]
+    assert timed[0][0] is model
+    assert timed[0][1].parameters == point.sizes.parameters < model.parameters
+    assert point.decode_gain == point.prefill_gain == (2.0, 2.0, 2.0)
+    # The figures are the pruned model's: three tokens in 1.5 s, four of the prompt in half a second.
+    assert (point.speed.decode[0], point.speed.prefill[0], point.speed.repetitions) == (2.0, 8.0, 3)
 
 
 def test_weights_are_refitted_only_for_perplexity(model, stats, scores, pruned_models):

@@ -1,13 +1,19 @@
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
-from servers import served
+from servers import parts_of, served
 
 from numprune.loading import load
 from numprune.plan.recipe import CalibrationRecipe
+from numprune.ui.app import compose
 from numprune.ui.serving import Policy
-from numprune.ui.session import LoadRequest, Session
+from numprune.ui.session import LoadRequest
+from numprune.ui.shared import View
 from numprune.ui.workbench import Workbench
+
+TAB = "tests"
+"""The browser tab that fixtures open."""
 
 
 @pytest.fixture(scope="session")
@@ -23,15 +29,30 @@ def small():
 def scored(small):
     """A workbench with a loaded model, and a session that has it open."""
     bench, request = small
-    return bench, bench.open(bench.load(request, "fixture"), Session())
+    return bench, bench.fresh(bench.load(request, "fixture"))
 
 
 @pytest.fixture
-def pruned(scored):
-    """The same with one pruned model, kept for the tab "tests", and the name it goes by."""
+def view(scored):
+    """The same as a browser tab sees it."""
     bench, session = scored
-    yield bench, session, bench.prune(session, "tests")
-    bench.release("tests")
+    bench.enter(TAB, session)
+    yield View(bench, TAB, bench.session(TAB))
+    bench.release(TAB)
+
+
+@pytest.fixture
+def pruned(view):
+    """A workbench and a session with one pruned model, kept for the tab, and the name it goes by."""
+    return view.workbench, view.session, view.workbench.prune(view.session, TAB)
+
+
+@pytest.fixture
+def composed(view):
+    """The composed page of the view's workbench: what its parts share, its handlers by name, and the tab's request."""
+    blocks, shared = compose(view.workbench)
+    shared.parts = parts_of(blocks)
+    return shared, {fn.name: fn.fn for fn in blocks.fns.values()}, SimpleNamespace(session_hash=TAB)
 
 
 @pytest.fixture(scope="session")
@@ -49,3 +70,47 @@ def images_url(images_folder):
     """Address of a dashboard that starts with the tiny image model."""
     with served(Workbench(load(images_folder))) as address:
         yield address
+
+
+# In a browser.
+
+
+@pytest.fixture(scope="session")
+def browser():
+    browsing = pytest.importorskip("browsing")
+    with browsing.playwright.sync_playwright() as started:
+        opened = started.chromium.launch(executable_path=browsing.CHROMIUM, args=browsing.FLAGS)
+        yield opened
+        opened.close()
+
+
+@pytest.fixture
+def visit(browser, small_url, tmp_path, request):
+    """Opens the page in tabs of their own."""
+    from browsing import visits
+
+    with visits(browser, small_url, tmp_path, request.session) as opened:
+        yield opened
+
+
+@pytest.fixture
+def tab(visit):
+    """A browser tab with the page, which must report no error."""
+    opened = visit()
+    yield opened
+    assert opened.problems == []
+
+
+@pytest.fixture(scope="module")
+def open_page(browser, small_url, tmp_path_factory, request):
+    from browsing import visits
+
+    with visits(browser, small_url, tmp_path_factory.mktemp("page"), request.session) as opened:
+        yield opened()
+
+
+@pytest.fixture
+def seen(open_page):
+    """One page for all tests that only look: they leave its plan alone and prune nothing."""
+    yield open_page
+    assert open_page.problems == []

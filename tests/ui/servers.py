@@ -25,9 +25,9 @@ def free_port():
 
 
 @contextmanager
-def program(folder, *flags):
-    """`python app.py` on a free port; yields its address."""
-    port, log = free_port(), folder / "log"
+def program(folder, *flags, port=None):
+    """`python app.py` on a free port, or on this one; yields its address."""
+    port, log = port or free_port(), folder / "log"
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "NUMPRUNE_CACHE": str(folder)}
     with log.open("w") as output:
         server = subprocess.Popen(
@@ -66,3 +66,12 @@ def served(bench, **options):
         yield f"http://127.0.0.1:{serving.port}"
     finally:
         made[0].close(verbose=False)
+
+
+def parts_of(blocks):
+    """The page's components by label and by elem_id."""
+    parts = {}
+    for block in blocks.blocks.values():
+        for name in (getattr(block, "label", None), getattr(block, "elem_id", None)):
+            parts.setdefault(name, block)
+    return parts

@@ -4,7 +4,6 @@ import base64
 import io
 import socket
 import zipfile
-from functools import partial
 
 import numpy as np
 import pytest
@@ -58,8 +57,7 @@ def test_score_gives_every_unit(client, facts):
 def test_prune_and_compare_repeat_what_the_package_does(client, facts, monkeypatch):
     # On the server, which runs in this process.
     few = documents(numprune.held_out_text(), "test")[:8]
-    monkeypatch.setattr("numprune.ui.steps.compare.held_out_text", lambda: few)
-    monkeypatch.setattr("numprune.ui.steps.compare.measure_speed", partial(numprune.measure_speed, repetitions=1))
+    monkeypatch.setattr("numprune.ui.comparison.held_out_text", lambda: few)
     recipe = facts["recipe"] | {"ratio": 0.25}
     done = client.predict(recipe=recipe, name="mine", api_name="/prune")
     assert done["name"] == "mine"

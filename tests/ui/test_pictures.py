@@ -1,6 +1,7 @@
 import base64
 import io
 import re
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,11 +16,13 @@ from numprune.evaluation.images.quality import image_quality
 from numprune.loading import load
 from numprune.plan.keys import ModuleKey
 from numprune.plan.recipe import CalibrationRecipe
+from numprune.ui.dock.unit import unit_picture
+from numprune.ui.image_columns import exhibition, quality_columns, quality_line, quality_table
+from numprune.ui.jobs import Jobs
 from numprune.ui.pictures import SLIDER, Drawn, Exhibition
-from numprune.ui.session import LoadRequest, Session, Unit
-from numprune.ui.steps.images import exhibition, quality_table
-from numprune.ui.steps.inspect import unit_picture
-from numprune.ui.steps.report import session_report
+from numprune.ui.session import LoadRequest, Unit
+from numprune.ui.session_report import session_report
+from numprune.ui.shared import View
 from numprune.ui.workbench import Workbench
 
 SETTINGS = {"cfg_scale": 2.0, "temperature": 1.0, "top_k": 0, "top_p": 1.0}
@@ -30,7 +33,7 @@ def bench(images_folder):
     """A workbench with the tiny image model, pruned once for the tab "tests"."""
     opened = Workbench(load(images_folder, device="cpu"))
     request = LoadRequest(str(images_folder), "cpu", calibration=CalibrationRecipe("self", 6, 2048))
-    session = opened.open(opened.load(request, "tests"), Session())
+    session = opened.fresh(opened.load(request, "tests"))
     opened.prune(session, "tests", name="small")
     return opened, session
 
@@ -100,11 +103,18 @@ def test_drawing_can_be_stopped(bench):
         next(exhibition(both(bench), [0], 1, 0, SETTINGS, None, Set()))
 
 
-def test_the_quality_table_says_how_it_was_measured(bench):
+def test_the_figures_of_images_say_how_it_was_measured(bench):
     models = both(bench)
     panel = panel_of(models["Dense"])
     measured = {name: image_quality(model, 12, panel, panel.reference, batch=6) for name, model in models.items()}
-    table = quality_table(measured, models)
+    parameters = {name: model.parameters for name, model in models.items()}
+    columns = quality_columns(list(models), measured, parameters)
+    table = quality_table(measured, parameters)
+    assert f"{measured['small'].metrics.values['fid']:.3f}" in columns
+    speed = measured["small"].images_per_second[0] / measured["Dense"].images_per_second[0]
+    line = quality_line(measured["small"], measured["Dense"].images_per_second[0], dense=False)
+    assert f"<b>{speed:.2f}×</b>" in line
+    assert f"{measured['small'].recognised:.1%} recognised" in line
     assert f"{measured['small'].metrics.values['fid']:.3f}" in table
     assert "12 images of every model" in table
     assert "noise-judge" in table
@@ -146,7 +156,9 @@ def test_calibration_of_the_page_is_that_of_the_package(bench, images_folder):
 def test_a_head_is_shown_on_an_image_it_was_calibrated_on(bench):
     workbench, session = bench
     loaded = workbench.dense(session)
-    _, label, table = unit_picture(loaded, workbench.plan(session), Unit(ModuleKey(1, "attention"), 0), "")
+    shared, job = SimpleNamespace(workbench=workbench), Jobs().begin("tests")
+    view = View(workbench, "tests", session)
+    _, label, table = unit_picture(shared, view, Unit(ModuleKey(1, "attention"), 0), "", job)
     expected = attention_patterns(loaded.model, loaded.stats.rows[0], 1)
     assert label.startswith("Attention of layer 1, head 0")
     assert table["token"].tolist() == expected.tokens

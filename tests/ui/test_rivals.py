@@ -1,12 +1,16 @@
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
 
+from numprune.errors import InputError
 from numprune.plan.keys import ModuleKey
 from numprune.scoring import score
-from numprune.ui.session import Session
-from numprune.ui.steps.report import numbers, session_report
-from numprune.ui.steps.rivals import COMPARED, LISTED, Rivalry
+from numprune.ui.dock.rivals import COMPARED, LISTED, Rivalry
+from numprune.ui.dock.rivals import compared as numbers
+from numprune.ui.session_report import session_report
+from numprune.ui.shared import View
 
 HEADS, CHANNELS = ModuleKey(0, "attention"), ModuleKey(3, "mlp")
 
@@ -16,7 +20,7 @@ def compared(scored):
     """A workbench, a session that is compared with magnitude, and both methods at its plan."""
     bench, session = scored
     session = session.changed("", ratio=0.4, keep={HEADS: (1,)}, prune={CHANNELS: (7,)})
-    session = Session(dense=session.dense, recipe=session.recipe, against="magnitude")
+    session = replace(session, against="magnitude")
     bench.score_by(session, session.against)
     return bench, session, Rivalry.at(bench.dense(session), bench.plan(session), bench.rival(session))
 
@@ -38,14 +42,15 @@ def test_the_rival_s_scores_are_its_own_and_shared_by_sessions(compared):
     again = score(loaded.model, loaded.stats, scorer="magnitude")
     for key, module in again.modules.items():
         np.testing.assert_array_equal(found.rival.modules[key].units, module.units)
-    assert bench.rival(Session(dense=session.dense, recipe=session.recipe, against="magnitude")) is found.rival
-    assert bench.rival(Session(dense=session.dense, recipe=session.recipe)) is None
+    assert bench.rival(replace(session, past=())) is found.rival
+    assert bench.rival(replace(session, against="")) is None
 
 
 def test_a_rival_goes_with_its_model(compared):
     bench, session, _ = compared
     bench.release("fixture")
-    assert bench.rival(session) is None
+    with pytest.raises(InputError, match="No model is open"):
+        bench.rival(session)
     bench.load(session.dense, "fixture")
     assert bench.rival(session) is None
 
@@ -55,11 +60,11 @@ def test_the_disputed_units_are_the_ones_a_set_difference_finds(compared):
     wanted = set()
     for key in found.plan.units:
         ours, theirs = (set(np.flatnonzero(plan.removed(key)).tolist()) for plan in (found.plan, found.rival_plan))
-        wanted |= {(key.layer, key.kind, unit, "newton") for unit in ours - theirs}
+        wanted |= {(key.layer, key.kind, unit, "fisher") for unit in ours - theirs}
         wanted |= {(key.layer, key.kind, unit, "magnitude") for unit in theirs - ours}
     table = found.disputed()
     assert {tuple(row) for row in table[["layer", "module", "unit", "removed by"]].itertuples(index=False)} == wanted
-    apart = (table["rank newton"] - table["rank magnitude"]).abs()
+    apart = (table["rank fisher"] - table["rank magnitude"]).abs()
     assert apart.is_monotonic_decreasing
     removed = sum(int(found.plan.removed(key).sum()) for key in found.plan.units)
     assert f"Of the {removed:,} units the plan removes {removed - len(wanted) // 2:,} would also go" in found.figures()
@@ -72,7 +77,7 @@ def test_rank_correlations_are_those_pandas_finds(compared):
     shown = found.figures()
     for layer in (0, 5):
         part = table[(table.layer == layer) & (table.module == "mlp")]
-        value = part["score_newton"].corr(part["score_magnitude"], method="spearman")
+        value = part["score_fisher"].corr(part["score_magnitude"], method="spearman")
         row = shown.split(f"<th scope='row'>{layer}</th>")[1].split("</tr>")[0]
         assert f"<td>{value:.2f}</td>" in row
 
@@ -80,9 +85,9 @@ def test_rank_correlations_are_those_pandas_finds(compared):
 def test_the_numbers_and_the_report_hold_the_comparison(compared):
     bench, session, found = compared
     everything = (bench.dense(session), bench.plan(session), {}, {}, bench.rival(session))
-    pd.testing.assert_frame_equal(numbers(COMPARED, *everything), found.table())
+    pd.testing.assert_frame_equal(numbers(View(bench, "tests", session)), found.table())
     text = session_report(*everything)
-    assert f"{COMPARED}: newton and magnitude" in text
+    assert f"{COMPARED}: fisher and magnitude" in text
     assert text.count("class='np-heat'") == 4
     assert text.count("<td>magnitude</td>") <= LISTED
 

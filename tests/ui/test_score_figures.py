@@ -46,6 +46,20 @@ def test_the_cut_is_inside_the_picture(threshold):
     assert figure.data[0].x[0] <= threshold <= figure.data[0].x[-1]
 
 
+def test_prices_that_span_decades_have_a_logarithmic_axis():
+    prices = 10.0 ** np.linspace(-4, 2, 600)
+    figure = score_distribution(prices[::10], prices, 0.01)
+    assert figure.layout.xaxis.type == "log"
+    for trace in figure.data:
+        assert trace.y[:-1].sum() == pytest.approx(1, abs=1e-5)
+        # As many a decade, as many a bin.
+        assert trace.y[1:-2].max() < 3 * trace.y[1:-2].mean()
+    (line,), (text,) = figure.layout.shapes, figure.layout.annotations
+    assert (line.x0, text.x) == (0.01, -2)
+    assert layer_profile([prices], [prices]).layout.yaxis.type == "log"
+    assert score_distribution(*rows(64, 1000), 0.85).layout.xaxis.type is None
+
+
 def test_equal_scores_and_no_scores_still_draw():
     score_distribution(np.array([]), np.array([]), None).to_json()
     assert score_distribution(np.ones(3), np.ones(3), 1.0).data[0].y.sum() >= 1

@@ -1,4 +1,5 @@
 import threading
+from dataclasses import replace
 
 import pandas as pd
 import pytest
@@ -6,10 +7,13 @@ import pytest
 from numprune.errors import Cancelled, InputError, LoadError
 from numprune.loading import load
 from numprune.plan.keys import ModuleKey
+from numprune.plan.presets import DEFAULT_PRESET, method_of
 from numprune.plan.recipe import CalibrationRecipe, Recipe
+from numprune.ui import workbench
+from numprune.ui.jobs import Jobs
 from numprune.ui.serving import Policy
 from numprune.ui.session import LoadRequest, Session
-from numprune.ui.workbench import Jobs, Workbench, default_budget
+from numprune.ui.workbench import Workbench, default_budget
 
 SMALL = CalibrationRecipe(data="self", samples=4, sequence_length=32)
 
@@ -20,13 +24,13 @@ def request_():
 
 
 def opened(bench, request, owner="tab"):
-    return bench.open(bench.load(request, owner), Session())
+    return bench.fresh(bench.load(request, owner))
 
 
 def test_two_tabs_share_one_model_but_not_their_recipes(request_):
     bench = Workbench(load("tiny-stories"))
     first, second = opened(bench, request_, "a"), opened(bench, request_, "b")
-    assert bench.dense(first) is bench.dense(second)
+    assert bench.dense(first).scores is bench.dense(second).scores
     first = first.changed("", ratio=0.6)
     assert bench.plan(first).ratio_asked == 0.6
     assert bench.plan(second).ratio_asked == Recipe().ratio
@@ -38,7 +42,7 @@ def test_a_model_is_freed_with_its_last_tab(request_):
     bench.release("a")
     assert bench.dense(second)
     bench.release("b")
-    with pytest.raises(InputError, match="load one in step 1"):
+    with pytest.raises(InputError, match="reload the page"):
         bench.dense(first)
 
 
@@ -67,13 +71,13 @@ def test_pruned_models_are_kept_by_name_until_removed(request_):
     bench = Workbench(load("tiny-stories"))
     session = opened(bench, request_)
     names = [bench.prune(session, "tab"), bench.prune(session, "tab"), bench.prune(session, "tab", name=" mine ")]
-    assert names == ["30% paper", "30% paper (2)", "mine"]
+    assert names == ["30% balanced", "30% balanced (2)", "mine"]
     assert list(bench.variants("tab")) == names
     assert bench.pruned("tab") is bench.pruned("tab", "mine")
-    bench.remove("tab", "30% paper")
+    bench.remove("tab", "30% balanced")
     assert list(bench.variants("tab")) == names[1:]
-    with pytest.raises(InputError, match="no pruned model '30% paper'"):
-        bench.pruned("tab", "30% paper")
+    with pytest.raises(InputError, match="no pruned model '30% balanced'"):
+        bench.pruned("tab", "30% balanced")
 
 
 def test_a_tab_sees_only_its_own_pruned_models_and_results(request_):
@@ -93,7 +97,8 @@ def test_memory_has_a_budget_and_a_refusal_leaves_everything_usable(request_):
     model = load("tiny-stories")
     bench = Workbench(model)
     session = opened(bench, request_)
-    assert bench.used == bench.dense(session).bytes > model.bytes
+    grams = sum(8 * module.gram.numel() for module in bench.dense(session).stats.modules.values())
+    assert bench.used == model.bytes + grams
     bench.budget = bench.used + model.bytes // 2
     with pytest.raises(InputError, match="remove pruned models"):
         bench.prune(session, "tab")
@@ -160,7 +165,7 @@ def test_a_stopped_prune_leaves_the_session_as_it_was(request_):
     stop.set()
     with pytest.raises(Cancelled):
         bench.prune(session, "tab", cancel=stop)
-    assert list(bench.variants("tab")) == ["30% paper"]
+    assert list(bench.variants("tab")) == ["30% balanced"]
 
 
 def test_a_bad_name_does_not_disturb_the_loaded_model(request_):
@@ -182,8 +187,8 @@ def test_stop_reaches_only_the_jobs_of_its_tab():
     jobs = Jobs()
     mine, theirs = jobs.begin("a"), jobs.begin("b")
     assert jobs.stop("a") == 1
-    assert mine.is_set()
-    assert not theirs.is_set()
+    assert mine.cancel.is_set()
+    assert not theirs.cancel.is_set()
     jobs.end("a", mine)
     assert jobs.stop("a") == 0
 
@@ -200,14 +205,14 @@ def test_a_recipe_of_another_scorer_plans_by_its_scores_once_they_are_there(requ
     bench = Workbench(load("tiny-stories"))
     session = opened(bench, request_)
     other = session.changed("", scorer="wanda_sp")
-    with pytest.raises(InputError, match="not scored by wanda_sp here"):
+    with pytest.raises(InputError, match="not scored by wanda_sp"):
         bench.plan(other)
     bench.score_by(other, "wanda_sp")
     assert bench.dense(other).scores.scorer == "wanda_sp"
     assert bench.dense(other).model is bench.dense(session).model
-    assert bench.dense(session).scores.scorer == "newton"
+    assert bench.dense(session).scores.scorer == "fisher"
     assert bench.plan(other).keep != bench.plan(session).keep
-    assert bench.opened(other) is bench.opened(session) is bench.dense(session)
+    assert bench.first(other).scores is bench.first(session).scores is bench.dense(session).scores
     assert bench.scored(session, "wanda_sp")
     assert not bench.scored(session, "magnitude")
     bench.release("tab")
@@ -216,23 +221,103 @@ def test_a_recipe_of_another_scorer_plans_by_its_scores_once_they_are_there(requ
         bench.plan(again.changed("", scorer="wanda_sp"))
 
 
-def test_the_scores_of_the_load_are_a_rival_of_the_method_s(request_):
+def test_the_scores_of_the_opening_are_a_rival_of_the_method_s(request_):
     bench = Workbench(load("tiny-stories"))
     session = opened(bench, request_)
     bench.score_by(session, "wanda_sp")
-    by_wanda = Session(dense=session.dense, recipe=session.recipe.replace(scorer="wanda_sp"), against="newton")
+    by_wanda = replace(session, recipe=session.recipe.replace(scorer="wanda_sp"), against="fisher")
     assert bench.rival(by_wanda) is bench.dense(session).scores
-    same = Session(dense=session.dense, recipe=session.recipe, against="newton")
-    assert bench.rival(same) is None
+    assert bench.rival(replace(session, against="fisher")) is None
 
 
 def test_scoring_needs_a_model_and_heeds_a_stop(request_):
     bench = Workbench(load("tiny-stories"))
-    with pytest.raises(InputError, match="load one in step 1"):
-        bench.score_by(Session(), "magnitude")
+    with pytest.raises(InputError, match="reload the page"):
+        bench.score_by(Session(request_), "magnitude")
     session, stop = opened(bench, request_), threading.Event()
     stop.set()
     with pytest.raises(Cancelled):
         bench.score_by(session, "magnitude", cancel=stop)
     with pytest.raises(InputError, match="not scored by magnitude"):
         bench.dense(session.changed("", scorer="magnitude"))
+
+
+def test_a_model_opens_by_the_default_method_with_nothing_decided(request_):
+    bench = Workbench(load("tiny-stories"))
+    session = opened(bench, request_)
+    assert method_of(session.recipe) == DEFAULT_PRESET
+    assert (session.recipe.ratio, session.past, session.recipe.ratios) == (Recipe().ratio, (), {})
+    assert bench.fresh(bench.load(request_, "tab"), ratio=0.5).recipe.ratio == 0.5
+
+
+def test_a_model_the_default_cannot_score_opens_by_the_paper_s_method_and_says_why(request_, monkeypatch):
+    def score(model, stats, *, scorer, **options):
+        if scorer == "fisher":
+            raise InputError("It has no gradients.")
+        return real(model, stats, scorer=scorer, **options)
+
+    real = workbench.score
+    monkeypatch.setattr(workbench, "score", score)
+    bench = Workbench(load("tiny-stories"))
+    session = opened(bench, request_)
+    assert method_of(session.recipe) == "paper"
+    assert bench.refusal(session) == "It has no gradients."
+    assert bench.refusal(replace(session, recipe=session.recipe.replace(ratio=0.5))) is not None
+
+
+def test_scores_that_ship_need_no_calibration_until_something_is_pruned():
+    bench = Workbench(load("tiny-stories", device="cpu"))
+    session = opened(bench, bench.start)
+    assert bench.dense(session).stats is None
+    assert session.recipe.calibration.sequence_length == 256
+    stats = bench.stats(session)
+    assert bench.stats(session) is stats is bench.dense(session).stats
+
+
+def test_every_change_of_a_session_holds_or_none(request_):
+    bench = Workbench(load("tiny-stories"))
+    bench.enter("tab", opened(bench, request_))
+    with pytest.raises(InputError):
+        bench.change("tab", lambda session: session.changed("", ratio=2))
+    assert bench.session("tab").recipe.ratio == 0.3
+    revision = bench.change("tab", lambda session: session.changed("", ratio=0.5)).revision
+    bench.enter("tab", opened(bench, request_))
+    assert bench.session("tab").revision > revision
+    bench.release("tab")
+    with pytest.raises(InputError, match="reload it, the recipe comes back"):
+        bench.session("tab")
+
+
+def test_only_its_own_page_knows_a_tab_s_token(request_):
+    bench = Workbench(load("tiny-stories"))
+    bench.enter("a", opened(bench, request_))
+    assert bench.owner_of_token(bench.token("a")) == "a"
+    assert bench.token("b") != bench.token("a")
+    for other in ("a", "", None, 3, {"$ne": None}):
+        assert bench.owner_of_token(other) is None
+
+
+def test_removing_a_model_forgets_its_figures(request_):
+    bench = Workbench(load("tiny-stories"))
+    session = opened(bench, request_)
+    bench.enter("tab", session)
+    name = bench.prune(session, "tab")
+    assert bench.predicted("tab")[name] > 0
+    assert bench.chosen("tab") == [name]
+    bench.remove("tab", name)
+    assert bench.predicted("tab") == bench.measured("tab") == {}
+    assert bench.chosen("tab") == []
+    assert bench.points("tab") == []
+
+
+def test_a_job_tells_how_far_it_is_and_how_long_it_takes(monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr("numprune.ui.jobs.time.monotonic", lambda: clock[0])
+    job = Jobs().begin("a")
+    job.progress(0, 32, "scoring")
+    clock[0] = 12.0
+    assert job.to_dict() == {"what": "scoring", "done": 0, "total": 32, "left": None}
+    job.progress(12, 32, "scoring")
+    assert job.to_dict() == {"what": "scoring", "done": 12, "total": 32, "left": 20}
+    job.progress(0, 4, "writing")
+    assert job.seconds_left is None

@@ -1,0 +1,1 @@
+"""What stands below the map, a file each; only the part that is open is drawn."""

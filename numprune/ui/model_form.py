@@ -1,0 +1,183 @@
+"""The panel below *Model…*: which model, and the text its scores are measured on."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+from numprune.calibration import DATASETS
+from numprune.calibration.self_samples import cache_folder
+from numprune.errors import InputError
+from numprune.files import write_text
+from numprune.models.placement import DTYPES
+from numprune.plan.recipe import CalibrationRecipe
+from numprune.ui.header import CLOSE
+from numprune.ui.session import LoadRequest
+from numprune.ui.shared import QUICK, Shared, Updates, owner_of
+
+UPLOADED, PASTED = "uploaded file", "pasted text"
+
+
+@dataclass
+class ModelForm:
+    """Components of the form."""
+
+    model: gr.Dropdown
+    device: gr.Dropdown
+    dtype: gr.Dropdown
+    data: gr.Dropdown
+    upload: gr.File
+    text: gr.Textbox
+    samples: gr.Number
+    length: gr.Number
+    seed: gr.Number
+    open: gr.Button
+
+    @property
+    def inputs(self) -> set[Any]:
+        source = {self.data, self.upload, self.text, self.samples, self.length, self.seed}
+        return {self.model, self.device, self.dtype, *source}
+
+
+def build(shared: Shared) -> ModelForm:
+    workbench = shared.workbench
+    free = workbench.policy.models is None
+    with gr.Column(elem_id="np-model", elem_classes="np-panel"):
+        with gr.Row():
+            model = gr.Dropdown(
+                workbench.choices,
+                value=workbench.start.model,
+                allow_custom_value=free,
+                label="Model: an embedded name, a Hugging Face id or a folder" if free else "Model",
+                min_width=260,
+                scale=3,
+            )
+            device = gr.Dropdown(["auto", "cuda", "mps", "cpu"], value="auto", label="Device", min_width=90)
+            dtype = gr.Dropdown(["auto", *DTYPES], value="auto", label="Data type", min_width=110)
+        with gr.Row():
+            data = gr.Dropdown(
+                [
+                    ("the model's own samples", "self"),
+                    *((name, name) for name in DATASETS),
+                    (UPLOADED, UPLOADED),
+                    (PASTED, PASTED),
+                ],
+                value="self",
+                allow_custom_value=free,
+                label="Calibration text",
+                min_width=180,
+                scale=2,
+            )
+            samples = gr.Number(128, precision=0, minimum=1, label="Samples", min_width=80)
+            length = gr.Number(2048, precision=0, minimum=2, label="Length", min_width=80)
+            seed = gr.Number(0, precision=0, label="Seed", min_width=70)
+        upload = gr.File(
+            label="Text or jsonl file", file_types=[".txt", ".jsonl"], type="filepath", visible=False, height=120
+        )
+        text = gr.Textbox(label="Calibration text to paste", lines=4, visible=False)
+        button = gr.Button("Open and score", variant="primary", size="md")
+    form = ModelForm(model, device, dtype, data, upload, text, samples, length, seed, button)
+    shared.redraw("opened", {model}, lambda view: {model: view.session.dense.model})
+    shared.later(lambda: _wire(shared, form))
+    return form
+
+
+def texts_folder() -> Path:
+    """Where texts from the page are kept, so that a recipe made with one can be repeated on this machine."""
+    return cache_folder() / "texts"
+
+
+def keep_text(text: str, suffix: str) -> str:
+    """Write a text under the name of its hash; returns the path.
+
+    Raises:
+        InputError: it is empty.
+    """
+    if not text.strip():
+        raise InputError("There is no calibration text; paste some, upload a file or choose another source.")
+    path = texts_folder() / f"{hashlib.sha256(text.encode()).hexdigest()[:16]}{suffix}"
+    if not path.exists():
+        write_text(path, text)
+    return str(path)
+
+
+def source_of(data: str | None, upload: str | None, text: str | None) -> str:
+    """The calibration source the controls describe.
+
+    Raises:
+        InputError: there is none.
+    """
+    if data == PASTED:
+        return keep_text(text or "", ".txt")
+    if data == UPLOADED:
+        if not upload:
+            raise InputError("There is no uploaded file; drop a .txt or .jsonl file into the box first.")
+        try:
+            content = Path(upload).read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            raise InputError("The uploaded file is not UTF-8 text; convert it or choose another file.") from error
+        return keep_text(content, ".jsonl" if upload.endswith(".jsonl") else ".txt")
+    if not data:
+        raise InputError("There is no calibration text; choose a source.")
+    return data
+
+
+def whole(value: Any, what: str) -> int:
+    """A whole number from the page.
+
+    Raises:
+        InputError: it is none.
+    """
+    if value is None or isinstance(value, bool) or int(value) != value:
+        raise InputError(f"{what} is {value!r}; give a whole number.")
+    return int(value)
+
+
+def asked_for(form: ModelForm, given: Updates) -> LoadRequest:
+    """What the form describes.
+
+    Raises:
+        InputError: something in it is missing or no number.
+    """
+    calibration = CalibrationRecipe(
+        source_of(given[form.data], given[form.upload], given[form.text]),
+        whole(given[form.samples], "Samples"),
+        whole(given[form.length], "Length"),
+        whole(given[form.seed], "Seed"),
+    )
+    return LoadRequest((given[form.model] or "").strip(), given[form.device], given[form.dtype], calibration)
+
+
+def say_refusal(why: str | None) -> None:
+    """A word on the page where the model could not be scored for the default method."""
+    if why is not None:
+        gr.Warning(f"The plan goes by the paper's method: {why}", title="Not scored for the default method")
+
+
+def _wire(shared: Shared, form: ModelForm) -> None:
+    def open_model(given: Updates, request: gr.Request) -> Updates:
+        owner, workbench = owner_of(request), shared.workbench
+        with shared.job(request) as job:
+            wanted = asked_for(form, given)
+            loaded = workbench.load(
+                wanted, owner, own_texts=str(texts_folder()), progress=job.progress, cancel=job.cancel
+            )
+            workbench.enter(owner, workbench.fresh(loaded, workbench.ratio(owner)))
+            workbench.release(owner, keep=wanted)
+            view = shared.view(request)
+            say_refusal(workbench.refusal(view.session))
+            return shared.updates(view, "opened", "planned")
+
+    def show_source(data: str) -> Updates:
+        return {
+            form.upload: gr.File(visible=data == UPLOADED),
+            form.text: gr.Textbox(visible=data == PASTED),
+        }
+
+    form.data.change(show_source, form.data, {form.upload, form.text}, **QUICK)
+    event = shared.long(form.open.click, open_model, form.inputs, shared.outputs("opened", "planned"))
+    event.success(None, None, None, js=CLOSE, api_visibility="private", queue=False)
