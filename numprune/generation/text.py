@@ -68,12 +68,16 @@ def encode_prompts(model: Model, prompts: Sequence[str]) -> tuple[torch.Tensor, 
     if not prompts:
         raise InputError("There is no prompt; give at least one.")
     encoded = [row or [start_token(model)] for row in model.tokenizer(list(prompts), verbose=False)["input_ids"]]
+    embedded = model.module.get_input_embeddings().weight.shape[0]
+    highest = max(map(max, encoded))
+    if highest >= embedded:
+        raise InputError(f"The prompt has token id {highest}; this model knows 0 to {embedded - 1}.")
     length = max(map(len, encoded))
     limit = model.maximum_length
     if limit is not None and length >= limit:
         raise InputError(f"The prompt has {length} tokens; this model reads {limit} in all, so shorten it.")
-    pad = model.tokenizer.pad_token_id or 0
-    ids = torch.tensor([[pad] * (length - len(row)) + row for row in encoded])
+    # Padding is masked, so any id serves; the tokenizer may have none, or one the model has no embedding for.
+    ids = torch.tensor([[0] * (length - len(row)) + row for row in encoded])
     mask = torch.tensor([[0] * (length - len(row)) + [1] * len(row) for row in encoded])
     return ids.to(model.device), mask.to(model.device)
 
