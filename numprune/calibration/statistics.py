@@ -46,6 +46,7 @@ class CalibrationStats:
         fingerprint: of the model the statistics belong to.
         notes: what differs from the request, in sentences.
         seconds: wall-clock time.
+        text_column: the column of rows that was read, when one was named.
         rows: the token ids that were read, (samples, sequence_length) int32 on the CPU; None when only the
             moments are known.
     """
@@ -60,12 +61,13 @@ class CalibrationStats:
     notes: list[str] = field(default_factory=list)
     seconds: float = 0.0
     rows: torch.Tensor | None = None
+    text_column: str | None = None
 
     @property
     def source(self) -> CalibrationRecipe:
         """What a recipe says of this calibration; data that only the caller has is not named."""
         data = None if self.data in UNNAMED else self.data
-        return CalibrationRecipe(data, self.samples, self.sequence_length, self.seed)
+        return CalibrationRecipe(data, self.samples, self.sequence_length, self.seed, self.text_column)
 
     def token_rows(self, purpose: str) -> torch.Tensor:
         """The token ids, for something that needs them.

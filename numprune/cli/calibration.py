@@ -19,8 +19,15 @@ def add_calibration(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--calibration",
         metavar="DATA",
-        help="text or jsonl file; wikitext2, c4, ptb or tinystories; or self (the default), text the model writes;"
+        help="a file (txt, json, jsonl, csv, tsv, parquet, also .gz), a folder or 'pattern*' of files; wikitext2, c4,"
+        " ptb, tinystories or OWNER/NAME:CONFIG:SPLIT:COLUMN of the hub; or self (the default), text the model writes;"
         " several in turn as c4,wikitext2,self or, by weights, c4=2,self=1",
+    )
+    group.add_argument(
+        "--text-column",
+        metavar="NAME",
+        help="the column of rows that holds the text or conversation (default: messages, text, content, prompt and"
+        " completion, instruction and output, ...)",
     )
     group.add_argument("--samples", type=int, metavar="N", help="sequences (default 128)")
     group.add_argument("--sequence-length", type=int, metavar="L", help="tokens per sequence (default 2048)")
@@ -30,7 +37,7 @@ def add_calibration(parser: argparse.ArgumentParser) -> None:
 def asked_calibration(args: argparse.Namespace, recipe: CalibrationRecipe) -> CalibrationRecipe:
     """The calibration of a recipe with the flags that were given instead of its values."""
     flags = {"data": args.calibration, "samples": args.samples, "sequence_length": args.sequence_length}
-    return replace(recipe, **given(**flags, seed=args.seed))
+    return replace(recipe, **given(**flags, seed=args.seed, text_column=args.text_column))
 
 
 def calibrate_model(model: Model, recipe: CalibrationRecipe, console: Console) -> CalibrationStats:
@@ -46,5 +53,6 @@ def calibrate_model(model: Model, recipe: CalibrationRecipe, console: Console) -
             samples=recipe.samples,
             sequence_length=recipe.sequence_length,
             seed=recipe.seed,
+            text_column=recipe.text_column,
             progress=progress,
         )

@@ -35,8 +35,10 @@ def add(commands: Commands) -> None:
     parser.add_argument(
         "--data",
         metavar="DATA",
-        help="text or jsonl file, wikitext2, c4, ptb or tinystories (default: the embedded held-out stories)",
+        help="a file (txt, json, jsonl, csv, tsv, parquet, also .gz), a folder or 'pattern*' of files; wikitext2, c4,"
+        " ptb, tinystories or OWNER/NAME:CONFIG:SPLIT:COLUMN of the hub (default: the embedded held-out stories)",
     )
+    parser.add_argument("--text-column", metavar="NAME", help="the column of rows that holds the text")
     parser.add_argument("--sequence-length", type=int, default=2048, metavar="L", help="tokens per window (2048)")
     parser.add_argument(
         "--stride", type=int, metavar="S", help="tokens from one window to the next (default: the sequence length)"
@@ -209,6 +211,7 @@ def _evaluate(name: str, args: argparse.Namespace, console: Console) -> dict[str
             sequence_length=args.sequence_length,
             stride=args.stride,
             max_tokens=args.max_tokens,
+            text_column=args.text_column,
             progress=progress,
         )
         speed = numprune.measure_speed(model, progress=progress) if args.speed else None

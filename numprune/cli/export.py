@@ -47,7 +47,7 @@ def add(commands: Commands) -> None:
     group.add_argument(
         "--perplexity",
         metavar="DATA",
-        help="measure this model and the one it was pruned from, for the card: text or jsonl file, or wikitext2, ...",
+        help="measure this model and the one it was pruned from, for the card: a file of text, or wikitext2, ...",
     )
     parser.set_defaults(run=run)
 

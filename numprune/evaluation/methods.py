@@ -191,5 +191,11 @@ def _calibrated(model: Model, source: CalibrationRecipe, cancel: CancelEvent | N
         raise InputError("The recipe was calibrated on text it does not name; name a file or dataset.")
     length = min(source.sequence_length, model.maximum_length or source.sequence_length)
     return calibrate(
-        model, source.data, samples=source.samples, sequence_length=length, seed=source.seed, cancel=cancel
+        model,
+        source.data,
+        samples=source.samples,
+        sequence_length=length,
+        seed=source.seed,
+        text_column=source.text_column,
+        cancel=cancel,
     )

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from contextlib import suppress
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,7 +19,7 @@ from numprune.loading.images import load_llamagen
 from numprune.loading.narrowed import load_narrowed, recorded_sizes, restore_history, sizes_of_tensors
 from numprune.loading.settings import check_lists, raw_config, set_tied, settle_quantisation
 from numprune.loading.sources import Source, attempt, check_folder, fetch_weights, find_source
-from numprune.loading.weights import WeightFiles, only, weight_files
+from numprune.loading.weights import WeightFiles, chosen_files, only, weight_files
 from numprune.models.adapter import Adapter, adapter_for
 from numprune.models.model import Model
 from numprune.models.placement import place, resolve_device, resolve_dtype
@@ -103,6 +102,8 @@ def _open_folder(
 ) -> _Opened:
     name, folder = source.name, source.path
     check_folder(source)
+    if source.repository is None:
+        chosen_files(folder, name)  # there are some, before anything is told from the config
     raw = raw_config(folder)
     check_lists(name, raw)
     options = {"trust_remote_code": trust_remote_code}

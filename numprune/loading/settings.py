@@ -69,9 +69,7 @@ def settle_quantisation(name: str, config: Any, raw: dict[str, Any], weights: We
         return []
     if given is not None:
         del config.quantization_config
-    return [
-        f"config.json of {name} says its weights are quantised, but they are plain numbers, so it was not followed."
-    ]
+    return [f"config.json of {name} says its weights are quantised, but they are plain numbers; it was not followed."]
 
 
 def set_tied(config: Any, tied: bool) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import tempfile
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -61,7 +60,7 @@ def weight_files(folder: Path, name: str) -> WeightFiles:
         LoadError: there are none, or the index names files that are not there.
         SafetensorError: a file is damaged.
     """
-    chosen, notes = _chosen(folder, name)
+    chosen, notes = chosen_files(folder, name)
     beside = [file for file in sorted(folder.glob("*.safetensors")) if not file.name.startswith(_BESIDE)]
     strays = [file.name for file in beside if file not in chosen]
     if strays and chosen[0].suffix == ".safetensors":
@@ -72,7 +71,8 @@ def weight_files(folder: Path, name: str) -> WeightFiles:
     return WeightFiles(tuple(chosen), None if pickled else _tensors(chosen), notes)
 
 
-def _chosen(folder: Path, name: str) -> tuple[list[Path], list[str]]:
+def chosen_files(folder: Path, name: str) -> tuple[list[Path], list[str]]:
+    """The files of weights, unread, and notes; see `weight_files`."""
     notes = []
     for single in (SAFETENSORS, PICKLES):
         whole = folder / single
@@ -90,9 +90,8 @@ def _chosen(folder: Path, name: str) -> tuple[list[Path], list[str]]:
             notes.append(f"{index.name} of {name} names files that are not there; {single} was read instead.")
         if whole.is_file():
             return [whole], notes
-    others = sorted(
-        file.name for suffix in ("*.safetensors", "*.bin", "*.gguf", "*.pth") for file in folder.glob(suffix)
-    )
+    suffixes = (".safetensors", ".bin", ".gguf", ".pth")
+    others = sorted(file.name for file in folder.iterdir() if file.suffix in suffixes)
     others = [other for other in others if not other.startswith((*_BESIDE, "training_args", "optimizer", "scheduler"))]
     if others:
         raise LoadError(
@@ -151,7 +150,7 @@ def only(folder: Path, weights: WeightFiles) -> Iterator[Path]:
         skipped = ("adapter_config.json", *(() if not sharded else (whole,)))
         for file in folder.iterdir():
             if file.name not in skipped and (file.suffix not in (".safetensors", ".bin") or file.name in names):
-                os.symlink(file.resolve(), Path(staged) / file.name)
+                (Path(staged) / file.name).symlink_to(file.resolve())
         yield Path(staged)
 
 

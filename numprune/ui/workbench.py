@@ -152,6 +152,7 @@ class Workbench:
             samples=source.samples,
             sequence_length=length,
             seed=source.seed,
+            text_column=source.text_column,
             progress=progress,
             cancel=cancel,
         )

@@ -155,7 +155,7 @@ def test_weights_beyond_the_checkpoints_type_are_refused_by_name(tmp_path):
     written(tmp_path / "in").half().save_pretrained(tmp_path / "in")
     model = load(tmp_path / "in", device="cpu")
     model.module.model.norm.weight[3] = 1e6
-    with pytest.raises(Exception, match="model.norm.weight has weights beyond float16; give --dtype float32"):
+    with pytest.raises(Exception, match=r"model.norm.weight has weights beyond float16; give --dtype float32"):
         model.save(tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
@@ -221,7 +221,7 @@ def test_what_is_left_of_a_merged_adapter_does_no_harm(tmp_path):
 def test_weights_with_an_adapter_among_them_are_refused(tmp_path):
     written(tmp_path)
     edit(tmp_path, lambda state: ending(state, "", {"base_layer.weight": torch.ones(24, 32)}))
-    with pytest.raises(LoadError, match="adapter .* not merged .*up_proj.base_layer.weight.*merge_and_unload"):
+    with pytest.raises(LoadError, match=r"adapter .* not merged .*up_proj.base_layer.weight.*merge_and_unload"):
         load(tmp_path, device="cpu")
 
 
@@ -253,7 +253,7 @@ def test_layers_sized_by_another_tool_open_by_the_shapes_of_their_tensors(tmp_pa
 def test_shapes_that_no_smaller_layer_has_are_refused_with_both(tmp_path, key, shape):
     written(tmp_path, "llama")
     edit(tmp_path, lambda state: state.update({key: torch.zeros(shape)}))
-    with pytest.raises(LoadError, match="another shape than the config says .* instead of .* do not explain it"):
+    with pytest.raises(LoadError, match=r"another shape than the config says .* instead of .* do not explain it"):
         load(tmp_path, device="cpu")
 
 

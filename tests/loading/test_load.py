@@ -213,7 +213,7 @@ def test_tokens_added_beyond_the_embedding_are_told_and_text_that_uses_them_is_r
     assert "1 added tokens for which the model has no embedding (such as <pad>)" in model.notes[0]
     assert generate(model, ["the cat", "a"], max_new_tokens=3)[0].startswith("the cat")
     for step in (lambda text: generate(model, text), lambda text: perplexity(model, [text])):
-        with pytest.raises(InputError, match="112.*knows 0 to 111"):
+        with pytest.raises(InputError, match=r"112.*knows 0 to 111"):
             step("the <pad> cat")
 
 
