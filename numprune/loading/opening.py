@@ -168,11 +168,11 @@ def _open_gguf(source: Source, dtype: str | torch.dtype, target: torch.device, l
     adapter = adapter_for(config)
     if limit is not None:
         _check_size(name, config, limit)
-    tokenizer = attempt(name, lambda: gguf_tokenizer(file), what="the tokenizer of ")
+    tokenizer, told = attempt(name, lambda: gguf_tokenizer(file), what="the tokenizer of ")
     config.dtype = file.dtype
     wanted = resolve_dtype(dtype, config, target)
     module, info = attempt(name, lambda: load_gguf(file, config, adapter, wanted))
-    notes = [file.note, *_checked(name, module, info)]
+    notes = [file.note, *told, *_checked(name, module, info)]
     return _Opened(module, adapter, tokenizer, made_tokenizer_files(tokenizer), file.dtype, notes)
 
 

@@ -10,7 +10,7 @@ from architectures import ARCHITECTURES, make_tokenizer, random_ids, random_scor
 from transformers import DynamicCache
 
 from numprune import ModuleKey, Recipe, Sampling, allocate, calibrate, load, prune
-from numprune.generation.text import sample_tokens
+from numprune.generation.text import sample_tokens, unknown_tokens
 
 ALL = pytest.mark.parametrize("name", ARCHITECTURES)
 # transformers has no scaled_dot_product_attention for Gemma 2, whose attention logits are soft-capped.
@@ -259,7 +259,12 @@ def test_transformers_own_generate_writes_the_same_tokens(name, how):
     pruned, _ = halved(name) if how == "halved" else emptied(name, "attention")
     ids, mask = padded_batch()
     written = pruned.module.generate(
-        input_ids=ids, attention_mask=mask, max_new_tokens=10, do_sample=False, pad_token_id=1
+        input_ids=ids,
+        attention_mask=mask,
+        max_new_tokens=10,
+        do_sample=False,
+        pad_token_id=1,
+        suppress_tokens=unknown_tokens(pruned).tolist() or None,
     )[:, ids.shape[1] :]
     ours = greedy(pruned, use_cache=True)
     assert torch.equal(ours.where(ours >= 0, torch.tensor(1)), written)
