@@ -23,7 +23,7 @@ from numprune.errors import CancelEvent, Progress, check_cancelled
 from numprune.export import _modeling_template as template
 from numprune.export.formats import Format, register
 from numprune.models.adapter import Block
-from numprune.models.layer_sizes import channels_name, groups_name, text_config, write_sizes
+from numprune.models.layer_sizes import channels_name, groups_name, groups_per_unit, text_config, write_sizes
 from numprune.models.model import Model
 from numprune.models.written import tidy_config, write_module, write_tokenizer
 from numprune.plan.keys import ModuleKey
@@ -147,15 +147,17 @@ def layout(model: Model, stock: PreTrainedModel) -> dict[str, Any]:
         "attention": names[id(getattr(owner, attribute))],
         "groups": groups_name(config),
         "channels": channels_name(config),
-        "attention_rows": _rows(attention, names),
-        "attention_columns": {names[id(attention.last)]: attention.width},
-        "mlp_rows": _rows(mlp, names),
+        "attention_rows": _rows(attention, names, groups_per_unit(config)),
+        "attention_columns": {names[id(attention.last)]: attention.width // groups_per_unit(config)},
+        "mlp_rows": _rows(mlp, names, 1),
         "mlp_columns": {names[id(mlp.last)]: mlp.width},
     }
 
 
-def _rows(block: Block, names: dict[int, str]) -> dict[str, int]:
-    return {names[id(linear)]: sum(section.width for section in sections) for linear, sections in block.inputs}
+def _rows(block: Block, names: dict[int, str], groups: int) -> dict[str, int]:
+    """Rows of a group or channel in every linear; a unit has so many groups."""
+    widths = {names[id(linear)]: sum(section.width for section in sections) for linear, sections in block.inputs}
+    return {name: width // groups for name, width in widths.items()}
 
 
 def modelling_file(model: Model) -> str:

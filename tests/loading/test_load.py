@@ -270,7 +270,15 @@ def test_an_unreachable_hub_id_is_refused():
         (transformers.Qwen3MoeConfig(architectures=["Qwen3MoeForCausalLM"]), r"Qwen3MoeForCausalLM .*\(MoE\)"),
         (transformers.DeepseekV3Config(architectures=["DeepseekV3ForCausalLM"]), r"DeepseekV3ForCausalLM .*\(MoE\)"),
         (transformers.T5Config(architectures=["T5Model"]), "T5Model .* encoder-decoder"),
-        (transformers.Olmo2Config(architectures=["Olmo2ForCausalLM"]), "Olmo2ForCausalLM .* across heads"),
+        (
+            transformers.StableLmConfig(architectures=["StableLmForCausalLM"], qk_layernorm=True),
+            "norm for every single head",
+        ),
+        (transformers.Olmo3Config(architectures=["Olmo3ForCausalLM"]), "Olmo3ForCausalLM .*'olmo3'.* has no adapter"),
+        (
+            transformers.Exaone4Config(architectures=["Exaone4ForCausalLM"], sliding_window_pattern="LLLG"),
+            "Exaone4ForCausalLM .*'exaone4'.* has no adapter",
+        ),
         (transformers.GPT2Config(architectures=["GPT2LMHeadModel"]), "GPT2LMHeadModel .*'gpt2'.* has no adapter"),
         (transformers.LlamaConfig(quantization_config={"quant_method": "gptq", "bits": 4}), r"quantised \(gptq\)"),
     ],
