@@ -17,7 +17,7 @@ from numprune.files import MARKER
 from numprune.loading.gguf import gguf_config, gguf_tokenizer, load_gguf, read_gguf
 from numprune.loading.images import load_llamagen
 from numprune.loading.narrowed import load_narrowed, recorded_sizes, restore_history, sizes_of_tensors
-from numprune.loading.settings import check_lists, raw_config, set_tied, settle_quantisation
+from numprune.loading.settings import check_known, check_lists, raw_config, set_tied, settle_quantisation
 from numprune.loading.sources import Source, attempt, check_folder, fetch_weights, find_source
 from numprune.loading.weights import WeightFiles, chosen_files, only, weight_files
 from numprune.models.adapter import Adapter, adapter_for
@@ -105,6 +105,7 @@ def _open_folder(
     if source.repository is None:
         chosen_files(folder, name)  # there are some, before anything is told from the config
     raw = raw_config(folder)
+    check_known(raw)
     check_lists(name, raw)
     options = {"trust_remote_code": trust_remote_code}
     config = attempt(name, lambda: AutoConfig.from_pretrained(folder, **options))

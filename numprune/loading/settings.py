@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
+
+from transformers import CONFIG_MAPPING
 
 from numprune.errors import LoadError, UnsupportedArchitecture
 from numprune.loading.weights import WeightFiles, adapter_leftover, quantisation
+from numprune.models.adapter import adapter_for, supported_model_types
 from numprune.models.layer_sizes import text_config
 
 _PER_LAYER = ("layer_types", "mlp_layer_types", "no_rope_layers")
@@ -21,6 +25,17 @@ def raw_config(folder: Path) -> dict[str, Any]:
     except (OSError, ValueError):
         return {}
     return config if isinstance(config, dict) else {}
+
+
+def check_known(config: dict[str, Any]) -> None:
+    """Raise UnsupportedArchitecture, by name, for a config whose type no adapter serves.
+
+    transformers may fail to read such a config, of which nothing is needed to refuse it.
+    """
+    kind = config.get("model_type")
+    own_code = "auto_map" in config and kind not in CONFIG_MAPPING
+    if isinstance(kind, str) and kind not in supported_model_types() and not own_code:
+        adapter_for(SimpleNamespace(**config))
 
 
 def check_lists(name: str, config: dict[str, Any]) -> None:

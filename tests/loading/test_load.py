@@ -275,10 +275,6 @@ def test_an_unreachable_hub_id_is_refused():
             "norm for every single head",
         ),
         (transformers.Olmo3Config(architectures=["Olmo3ForCausalLM"]), "Olmo3ForCausalLM .*'olmo3'.* has no adapter"),
-        (
-            transformers.Exaone4Config(architectures=["Exaone4ForCausalLM"], sliding_window_pattern="LLLG"),
-            "Exaone4ForCausalLM .*'exaone4'.* has no adapter",
-        ),
         (transformers.GPT2Config(architectures=["GPT2LMHeadModel"]), "GPT2LMHeadModel .*'gpt2'.* has no adapter"),
         (transformers.LlamaConfig(quantization_config={"quant_method": "gptq", "bits": 4}), r"quantised \(gptq\)"),
     ],
@@ -288,6 +284,12 @@ def test_architectures_that_cannot_be_pruned_are_refused_before_weights_are_read
     config.save_pretrained(tmp_path)
     (tmp_path / "model.safetensors").write_bytes(b"reading this would fail")
     refused(tmp_path, says, UnsupportedArchitecture)
+
+
+def test_an_architecture_is_refused_by_name_even_where_its_config_cannot_be_read(folder):
+    config = {"model_type": "exaone4", "architectures": ["Exaone4ForCausalLM"], "sliding_window_pattern": "LLLG"}
+    (folder / "config.json").write_text(json.dumps(config))
+    refused(folder, r"Exaone4ForCausalLM \(model_type 'exaone4'\) has no adapter", UnsupportedArchitecture)
 
 
 def test_an_architecture_nobody_knows_is_refused_by_name(folder):
