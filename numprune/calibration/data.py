@@ -187,6 +187,6 @@ def _files(name: str, split: Split, read: RowReader) -> list[str]:
         return _hub_dataset(name, split, read)
     known = ", ".join(DATASETS)
     raise InputError(
-        f"'{name[:80]}' is neither a file nor a dataset name; give a file ({ACCEPTED}), a folder or pattern of such"
-        f" files, one of {known}, or OWNER/NAME:CONFIG:SPLIT:COLUMN of the hub."
+        f"'{' '.join(name.split())[:80]}' is neither a file nor a dataset name; give a file ({ACCEPTED}), a folder or"
+        f" pattern of such files, one of {known}, or OWNER/NAME:CONFIG:SPLIT:COLUMN of the hub."
     )

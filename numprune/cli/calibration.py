@@ -29,8 +29,15 @@ def add_calibration(parser: argparse.ArgumentParser) -> None:
         help="the column of rows that holds the text or conversation (default: messages, text, content, prompt and"
         " completion, instruction and output, ...)",
     )
-    group.add_argument("--samples", type=int, metavar="N", help="sequences (default 128)")
-    group.add_argument("--sequence-length", type=int, metavar="L", help="tokens per sequence (default 2048)")
+    group.add_argument(
+        "--samples", type=int, metavar="N", help="sequences (default 128; on a CPU fewer, by the model's size)"
+    )
+    group.add_argument(
+        "--sequence-length",
+        type=int,
+        metavar="L",
+        help="tokens per sequence (default 2048; on a CPU fewer, by the model's size)",
+    )
     group.add_argument("--seed", type=int, metavar="S", help="for drawing the sequences (default 0)")
 
 
@@ -38,6 +45,17 @@ def asked_calibration(args: argparse.Namespace, recipe: CalibrationRecipe) -> Ca
     """The calibration of a recipe with the flags that were given instead of its values."""
     flags = {"data": args.calibration, "samples": args.samples, "sequence_length": args.sequence_length}
     return replace(recipe, **given(**flags, seed=args.seed, text_column=args.text_column))
+
+
+def sized_for(model: Model, args: argparse.Namespace, recipe: CalibrationRecipe, console: Console) -> CalibrationRecipe:
+    """The recipe with as much text as fits the device, where neither flags nor a recipe file say how much."""
+    if args.samples is not None or args.sequence_length is not None or getattr(args, "recipe", None):
+        return recipe
+    from numprune.calibration.budget import sized
+
+    samples, length, note = sized(model, recipe)
+    console.notes([note] if note else [])
+    return replace(recipe, samples=samples, sequence_length=length)
 
 
 def calibrate_model(model: Model, recipe: CalibrationRecipe, console: Console) -> CalibrationStats:

@@ -70,8 +70,8 @@ def find_source(name: str, revision: str | None) -> Source:
             what = "a .pt file that LlamaGen published" if name.endswith(".pt") else "a GGUF file, or OWNER/NAME:FILE"
             raise LoadError(f"There is no file {name[-200:]}; give {what}.")
         raise LoadError(
-            f"'{name[:80]}' is neither an embedded model ({known}) nor an existing folder nor a hub id"
-            " (owner/name); check the spelling."
+            f"'{' '.join(name.split())[:80]}' is neither an embedded model ({known}) nor an existing folder nor a hub"
+            " id (owner/name); check the spelling."
         )
     return Source(name, "folder", _fetched(name, revision, _SETTINGS), name, revision)
 
