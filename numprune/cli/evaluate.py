@@ -31,7 +31,7 @@ def add(commands: Commands) -> None:
     parser = add_command(
         commands, "eval", "measure perplexity, accuracy on tasks or image quality, size and speed", example=EXAMPLE
     )
-    add_model(parser, nargs="+", help="embedded name (tiny-stories), hub id or folder; several are compared")
+    add_model(parser, nargs="+", help="embedded name (tiny-stories), hub id, folder or GGUF file; several are compared")
     parser.add_argument(
         "--data",
         metavar="DATA",

@@ -33,7 +33,7 @@ def add(commands: Commands) -> None:
     add_model(
         parser,
         nargs="?",
-        help="embedded name (tiny-stories), hub id or folder; may be left out when the recipe names it",
+        help="embedded name (tiny-stories), hub id, folder or GGUF file; may be left out when the recipe names it",
     )
     parser.add_argument("--out", required=True, metavar="DIR", help="folder to write; an earlier output is replaced")
     parser.add_argument("--recipe", metavar="FILE", help="a recipe.json to start from")
