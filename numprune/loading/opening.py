@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from contextlib import suppress
 from dataclasses import dataclass, field
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -164,15 +166,19 @@ def _module(
 
 def _open_gguf(source: Source, dtype: str | torch.dtype, target: torch.device, limit: int | None) -> _Opened:
     name = source.name
-    file = read_gguf(source.path, name)
-    config = attempt(name, lambda: gguf_config(file, name))
-    adapter = adapter_for(config)
-    if limit is not None:
-        _check_size(name, config, limit)
-    tokenizer, told = attempt(name, lambda: gguf_tokenizer(file), what="the tokenizer of ")
-    config.dtype = file.dtype
-    wanted = resolve_dtype(dtype, config, target)
-    module, info = attempt(name, lambda: load_gguf(file, config, adapter, wanted))
+    # transformers looks for settings beside the file, which may be those of another model.
+    with TemporaryDirectory() as alone:
+        path = Path(alone) / source.path.name
+        path.symlink_to(source.path.resolve())
+        file = read_gguf(path, name)
+        config = attempt(name, lambda: gguf_config(file, name))
+        adapter = adapter_for(config)
+        if limit is not None:
+            _check_size(name, config, limit)
+        tokenizer, told = attempt(name, lambda: gguf_tokenizer(file), what="the tokenizer of ")
+        config.dtype = file.dtype
+        wanted = resolve_dtype(dtype, config, target)
+        module, info = attempt(name, lambda: load_gguf(file, config, adapter, wanted))
     notes = [file.note, *told, *_checked(name, module, info)]
     return _Opened(module, adapter, tokenizer, made_tokenizer_files(tokenizer), file.dtype, notes)
 

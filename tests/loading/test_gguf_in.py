@@ -161,6 +161,18 @@ def test_what_is_in_a_file_decides_not_its_name(tmp_path, stories):
     assert load(tmp_path / "weights.bin", device="cpu").fingerprint() == stories.fingerprint()
 
 
+def test_what_lies_beside_a_file_is_not_taken_for_it(tmp_path, stories):
+    other = tiny_model("qwen2", tokenizer=make_tokenizer())
+    other.module.save_pretrained(tmp_path)
+    other.tokenizer.chat_template = "other"
+    other.tokenizer.save_pretrained(tmp_path)
+    (tmp_path / "adapter_config.json").write_text("{}")
+    model = exported(stories, tmp_path / "a.gguf")
+    assert model.fingerprint() == stories.fingerprint()
+    assert model.tokenizer.chat_template is None
+    assert model.tokenizer("the cat")["input_ids"] == stories.tokenizer("the cat")["input_ids"]
+
+
 def test_a_file_of_the_hub_is_fetched_and_opened(tmp_path, stories, monkeypatch):
     exported(stories, tmp_path / "a.gguf")
     asked = []
