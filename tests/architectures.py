@@ -36,6 +36,44 @@ _LLAMA3_ROPE = {
     "original_max_position_embeddings": 16,
 }
 _NEOX = {**_LLAMA, "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.5}}
+# Two of the three quarters of each head that are rotated, short factors up to 16 tokens and a window above the length.
+_PHI4_MINI = {
+    **_LLAMA,
+    "num_key_value_heads": 2,
+    "tie_word_embeddings": True,
+    "sliding_window": 262144,
+    "original_max_position_embeddings": 16,
+    "partial_rotary_factor": 0.75,
+    "rope_parameters": {
+        "rope_type": "longrope",
+        "rope_theta": 10000.0,
+        "short_factor": [1.0, 1.2, 1.5],
+        "long_factor": [1.0, 2.0, 6.0],
+    },
+}
+_MINISTRAL3_ROPE = {
+    "rope_type": "yarn",
+    "rope_theta": 10000.0,
+    "factor": 4.0,
+    "original_max_position_embeddings": 16,
+    "beta_fast": 32.0,
+    "beta_slow": 1.0,
+    "mscale": 1.0,
+    "mscale_all_dim": 1.0,
+    "llama_4_scaling_beta": 0.1,
+}
+_MULTIPLIERS = {
+    "embedding_multiplier": 3.0,
+    "attention_multiplier": 0.2,
+    "residual_multiplier": 0.4,
+    "logits_scaling": 2.0,
+}
+_STABLELM = {
+    **_LLAMA,
+    "num_key_value_heads": 2,
+    "use_qkv_bias": True,
+    "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.5},
+}
 # Codes, classes and the null class make VOCABULARY ids.
 _LLAMAGEN = {
     "codes": VOCABULARY - 7,
@@ -92,6 +130,19 @@ ARCHITECTURES = {
         24,
     ),
     "phi3": (lambda: transformers.Phi3Config(**{**_LLAMA, "num_key_value_heads": 2}), 2, 24),
+    "phi3-longrope": (lambda: transformers.Phi3Config(**_PHI4_MINI), 2, 24),
+    "ministral": (
+        lambda: transformers.MinistralConfig(
+            **_GQA, sliding_window=6, layer_types=["sliding_attention", "full_attention"]
+        ),
+        4,
+        24,
+    ),
+    "ministral3": (lambda: transformers.Ministral3Config(**_GQA, rope_parameters=_MINISTRAL3_ROPE), 4, 24),
+    "granite": (lambda: transformers.GraniteConfig(**_GQA, **_MULTIPLIERS), 4, 24),
+    "olmo2": (lambda: transformers.Olmo2Config(**{**_LLAMA, "num_key_value_heads": 2}), 1, 24),
+    "stablelm": (lambda: transformers.StableLmConfig(**_STABLELM), 2, 24),
+    "stablelm-parallel": (lambda: transformers.StableLmConfig(**_STABLELM, use_parallel_residual=True), 2, 24),
     "smollm3": (lambda: transformers.SmolLM3Config(**_GQA, no_rope_layers=[1, 0]), 4, 24),
     "gpt-neox-parallel": (lambda: transformers.GPTNeoXConfig(**_NEOX, use_parallel_residual=True), 4, 24),
     "gpt-neox-sequential": (lambda: transformers.GPTNeoXConfig(**_NEOX, use_parallel_residual=False), 4, 24),

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import os
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
+from numprune.calibration.rows import RowReader
+from numprune.calibration.text_files import ACCEPTED, SEPARATOR, find_files, kind_of, read_file
 from numprune.errors import InputError
 
 if TYPE_CHECKING:
@@ -20,7 +22,9 @@ if TYPE_CHECKING:
 
 Split = Literal["train", "test"]
 Data = str | os.PathLike[str] | Sequence[str] | torch.Tensor
-SEPARATOR = "<|endoftext|>"
+HUB_ROWS = 20_000
+"""Rows that are read of a dataset on the hub that is named by OWNER/NAME."""
+_HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 @dataclass(frozen=True)
@@ -72,18 +76,30 @@ def describe(data: Data) -> str:
     return "tokens" if isinstance(data, torch.Tensor) else "texts"
 
 
-def documents(data: str | os.PathLike[str] | Sequence[str], split: Split) -> list[str]:
-    """Texts of `data`: rows of a .jsonl file, parts of a text file between <|endoftext|>, the strings given.
+def documents(
+    data: str | os.PathLike[str] | Sequence[str],
+    split: Split,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    column: str | None = None,
+) -> list[str]:
+    """Texts of `data`: rows of files, parts of a text file between <|endoftext|>, the strings given.
 
+    Files are txt, json, jsonl, csv, tsv or parquet, also compressed with gzip; a folder or a pattern stands for all of
+    them in it, or for those named after the split. Rows give the text of a column (`numprune.calibration.rows`).
     Named datasets are one text, joined as in the usual perplexity evaluations (WikiText-2 by blank lines, C4
-    and PTB by spaces), except tinystories, whose stories stay apart.
+    and PTB by spaces), except tinystories, whose stories stay apart, as do rows of OWNER/NAME:CONFIG:SPLIT:COLUMN.
+
+    Args:
+        tokenizer: whose chat template writes the conversations among the rows.
+        column: the column of rows to take; None for the first that is known by its name.
 
     Raises:
         InputError: when the name, file or text cannot be used.
     """
     if isinstance(data, (str, os.PathLike)):
         name = os.fspath(data)
-        texts = _dataset(name, split) if name in DATASETS else _file(name)
+        named = name in DATASETS
+        texts = _dataset(name, split) if named else _files(name, split, RowReader(tokenizer, column))
     else:
         if not isinstance(data, Sequence) or not all(isinstance(text, str) for text in data):
             raise InputError("The text is neither a name nor a list of strings; pass strings or a token tensor.")
@@ -94,7 +110,9 @@ def documents(data: str | os.PathLike[str] | Sequence[str], split: Split) -> lis
     return texts
 
 
-def token_rows(data: Data, tokenizer: PreTrainedTokenizerBase | None, split: Split) -> list[torch.Tensor]:
+def token_rows(
+    data: Data, tokenizer: PreTrainedTokenizerBase | None, split: Split, column: str | None = None
+) -> list[torch.Tensor]:
     """Token ids of every document, 1-D each; each begins as the tokenizer begins a text (BOS where it adds one)."""
     if isinstance(data, torch.Tensor):
         if data.is_floating_point() or data.ndim not in (1, 2) or data.numel() == 0:
@@ -102,7 +120,7 @@ def token_rows(data: Data, tokenizer: PreTrainedTokenizerBase | None, split: Spl
         return list(data.long().reshape(1, -1) if data.ndim == 1 else data.long())
     if tokenizer is None:
         raise InputError("This model has no tokenizer; pass token ids as a tensor.")
-    rows = tokenizer(documents(data, split), verbose=False)["input_ids"]
+    rows = tokenizer(documents(data, split, tokenizer, column), verbose=False)["input_ids"]
     return [torch.tensor(row, dtype=torch.long) for row in rows if len(row)]
 
 
@@ -134,55 +152,59 @@ def check_ids(rows: Iterable[torch.Tensor], model: Model) -> None:
 
 def _dataset(name: str, split: Split) -> list[str]:
     source = DATASETS[name]
-    try:
-        from datasets import load_dataset
-    except ImportError as error:
-        raise InputError(f"Dataset {name} needs the datasets package; run pip install 'numprune[data]'.") from error
-    try:
-        files = {source.splits[split]: source.data_files[split]} if source.data_files else None
-        rows = load_dataset(
-            source.path, source.config, split=source.splits[split], revision=source.revision, data_files=files
-        )
-        if source.rows:
-            rows = rows.select(range(min(source.rows, len(rows))))
-        texts = list(rows[source.column])
-    except Exception as error:  # hub, network and parsing errors come in many types
-        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise InputError(
-            f"Dataset {name} ({source.path}) cannot be read: {first}; check the network or give a text file."
-        ) from error
+    files = {source.splits[split]: source.data_files[split]} if source.data_files else None
+    rows = _loaded(
+        f"Dataset {name} ({source.path})",
+        source.path,
+        source.config,
+        split=source.splits[split],
+        revision=source.revision,
+        data_files=files,
+    )
+    if source.rows:
+        rows = rows.select(range(min(source.rows, len(rows))))
+    texts = list(rows[source.column])
     return texts if source.joined_by == SEPARATOR else [source.joined_by.join(texts)]
 
 
-def _file(name: str) -> list[str]:
+def _loaded(what: str, *names: str | None, **options: Any) -> Any:
+    """`datasets.load_dataset`, with what goes wrong in one sentence."""
     try:
-        path = Path(name).expanduser()
-        exists = path.is_file()
-    except (OSError, RuntimeError):  # longer than a path can be, or the home of an unknown user
-        exists = False
-    if not exists:
-        known = ", ".join(DATASETS)
-        raise InputError(
-            f"'{name[:80]}' is neither a file nor a dataset name; give a text or jsonl file, or one of {known}."
-        )
+        from datasets import load_dataset
+    except ImportError as error:
+        raise InputError(f"{what} needs the datasets package; run pip install 'numprune[data]'.") from error
     try:
-        text = path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise InputError(f"{name} is not UTF-8 text; convert it or choose another file.") from error
-    except OSError as error:
-        raise InputError(f"{name} cannot be read ({error.strerror}); choose another file.") from error
-    if path.suffix != ".jsonl":
-        return text.split(SEPARATOR)
-    texts = []
-    # Not splitlines: JSON strings may hold characters that it takes for line ends.
-    for number, line in enumerate(text.split("\n"), 1):
-        if not line.strip():
-            continue
-        try:
-            text = json.loads(line)["text"]
-        except (json.JSONDecodeError, KeyError, TypeError):
-            text = None
-        if not isinstance(text, str):
-            raise InputError(f"Line {number} of {name} is not a JSON object with a 'text' that is a string; mend it.")
-        texts.append(text)
-    return texts
+        return load_dataset(*names, **options)
+    except Exception as error:  # hub, network and parsing errors come in many types
+        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        first = first.rstrip(".")
+        raise InputError(f"{what} cannot be read: {first}; check the network or give a text file.") from error
+
+
+def _hub_dataset(name: str, split: Split, read: RowReader) -> list[str]:
+    """Rows of a dataset on the hub, OWNER/NAME:CONFIG:SPLIT:COLUMN; what follows the name may be left out or empty."""
+    parts = name.split(":")
+    path, config, chosen, column = [*parts, *[""] * 3][:4]
+    if len(parts) > 4:
+        raise InputError(f"'{name[:80]}' has more than OWNER/NAME:CONFIG:SPLIT:COLUMN; leave the rest out.")
+    what = f"There is no file or folder {name[:80]} here, and as a dataset of the hub it"
+    rows = _loaded(what, path, config or None, split=chosen or split, revision=None, data_files=None)
+    rows = rows.select(range(min(HUB_ROWS, len(rows))))
+    if column:
+        read = RowReader(read.tokenizer, column)
+    return [read(row, f"Row {number} of {path}") for number, row in enumerate(rows, 1)]
+
+
+def _files(name: str, split: Split, read: RowReader) -> list[str]:
+    """Texts of a file, folder or pattern, or of a dataset on the hub."""
+    files = find_files(name, split)
+    if files is not None:
+        return [text for file in files for text in read_file(file, read)]
+    owner, _, _ = name.partition(":")
+    if _HUB_NAME.fullmatch(owner) and kind_of(Path(name)) is None:
+        return _hub_dataset(name, split, read)
+    known = ", ".join(DATASETS)
+    raise InputError(
+        f"'{' '.join(name.split())[:80]}' is neither a file nor a dataset name; give a file ({ACCEPTED}), a folder or"
+        f" pattern of such files, one of {known}, or OWNER/NAME:CONFIG:SPLIT:COLUMN of the hub."
+    )

@@ -28,6 +28,7 @@ def calibrate(
     batch_size: int | Literal["auto"] = "auto",
     seed: int = 0,
     bos: bool = True,
+    text_column: str | None = None,
     progress: Progress | None = None,
     cancel: CancelEvent | None = None,
 ) -> CalibrationStats:
@@ -36,8 +37,9 @@ def calibrate(
     Memory is one float64 Gram matrix per module beside the model; activations live for one batch of one layer.
 
     Args:
-        data: a dataset name (wikitext2, c4, ptb, tinystories), a text or jsonl file, or "self" for the model's own
-            samples, texts or images; several of these with commas between them, weights after "=" if given
+        data: a dataset name (wikitext2, c4, ptb, tinystories), OWNER/NAME:CONFIG:SPLIT:COLUMN of the hub, a file
+            (txt, json, jsonl, csv, tsv, parquet, each also .gz), a folder or pattern of files, or "self" for the
+            model's own samples, texts or images; several of these with commas between them, weights after "=" if given
             ("c4=2,wikitext2=1,self=1"), whose sequences come in turn; a list of strings; or token ids (tokens,) or
             (sequences, tokens), of which no window leaves its sequence.
         samples: sequences or images to use; windows are drawn without overlap while the text lasts.
@@ -47,6 +49,7 @@ def calibrate(
         seed: for drawing windows, or for the model's own samples.
         bos: whether every sequence of text begins as the tokenizer begins a text (with BOS, where it adds one), within
             its length; else only documents do, wherever they fall. Token ids are taken as they are given.
+        text_column: the column of rows that holds the text; None for the first that is known by its name.
 
     Raises:
         InputError: the text cannot be read or is too short, or a number is out of range.
@@ -71,7 +74,18 @@ def calibrate(
             warnings.warn(notes[-1], stacklevel=2)
         sequence_length = limit
     model.check_finite("download the checkpoint again, or load it in float32 or bfloat16")
-    rows = draw_rows(model, data, samples, sequence_length, seed, notes, bos=bos, progress=progress, cancel=cancel)
+    rows = draw_rows(
+        model,
+        data,
+        samples,
+        sequence_length,
+        seed,
+        notes,
+        bos=bos,
+        column=text_column,
+        progress=progress,
+        cancel=cancel,
+    )
     check_ids([rows], model)
 
     if batch_size == "auto":
@@ -85,6 +99,7 @@ def calibrate(
         tokens=rows.numel(),
         seed=seed,
         bos=bos,
+        text_column=text_column,
         fingerprint=model.fingerprint(),
         notes=notes,
         seconds=time.monotonic() - began,

@@ -11,6 +11,7 @@ import torch
 
 from numprune.calibration.data import DATASETS, Data, spelled, text_start, token_rows
 from numprune.calibration.self_samples import self_samples
+from numprune.calibration.text_files import find_files
 from numprune.errors import CancelEvent, InputError, Progress
 from numprune.models.model import Model
 
@@ -27,7 +28,7 @@ def parse_sources(data: str | os.PathLike[str]) -> dict[str, float]:
         InputError: a source has no name, is there twice, or its weight is not a positive number.
     """
     text = os.fspath(data)
-    if text == SELF or text in DATASETS or _is_file(text) or not ("," in text or "=" in text):
+    if text == SELF or text in DATASETS or _is_files(text) or not ("," in text or "=" in text):
         return {text: 1.0}
     sources: dict[str, float] = {}
     for part in text.split(","):
@@ -46,11 +47,12 @@ def parse_sources(data: str | os.PathLike[str]) -> dict[str, float]:
     return sources
 
 
-def _is_file(text: str) -> bool:
+def _is_files(text: str) -> bool:
+    """Whether a name, commas and all, is that of a file or folder or matches some."""
     try:
-        return Path(text).expanduser().is_file()
-    except (OSError, RuntimeError):  # longer than a path can be, or the home of an unknown user
-        return False
+        return find_files(text, "train") is not None
+    except InputError:  # a folder or a pattern without text, which is said where it is read
+        return Path(text).expanduser().is_dir()
 
 
 def shares(weights: Mapping[str, float], samples: int) -> dict[str, int]:
@@ -83,6 +85,7 @@ def draw_rows(
     notes: list[str],
     *,
     bos: bool = True,
+    column: str | None = None,
     progress: Progress | None = None,
     cancel: CancelEvent | None = None,
 ) -> torch.Tensor:
@@ -92,6 +95,7 @@ def draw_rows(
         bos: whether every sequence of text begins as the tokenizer begins a text (with BOS, where it adds one); else
             only documents do.
         notes: what differs from the request, and the share of each of several sources, is added to it.
+        column: the column of rows that holds the text; None for the first that is known by its name.
 
     Raises:
         InputError: a source cannot be read or is too short.
@@ -103,7 +107,7 @@ def draw_rows(
     if start:
         notes.append(f"Every sequence of text begins with {spelled(model.tokenizer, start)}.")
     if not isinstance(data, str | os.PathLike):
-        rows = _windows(*_streams(data, model, length, notes), samples, seed, start)
+        rows = _windows(*_streams(data, model, length, notes, column), samples, seed, start)
         return _counted(rows, samples, "The text", notes)
     weights = parse_sources(data)
     parts = {}
@@ -111,7 +115,7 @@ def draw_rows(
         if name == SELF:
             rows = self_samples(model, count, length, seed, progress=progress, cancel=cancel)
         else:
-            rows = _windows(*_streams(name, model, length, notes), count, seed, start)
+            rows = _windows(*_streams(name, model, length, notes, column), count, seed, start)
         parts[name] = _counted(rows, count, "The text" if len(weights) == 1 else Path(name).name, notes)
     if len(parts) == 1:
         return next(iter(parts.values()))
@@ -133,9 +137,11 @@ def _in_turn(parts: list[torch.Tensor]) -> torch.Tensor:
     return torch.stack([parts[part][index] for _, part, index in sorted(places)])
 
 
-def _streams(data: Data, model: Model, length: int, notes: list[str]) -> tuple[list[torch.Tensor], int]:
+def _streams(
+    data: Data, model: Model, length: int, notes: list[str], column: str | None
+) -> tuple[list[torch.Tensor], int]:
     """What windows are cut from, and how long: documents laid end to end, but given sequences each for itself."""
-    rows = token_rows(data, model.tokenizer, "train")
+    rows = token_rows(data, model.tokenizer, "train", column)
     if not (isinstance(data, torch.Tensor) and data.ndim == 2):
         return [torch.cat(rows)] if rows else [], length
     if data.shape[1] < length:

@@ -47,6 +47,7 @@ class CalibrationStats:
         notes: what differs from the request, in sentences.
         seconds: wall-clock time.
         bos: whether every sequence begins as the tokenizer begins a text, see `numprune.calibrate`.
+        text_column: the column of rows that was read, when one was named.
         rows: the token ids that were read, (samples, sequence_length) int32 on the CPU; None when only the
             moments are known.
     """
@@ -62,12 +63,13 @@ class CalibrationStats:
     seconds: float = 0.0
     rows: torch.Tensor | None = None
     bos: bool = True
+    text_column: str | None = None
 
     @property
     def source(self) -> CalibrationRecipe:
         """What a recipe says of this calibration; data that only the caller has is not named."""
         data = None if self.data in UNNAMED else self.data
-        return CalibrationRecipe(data, self.samples, self.sequence_length, self.seed, self.bos)
+        return CalibrationRecipe(data, self.samples, self.sequence_length, self.seed, self.bos, self.text_column)
 
     def token_rows(self, purpose: str) -> torch.Tensor:
         """The token ids, for something that needs them.

@@ -19,11 +19,10 @@ def add_calibration(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--calibration",
         metavar="DATA",
-        help="text or jsonl file; wikitext2, c4, ptb or tinystories; or self (the default), text the model writes;"
+        help="a file (txt, json, jsonl, csv, tsv, parquet, also .gz), a folder or 'pattern*' of files; wikitext2, c4,"
+        " ptb, tinystories or OWNER/NAME:CONFIG:SPLIT:COLUMN of the hub; or self (the default), text the model writes;"
         " several in turn as c4,wikitext2,self or, by weights, c4=2,self=1",
     )
-    group.add_argument("--samples", type=int, metavar="N", help="sequences (default 128)")
-    group.add_argument("--sequence-length", type=int, metavar="L", help="tokens per sequence (default 2048)")
     group.add_argument(
         "--no-bos",
         dest="bos",
@@ -31,13 +30,39 @@ def add_calibration(parser: argparse.ArgumentParser) -> None:
         default=None,
         help="begin only documents with BOS, not every sequence, where the tokenizer adds one",
     )
+    group.add_argument(
+        "--text-column",
+        metavar="NAME",
+        help="the column of rows that holds the text or conversation (default: messages, text, content, prompt and"
+        " completion, instruction and output, ...)",
+    )
+    group.add_argument(
+        "--samples", type=int, metavar="N", help="sequences (default 128; on a CPU fewer, by the model's size)"
+    )
+    group.add_argument(
+        "--sequence-length",
+        type=int,
+        metavar="L",
+        help="tokens per sequence (default 2048; on a CPU fewer, by the model's size)",
+    )
     group.add_argument("--seed", type=int, metavar="S", help="for drawing the sequences (default 0)")
 
 
 def asked_calibration(args: argparse.Namespace, recipe: CalibrationRecipe) -> CalibrationRecipe:
     """The calibration of a recipe with the flags that were given instead of its values."""
     flags = {"data": args.calibration, "samples": args.samples, "sequence_length": args.sequence_length}
-    return replace(recipe, **given(**flags, seed=args.seed, bos=args.bos))
+    return replace(recipe, **given(**flags, seed=args.seed, bos=args.bos, text_column=args.text_column))
+
+
+def sized_for(model: Model, args: argparse.Namespace, recipe: CalibrationRecipe, console: Console) -> CalibrationRecipe:
+    """The recipe with as much text as fits the device, where neither flags nor a recipe file say how much."""
+    if args.samples is not None or args.sequence_length is not None or getattr(args, "recipe", None):
+        return recipe
+    from numprune.calibration.budget import sized
+
+    samples, length, note = sized(model, recipe)
+    console.notes([note] if note else [])
+    return replace(recipe, samples=samples, sequence_length=length)
 
 
 def calibrate_model(model: Model, recipe: CalibrationRecipe, console: Console) -> CalibrationStats:
@@ -54,5 +79,6 @@ def calibrate_model(model: Model, recipe: CalibrationRecipe, console: Console) -
             sequence_length=recipe.sequence_length,
             seed=recipe.seed,
             bos=recipe.bos,
+            text_column=recipe.text_column,
             progress=progress,
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -11,6 +12,11 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 from numprune.errors import Progress
 from numprune.files import to_json
+
+TIMED = 1.0
+"""Seconds of a stage, at least one batch, from which its whole time is told."""
+LONG = 20.0
+"""Seconds of a stage from which on a person is told how long it will take."""
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -50,29 +56,75 @@ class Console:
 
     @contextmanager
     def progress(self) -> Iterator[Progress | None]:
-        """A callback for `progress` arguments that draws one bar a stage; None when nobody watches."""
-        if not self.shows_progress:
+        """A callback for `progress` arguments that tells how long a stage will take, and draws a bar with the time left
+        where a person watches; None when nothing is to be said."""
+        if self.quiet:
             yield None
             return
-        from tqdm import tqdm
-
-        bar = None
-
-        def show(done: int, total: int, what: str, /) -> None:
-            nonlocal bar
-            if bar is None or bar.total != total or done < bar.n:
-                if bar is not None:
-                    bar.close()
-                # Named from the start: a short stage is over before its bar is drawn a second time.
-                bar = tqdm(total=total, desc=what, leave=False, file=sys.stderr)
-            bar.set_description(what, refresh=False)
-            bar.update(done - bar.n)
-
+        stages = Stages(self.shows_progress)
         try:
-            yield show
+            yield stages
         finally:
-            if bar is not None:
-                bar.close()
+            stages.close()
+
+
+class Stages:
+    """The stages of a step, as a `Progress`: a line for a long one once a batch of it was timed, and a bar a stage.
+
+    Args:
+        bars: whether bars are drawn.
+    """
+
+    def __init__(self, bars: bool):
+        self.bars = bars
+        self._bar: Any = None
+        self._stage: tuple[int, str] | None = None
+        self._last = 0
+        self._first = (0, 0.0, "")
+        self._told = False
+
+    def __call__(self, done: int, total: int, what: str, /) -> None:
+        now = time.monotonic()
+        stage = (total, what.split(" ")[0])
+        if stage != self._stage or done < self._last:
+            self.close()
+            # The first batch also takes what is only done once, so time is taken from its end.
+            self._stage, self._told, self._first = stage, False, (done, now, what)
+            if self.bars:
+                from tqdm import tqdm
+
+                # Named from the start: a short stage is over before its bar is drawn a second time.
+                self._bar = tqdm(total=total, desc=what, leave=False, file=sys.stderr)
+        elif not self._told and done > self._first[0] and now - self._first[1] >= TIMED:
+            self._told = True
+            left = (now - self._first[1]) / (done - self._first[0]) * (total - done)
+            # What changes in a description is the part that is being done.
+            name = what if what == self._first[2] else what.split(" ")[0]
+            if left >= LONG:
+                self._say(f"{name[0].upper()}{name[1:]} will take about {duration(left)} on this device.")
+        self._last = done
+        if self._bar is not None:
+            self._bar.set_description(what, refresh=False)
+            self._bar.update(done - self._bar.n)
+
+    def _say(self, sentence: str) -> None:
+        if self._bar is None:
+            print(sentence, file=sys.stderr, flush=True)
+        else:
+            self._bar.write(sentence, file=sys.stderr)
+
+    def close(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
+
+
+def duration(seconds: float) -> str:
+    """A time as people say it, such as "3 minutes"."""
+    for unit, size in (("hour", 3600), ("minute", 60)):
+        if seconds >= 1.5 * size:
+            return f"{seconds / size:.0f} {unit}s"
+    return f"{seconds:.0f} seconds"
 
 
 def json_rows(table: DataFrame) -> list[dict[str, Any]]:

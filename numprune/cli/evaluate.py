@@ -31,12 +31,14 @@ def add(commands: Commands) -> None:
     parser = add_command(
         commands, "eval", "measure perplexity, accuracy on tasks or image quality, size and speed", example=EXAMPLE
     )
-    add_model(parser, nargs="+", help="embedded name (tiny-stories), hub id or folder; several are compared")
+    add_model(parser, nargs="+", help="embedded name (tiny-stories), hub id, folder or GGUF file; several are compared")
     parser.add_argument(
         "--data",
         metavar="DATA",
-        help="text or jsonl file, wikitext2, c4, ptb or tinystories (default: the embedded held-out stories)",
+        help="a file (txt, json, jsonl, csv, tsv, parquet, also .gz), a folder or 'pattern*' of files; wikitext2, c4,"
+        " ptb, tinystories or OWNER/NAME:CONFIG:SPLIT:COLUMN of the hub (default: the embedded held-out stories)",
     )
+    parser.add_argument("--text-column", metavar="NAME", help="the column of rows that holds the text")
     parser.add_argument("--sequence-length", type=int, default=2048, metavar="L", help="tokens per window (2048)")
     parser.add_argument(
         "--stride", type=int, metavar="S", help="tokens from one window to the next (default: the sequence length)"
@@ -216,6 +218,7 @@ def _evaluate(name: str, args: argparse.Namespace, console: Console) -> dict[str
             stride=args.stride,
             max_tokens=args.max_tokens,
             bos=args.bos,
+            text_column=args.text_column,
             progress=progress,
         )
         speed = numprune.measure_speed(model, progress=progress) if args.speed else None

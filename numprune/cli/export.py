@@ -22,7 +22,9 @@ EXAMPLE = """\
 
 def add(commands: Commands) -> None:
     parser = add_command(commands, "export", "write a model for another engine", example=EXAMPLE)
-    parser.add_argument("model", metavar="MODEL", help="a dense or pruned model: embedded name, hub id or folder")
+    parser.add_argument(
+        "model", metavar="MODEL", help="a dense or pruned model: embedded name, hub id, folder or GGUF file"
+    )
     parser.add_argument(
         "--format", default="transformers", metavar="NAME", help="see --formats (default: transformers, a folder)"
     )
@@ -47,7 +49,7 @@ def add(commands: Commands) -> None:
     group.add_argument(
         "--perplexity",
         metavar="DATA",
-        help="measure this model and the one it was pruned from, for the card: text or jsonl file, or wikitext2, ...",
+        help="measure this model and the one it was pruned from, for the card: a file of text, or wikitext2, ...",
     )
     parser.set_defaults(run=run)
 
@@ -56,9 +58,9 @@ def run(args: argparse.Namespace, console: Console) -> None:
     options = _options(args.option)
     if not args.formats:
         _check_target(args)
-    quiet_libraries(console)
-    # Writing needs no accelerator.
-    model = numprune.load(args.model, device="cpu", dtype=args.dtype)
+    with quiet_libraries(console):
+        # Writing needs no accelerator.
+        model = numprune.load(args.model, device="cpu", dtype=args.dtype)
     console.notes(model.notes)
     if args.formats:
         _list_formats(model, console)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import io
+from contextlib import AbstractContextManager, nullcontext, redirect_stderr
 from typing import TYPE_CHECKING, Any
 
 import numprune
@@ -34,7 +36,7 @@ def add_command(commands: Commands, name: str, help: str, *, example: str, json:
 def add_model(parser: argparse.ArgumentParser, **positional: Any) -> None:
     """MODEL, --device and --dtype; `positional` changes the MODEL argument."""
     if positional.get("nargs") != "?":
-        positional.setdefault("help", "embedded name (tiny-stories), hub id or folder")
+        positional.setdefault("help", "embedded name (tiny-stories), hub id, folder or GGUF file")
     parser.add_argument("model", metavar="MODEL", **positional)
     add_device(parser)
 
@@ -63,19 +65,25 @@ def numbers(name: str, text: str, kind: type, example: str) -> list[Any]:
 
 def load_model(name: str, args: argparse.Namespace, console: Console) -> Model:
     """`numprune.load` without the libraries' own messages."""
-    quiet_libraries(console)
-    return numprune.load(name, device=args.device, dtype=args.dtype)
+    with quiet_libraries(console):
+        return numprune.load(name, device=args.device, dtype=args.dtype)
 
 
-def quiet_libraries(console: Console) -> None:
-    """Stop transformers from talking; downloads show a bar only where the command's own does."""
+def quiet_libraries(console: Console) -> AbstractContextManager[Any]:
+    """Stop transformers from talking; downloads show a bar only where the command's own does.
+
+    Returns:
+        A context for loading, in which bars of its own that it has no switch for are not seen either.
+    """
     from huggingface_hub.utils import disable_progress_bars
     from transformers.utils import logging
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    if not console.shows_progress:
-        disable_progress_bars()
+    if console.shows_progress:
+        return nullcontext()
+    disable_progress_bars()
+    return redirect_stderr(io.StringIO())
 
 
 def describe(model: Model) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numprune
-from numprune.cli.calibration import add_calibration, asked_calibration, calibrate_model
+from numprune.cli.calibration import add_calibration, asked_calibration, calibrate_model, sized_for
 from numprune.cli.console import Console, labelled
 from numprune.cli.options import Commands, add_command, add_model, describe, given, load_model
 from numprune.files import check_output
@@ -33,7 +33,7 @@ def add(commands: Commands) -> None:
     add_model(
         parser,
         nargs="?",
-        help="embedded name (tiny-stories), hub id or folder; may be left out when the recipe names it",
+        help="embedded name (tiny-stories), hub id, folder or GGUF file; may be left out when the recipe names it",
     )
     parser.add_argument("--out", required=True, metavar="DIR", help="folder to write; an earlier output is replaced")
     parser.add_argument("--recipe", metavar="FILE", help="a recipe.json to start from")
@@ -134,6 +134,7 @@ def run(args: argparse.Namespace, console: Console) -> None:
         from numprune.slicing.stream import check_sliceable
 
         check_sliceable(model.adapter, model.config, model.name)
+    recipe = recipe.replace(calibration=sized_for(model, args, recipe.calibration, console))
     stats = calibrate_model(model, recipe.calibration, console)
     pruned = _pruned(model, stats, recipe, args, console)
     pruned.save(args.out)

@@ -7,7 +7,7 @@ import time
 from typing import TYPE_CHECKING
 
 import numprune
-from numprune.cli.calibration import add_calibration, asked_calibration, calibrate_model
+from numprune.cli.calibration import add_calibration, asked_calibration, calibrate_model, sized_for
 from numprune.cli.console import Console
 from numprune.cli.options import Commands, add_command, add_model, describe, given, load_model
 from numprune.files import write_text
@@ -59,7 +59,7 @@ def run(args: argparse.Namespace, console: Console) -> None:
     for name in filter(None, (recipe.scorer, args.against)):
         numprune.check_scorer(name)
     model = load_model(args.model, args, console)
-    stats = calibrate_model(model, recipe.calibration, console)
+    stats = calibrate_model(model, sized_for(model, args, recipe.calibration, console), console)
     with console.progress() as progress:
         scores = numprune.score(model, stats, scorer=recipe.scorer, ratio=recipe.ratio, progress=progress)
     units = scores.to_pandas()

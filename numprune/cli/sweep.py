@@ -8,7 +8,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import numprune
-from numprune.cli.calibration import add_calibration, asked_calibration, calibrate_model
+from numprune.cli.calibration import add_calibration, asked_calibration, calibrate_model, sized_for
 from numprune.cli.console import Console
 from numprune.cli.options import Commands, add_command, add_model, describe, load_model, numbers
 from numprune.files import write_text
@@ -85,6 +85,7 @@ def run(args: argparse.Namespace, console: Console) -> None:
     model = load_model(args.model, args, console)
     recipe = model.adopt(recipe)
     data = None if args.no_perplexity else args.data or numprune.held_out_text()
+    recipe = recipe.replace(calibration=sized_for(model, args, recipe.calibration, console))
     stats = calibrate_model(model, recipe.calibration, console)
     with console.progress() as progress:
         scores = numprune.score(model, stats, scorer=recipe.scorer, progress=progress)

@@ -243,5 +243,6 @@ def _calibrated(model: Model, source: CalibrationRecipe, cancel: CancelEvent | N
         sequence_length=length,
         seed=source.seed,
         bos=source.bos,
+        text_column=source.text_column,
         cancel=cancel,
     )

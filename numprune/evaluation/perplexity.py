@@ -71,6 +71,7 @@ def perplexity(
     sequence_length: int = 2048,
     stride: int | None = None,
     max_tokens: int | None = None,
+    text_column: str | None = None,
     batch_size: int | None = None,
     bos: bool = True,
     progress: Progress | None = None,
@@ -99,6 +100,7 @@ def perplexity(
             predicted where it is no BOS.
         max_tokens: predict at most this many tokens, from the beginning of the text; None for all. Models of one
             tokenizer read the same windows.
+        text_column: the column of rows that holds the text; None for the first that is known by its name.
         batch_size: windows per forward pass; None keeps a batch near 4096 tokens on a CPU, 16384 elsewhere.
         bos: whether every window begins as the tokenizer begins a text; else each document does.
 
@@ -119,7 +121,7 @@ def perplexity(
         raise InputError(f"max_tokens is {max_tokens}; give at least 1 token, or None for all.")
     if batch_size is not None and batch_size < 1:
         raise InputError(f"batch_size is {batch_size}; give at least 1.")
-    rows = token_rows(data, model.tokenizer, "test")
+    rows = token_rows(data, model.tokenizer, "test", text_column)
     windows = limited(
         [window for row in rows for window in cut_windows(row, sequence_length, stride, start)], max_tokens
     )

@@ -169,7 +169,7 @@ def _sizes(model: Model, before: Perplexity | None, after: Perplexity | None) ->
     report = model.report
     rows = [
         ("parameters", report and f"{report.parameters_before:,}", f"{model.parameters:,}"),
-        ("weights, bytes", report and f"{report.bytes_before:,}", f"{model.bytes:,}"),
+        ("weights, bytes", report and f"{report.bytes_before:,}", f"{model.stored_bytes:,}"),
         ("perplexity", before and _with_error(before), after and _with_error(after)),
     ]
     lines = ["| | dense | pruned |" if model.recipe else "| | before | this model |", "|---|---|---|"]

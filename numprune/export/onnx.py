@@ -25,6 +25,7 @@ from numprune.errors import CancelEvent, InputError, NumpruneError, Progress, ch
 from numprune.export.formats import Format, register
 from numprune.export.transformers import pruned_config
 from numprune.models.model import Model, twin
+from numprune.models.written import tidy_config, write_tokenizer
 
 GRAPH = "model.onnx"
 TOLERANCE = 1e-3
@@ -106,9 +107,9 @@ def write(model: Model, folder: Path, *, progress: Progress | None, cancel: Canc
     config = pruned_config(model)
     vars(config).pop("auto_map", None)  # names a modelling file, which the graph makes needless
     config.save_pretrained(folder)
+    tidy_config(folder, torch.float32)
     model.module.generation_config.save_pretrained(folder)
-    if model.tokenizer is not None:
-        model.tokenizer.save_pretrained(folder)
+    write_tokenizer(model.tokenizer, model.tokenizer_files, folder)
     check_cancelled(cancel)
     if progress is not None:
         progress(1, 2, "comparing the graph in ONNX Runtime")

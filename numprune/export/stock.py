@@ -22,6 +22,7 @@ from numprune.export.formats import Format, register
 from numprune.export.transformers import explicit_config, loading_code, shapes, unknown_layers, write_companions
 from numprune.models.layer_sizes import layer_values, text_config
 from numprune.models.model import Model
+from numprune.models.written import write_module
 from numprune.plan.keys import KINDS
 
 
@@ -52,7 +53,7 @@ def write(model: Model, folder: Path, *, progress: Progress | None, cancel: Canc
     module.load_state_dict(state, assign=True)
     module.tie_weights()
     module.generation_config = copy.deepcopy(model.module.generation_config)
-    module.save_pretrained(folder, save_original_format=False)
+    write_module(module, folder, model.stored_dtype or model.dtype)
     write_companions(model, folder)
     notes = [f"It is a {type(module).__name__} with no custom code."]
     if added:

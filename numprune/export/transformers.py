@@ -23,8 +23,9 @@ from numprune.errors import CancelEvent, Progress, check_cancelled
 from numprune.export import _modeling_template as template
 from numprune.export.formats import Format, register
 from numprune.models.adapter import Block
-from numprune.models.layer_sizes import channels_name, groups_name, text_config, write_sizes
+from numprune.models.layer_sizes import channels_name, groups_name, groups_per_unit, text_config, write_sizes
 from numprune.models.model import Model
+from numprune.models.written import tidy_config, write_module, write_tokenizer
 from numprune.plan.keys import ModuleKey
 
 
@@ -45,15 +46,17 @@ def refusal(model: Model) -> str | None:
 def write(model: Model, folder: Path, *, progress: Progress | None, cancel: CancelEvent | None) -> list[str]:
     """Write the folder; a model with the sizes of its config gets no modelling file."""
     config = pruned_config(model)
-    # Tensors keep the module's own names, see `Model.save`.
-    model.module.save_pretrained(folder, save_original_format=False)
-    config.save_pretrained(folder)
+    dtype = model.stored_dtype or model.dtype
+    write_module(model.module, folder, dtype)
     check_cancelled(cancel)
     write_companions(model, folder)
-    if not text_config(config).is_heterogeneous:
+    name, narrowed = modelling_file(model), text_config(config).is_heterogeneous
+    if narrowed:
+        (folder / name).write_text(modelling_source(model))
+    config.save_pretrained(folder)
+    tidy_config(folder, dtype)
+    if not narrowed:
         return ["Every layer has the sizes of the config, so transformers opens the folder without custom code."]
-    name = modelling_file(model)
-    (folder / name).write_text(modelling_source(model))
     return [f"{name} in the folder makes the narrower layers; trust_remote_code=True runs it."]
 
 
@@ -74,8 +77,7 @@ def loading_code(model: Model, path: Path, arguments: str = "") -> str:
 
 def write_companions(model: Model, folder: Path) -> None:
     """Write tokenizer with chat template, recipe and report, where the model has them."""
-    if model.tokenizer is not None:
-        model.tokenizer.save_pretrained(folder)
+    write_tokenizer(model.tokenizer, model.tokenizer_files, folder)
     for name, document in (("recipe.json", model.recipe), ("report.json", model.report)):
         if document is not None:
             (folder / name).write_text(document.to_json())
@@ -145,15 +147,17 @@ def layout(model: Model, stock: PreTrainedModel) -> dict[str, Any]:
         "attention": names[id(getattr(owner, attribute))],
         "groups": groups_name(config),
         "channels": channels_name(config),
-        "attention_rows": _rows(attention, names),
-        "attention_columns": {names[id(attention.last)]: attention.width},
-        "mlp_rows": _rows(mlp, names),
+        "attention_rows": _rows(attention, names, groups_per_unit(config)),
+        "attention_columns": {names[id(attention.last)]: attention.width // groups_per_unit(config)},
+        "mlp_rows": _rows(mlp, names, 1),
         "mlp_columns": {names[id(mlp.last)]: mlp.width},
     }
 
 
-def _rows(block: Block, names: dict[int, str]) -> dict[str, int]:
-    return {names[id(linear)]: sum(section.width for section in sections) for linear, sections in block.inputs}
+def _rows(block: Block, names: dict[int, str], groups: int) -> dict[str, int]:
+    """Rows of a group or channel in every linear; a unit has so many groups."""
+    widths = {names[id(linear)]: sum(section.width for section in sections) for linear, sections in block.inputs}
+    return {name: width // groups for name, width in widths.items()}
 
 
 def modelling_file(model: Model) -> str:

@@ -106,19 +106,21 @@ def _least_squares(
 
 
 class _OutputLayer:
-    """From the output of the last norm to logits: the output layer and, in Gemma 2 and 3, a soft cap."""
+    """From the output of the last norm to logits: the output layer, Granite's divisor, and Gemma 2's soft cap."""
 
     def __init__(self, model: PreTrainedModel) -> None:
         self.layer = model.get_output_embeddings()
-        self.cap = getattr(model.config.get_text_config(), "final_logit_softcapping", None)
+        config = model.config.get_text_config()
+        self.cap = getattr(config, "final_logit_softcapping", None)
+        self.divisor = getattr(config, "logits_scaling", 1.0)
 
     def __call__(self, hidden: torch.Tensor) -> torch.Tensor:
-        logits = self.layer(hidden).float()
+        logits = self.layer(hidden).float() / self.divisor
         return logits if self.cap is None else self.cap * torch.tanh(logits / self.cap)
 
     def slopes(self, logits: torch.Tensor) -> torch.Tensor | float:
         """Derivative of the logits by what the layer itself put out."""
-        return 1.0 if self.cap is None else 1 - (logits / self.cap).square()
+        return (1.0 if self.cap is None else 1 - (logits / self.cap).square()) / self.divisor
 
 
 def _ends_in_output_layer(model: PreTrainedModel, norm: nn.Module, row: torch.Tensor, state: torch.Tensor) -> bool:

@@ -8,6 +8,7 @@ generator, so the dashboard streams and stops it; and calibration can let a row 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 from transformers import DynamicCache
@@ -68,31 +69,63 @@ def encode_prompts(model: Model, prompts: Sequence[str]) -> tuple[torch.Tensor, 
     if not prompts:
         raise InputError("There is no prompt; give at least one.")
     encoded = [row or [start_token(model)] for row in model.tokenizer(list(prompts), verbose=False)["input_ids"]]
+    embedded = model.module.get_input_embeddings().weight.shape[0]
+    highest = max(map(max, encoded))
+    if highest >= embedded:
+        raise InputError(f"The prompt has token id {highest}; this model knows 0 to {embedded - 1}.")
     length = max(map(len, encoded))
     limit = model.maximum_length
     if limit is not None and length >= limit:
         raise InputError(f"The prompt has {length} tokens; this model reads {limit} in all, so shorten it.")
-    pad = model.tokenizer.pad_token_id or 0
-    ids = torch.tensor([[pad] * (length - len(row)) + row for row in encoded])
+    # Padding is masked, so any id serves; the tokenizer may have none, or one the model has no embedding for.
+    ids = torch.tensor([[0] * (length - len(row)) + row for row in encoded])
     mask = torch.tensor([[0] * (length - len(row)) + [1] * len(row) for row in encoded])
     return ids.to(model.device), mask.to(model.device)
 
 
 def start_token(model: Model) -> int:
     """The token a text begins with: BOS, or EOS for tokenizers without one."""
-    config = model.config
-    for token in (model.tokenizer and model.tokenizer.bos_token_id, config.bos_token_id, config.eos_token_id):
+    config, tokenizer = model.config.get_text_config(decoder=True), model.tokenizer
+    own = () if tokenizer is None else (tokenizer.bos_token_id,)
+    ends = () if tokenizer is None else (tokenizer.eos_token_id,)
+    for token in (*own, config.bos_token_id, *ends, *_ids(config.eos_token_id)):
         if isinstance(token, int):
             return token
     raise InputError("The model defines no token to begin a text with; give a prompt.")
 
 
 def end_tokens(model: Model) -> set[int]:
-    """Tokens that end a text."""
-    eos = model.module.generation_config.eos_token_id
-    if eos is None:
-        eos = model.config.eos_token_id
-    return set() if eos is None else {eos} if isinstance(eos, int) else set(eos)
+    """Tokens that end a text: those of the generation config, of the config and of the tokenizer."""
+    configs = (model.module.generation_config, model.config.get_text_config(decoder=True))
+    tokens = {token for config in configs for token in _ids(config.eos_token_id)}
+    return tokens if model.tokenizer is None else tokens | {*_ids(model.tokenizer.eos_token_id)}
+
+
+def _ids(token: int | Sequence[int] | None) -> tuple[int, ...]:
+    """Token ids that a config has one, several or none of."""
+    return () if token is None else (token,) if isinstance(token, int) else tuple(token)
+
+
+def unknown_tokens(model: Model) -> torch.Tensor:
+    """Ids the model has logits for but its tokenizer no token, (ids,); rows that fill up an embedding."""
+    if model.tokenizer is None:
+        return torch.empty(0, dtype=torch.long)
+    known = torch.zeros(model.module.get_output_embeddings().weight.shape[0], dtype=torch.bool)
+    ids = torch.tensor(sorted(model.tokenizer.get_vocab().values()), dtype=torch.long)
+    known[ids[ids < len(known)]] = True
+    return (~known).nonzero()[:, 0]
+
+
+def _frequencies_change_behind(config: Any) -> int | None:
+    """Tokens up to which longrope rotates keys by its short factors, and by its long ones from the next on."""
+    rope = getattr(config, "rope_parameters", None) or {}
+    return rope.get("original_max_position_embeddings") if rope.get("rope_type") == "longrope" else None
+
+
+def crosses(mask: torch.Tensor, new: int, boundary: int) -> bool:
+    """Whether the last `new` tokens (rows, tokens) make a batch longer than `boundary`, which it was not before."""
+    length = int(mask.sum(-1).max())
+    return length > boundary >= length - new
 
 
 @torch.inference_mode()
@@ -116,6 +149,8 @@ def sample_tokens(
     eos = torch.tensor(sorted(end_tokens(model)), dtype=torch.long)
     generators = [torch.Generator().manual_seed(sampling.seed + row) for row in range(len(ids))]
     warpers = sampling.warpers()
+    unknown = unknown_tokens(model).to(ids.device)
+    boundary = _frequencies_change_behind(model.config)
     begin = start_token(model) if restart else -1
     steps = sampling.max_new_tokens
     if model.maximum_length is not None:
@@ -125,6 +160,9 @@ def sample_tokens(
     step_ids = ids
     for _ in range(steps):
         check_cancelled(cancel)
+        if cache is not None and boundary is not None and crosses(mask, step_ids.shape[1], boundary):
+            # What the cache holds was rotated by other frequencies.
+            cache, step_ids = DynamicCache(config=model.config), ids
         positions = (mask.cumsum(-1) - 1).clamp(min=0)[:, -step_ids.shape[1] :]
         logits = model.module(
             input_ids=step_ids,
@@ -137,6 +175,7 @@ def sample_tokens(
         if not bool(torch.isfinite(logits).all()):
             raise NumericalError("The model's logits are not finite; load it in float32 or prune less.")
         uniform = torch.cat([torch.rand(1, generator=generator) for generator in generators])
+        logits[:, unknown] = -torch.inf
         tokens = draw(logits.float(), sampling.temperature, warpers, uniform).cpu()
         tokens[ended] = begin
         yield tokens.clone()

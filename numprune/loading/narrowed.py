@@ -10,7 +10,6 @@ from typing import Any
 import torch
 import transformers
 from accelerate import init_empty_weights
-from safetensors.torch import load_file
 from torch import nn
 from transformers import PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
@@ -18,6 +17,8 @@ from transformers.core_model_loading import WeightRenaming
 
 from numprune.errors import LoadError
 from numprune.files import MARKER
+from numprune.loading.settings import set_tied
+from numprune.loading.weights import WeightFiles, read_tensors
 from numprune.models.adapter import Adapter, EmptyAttention
 from numprune.models.layer_sizes import forget_sizes, read_sizes
 from numprune.models.model import FORMAT, Model, slice_module
@@ -51,9 +52,9 @@ def _saved_sizes(marker: Path) -> RecordedSizes | None:
         raise LoadError(f"{marker} is damaged; prune and save again.") from error
 
 
-def recorded_sizes(source: str, config: Any) -> RecordedSizes | None:
+def recorded_sizes(folder: Path, config: Any) -> RecordedSizes | None:
     """The sizes of a pruned model; None where the config has one size."""
-    marker = Path(source) / MARKER
+    marker = folder / MARKER
     saved = _saved_sizes(marker) if marker.is_file() else None
     if saved is not None:
         return saved
@@ -61,23 +62,71 @@ def recorded_sizes(source: str, config: Any) -> RecordedSizes | None:
     return None if units is None else RecordedSizes(units, None, "config.json")
 
 
+def sizes_of_tensors(name: str, config: Any, adapter: Adapter, weights: WeightFiles) -> RecordedSizes | None:
+    """The sizes another tool gave the layers, told by the shapes of their tensors; None where the config has them.
+
+    Raises:
+        LoadError: the shapes are not those of layers with fewer heads or channels.
+    """
+    module = _shell(config, adapter, torch.float32)
+    renamings = _renamings(module)
+    found = {_renamed(key, renamings): info.shape for key, info in weights.tensors.items()}
+    own = {key: tuple(value.shape) for key, value in module.state_dict().items()}
+    # A checkpoint of the decoder alone has no head, and its tensors lack the prefix.
+    prefix = f"{module.base_model_prefix}."
+    if not any(key in own for key in found):
+        found = {prefix + key: shape for key, shape in found.items()}
+    wrong = sorted(key for key, shape in found.items() if key in own and own[key] != shape)
+    if not wrong:
+        return None
+    names = {id(part): part_name for part_name, part in module.named_modules()}
+    units = {}
+    for block in adapter.blocks(module):
+        shape = found.get(f"{names[id(block.last)]}.weight", ())
+        if len(shape) == 2 and shape[1] % block.width == 0 and shape[1] // block.width <= block.units:
+            units[block.key] = shape[1] // block.width
+    narrowed = slice_module(module, adapter, {key: range(count) for key, count in units.items()})
+    fitting = {key: tuple(value.shape) for key, value in narrowed.state_dict().items()}
+    odd = next((key for key in wrong if fitting.get(key) != found[key]), None)
+    if odd is not None:
+        raise LoadError(
+            f"{len(wrong)} tensors of the weights in {name} have another shape than the config says (such as {odd},"
+            f" {_times(found[odd])} instead of {_times(own[odd])}), and fewer heads or channels do not explain it;"
+            " give a config that belongs to these weights, or download the checkpoint again."
+        )
+    return RecordedSizes(units, None, "config.json")
+
+
+def _times(shape: tuple[int, ...]) -> str:
+    return " x ".join(map(str, shape))
+
+
+def _shell(config: Any, adapter: Adapter, dtype: torch.dtype) -> PreTrainedModel:
+    """The architecture at full size, without memory but for its buffers."""
+    with init_empty_weights(include_buffers=False):
+        return adapter.auto_class.from_config(config, dtype=dtype)
+
+
 def load_narrowed(
-    folder: Path, sizes: RecordedSizes, config: Any, adapter: Adapter, dtype: torch.dtype
+    folder: Path, weights: WeightFiles, sizes: RecordedSizes, config: Any, adapter: Adapter, dtype: torch.dtype
 ) -> PreTrainedModel:
     """A pruned model: build the architecture without memory, narrow it as recorded, then read the weights."""
+    if weights.tensors is None:
+        raise LoadError(f"The weights in {folder} are pickles, which a pruned model has none of; prune and save again.")
     forget_sizes(config)
-    with init_empty_weights(include_buffers=False):
-        module = adapter.auto_class.from_config(config, dtype=dtype)
+    module = _shell(config, adapter, dtype)
     if sizes.residual_width is not None:
         check_sliceable(adapter, config, str(folder))
         basis = torch.empty(config.hidden_size, sizes.residual_width, dtype=torch.float64, device="meta")
         module = narrow_residual(module, adapter, [basis] * (1 + 2 * len(adapter.layers(module))))
     module = slice_module(module, adapter, {key: range(count) for key, count in sizes.units.items()})
-    state: dict[str, torch.Tensor] = {}
-    for file in sorted(folder.glob("model*.safetensors")):
-        state.update(load_file(file))
-    renamings = [step for step in get_model_conversion_mapping(module) if isinstance(step, WeightRenaming)]
-    state = {_renamed(key, renamings): value.to(dtype) for key, value in state.items()}
+    renamings = _renamings(module)
+    state = {
+        _renamed(key, renamings): value.to(dtype)
+        for key, value in read_tensors(weights.files)
+        if not key.endswith("rotary_emb.inv_freq")  # which old checkpoints hold, though it follows from the config
+    }
+    _untie(module, state)
     _add_biases(module, adapter, state)
     shapes = {key: value.shape for key, value in module.state_dict().items()}
     wrong = sorted(key for key, value in state.items() if shapes.get(key) != value.shape)
@@ -92,6 +141,19 @@ def load_narrowed(
     if (folder / "generation_config.json").is_file():
         module.generation_config = transformers.GenerationConfig.from_pretrained(folder)
     return module
+
+
+def _untie(module: PreTrainedModel, state: dict[str, torch.Tensor]) -> None:
+    """Let an output layer that differs from the embedding stand for itself, whatever the config says."""
+    parts = {id(part): name for name, part in module.named_modules()}
+    heads = [module.get_input_embeddings(), module.get_output_embeddings()]
+    tensors = [state.get(f"{parts.get(id(part))}.weight") for part in heads]
+    if all(tensor is not None for tensor in tensors) and not torch.equal(*tensors):
+        set_tied(module.config, False)
+
+
+def _renamings(module: PreTrainedModel) -> list[WeightRenaming]:
+    return [step for step in get_model_conversion_mapping(module) if isinstance(step, WeightRenaming)]
 
 
 def _renamed(key: str, renamings: list[WeightRenaming]) -> str:

@@ -1,30 +1,31 @@
-"""Opening a model: an embedded name, a hub id or a folder."""
+"""Opening a model: an embedded name, a hub id, a folder or a file."""
 
 from __future__ import annotations
 
 import os
-import pickle
-from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import Path
-from textwrap import shorten
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
 from accelerate import init_empty_weights
-from huggingface_hub import hf_hub_download, snapshot_download
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoTokenizer, PreTrainedModel
+from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from numprune.errors import LoadError, NumpruneError
+from numprune.errors import LoadError
 from numprune.files import MARKER
-from numprune.llamagen import CAPTION_FILES, TEXT_VQ_FILE, VQ_FILE, LlamaGen, load_checkpoint
-from numprune.loading.narrowed import load_narrowed, recorded_sizes, restore_history
+from numprune.loading.gguf import gguf_config, gguf_tokenizer, load_gguf, read_gguf
+from numprune.loading.images import load_llamagen
+from numprune.loading.narrowed import load_narrowed, recorded_sizes, restore_history, sizes_of_tensors
+from numprune.loading.settings import check_known, check_lists, raw_config, set_tied, settle_quantisation
+from numprune.loading.sources import Source, attempt, check_folder, fetch_weights, find_source
+from numprune.loading.weights import WeightFiles, chosen_files, only, weight_files
 from numprune.models.adapter import Adapter, adapter_for
-from numprune.models.embedded import embedded_model, embedded_models
 from numprune.models.model import Model
 from numprune.models.placement import place, resolve_device, resolve_dtype
-
-_WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "pytorch_model*.bin", "pytorch_model*.bin.index.json")
+from numprune.models.written import made_tokenizer_files, saveable, tokenizer_files
 
 
 def load(
@@ -38,14 +39,20 @@ def load(
 ) -> Model:
     """Open a model for scoring, pruning and generation.
 
+    What lies on disk decides what a name means, the index of a checkpoint which files are read, and its tensors what
+    the model is, whatever its config says of tied embeddings, data types and sizes of layers; notes tell where they
+    disagreed.
+
     Args:
         name_or_path: an embedded name (`numprune.embedded_models()`), a hub id, a folder written by transformers, by
-            `Model.save` or by `numprune.export`, or a LlamaGen decoder: a .pt file, or one on the hub such as
-            FoundationVision/LlamaGen:c2i_B_256.pt. Its image tokenizer is looked for beside it, and the captions of a
-            text-conditional one (captions.safetensors or captions.txt).
+            `Model.save`, by `numprune.export` or by another tool that narrowed layers; a GGUF file, which is
+            dequantised, or OWNER/NAME:FILE.gguf on the hub; or a LlamaGen decoder: a .pt file, or one on the hub such
+            as FoundationVision/LlamaGen:c2i_B_256.pt. Its image tokenizer is looked for beside it, and the captions of
+            a text-conditional one (captions.safetensors or captions.txt).
         device: a torch device, or "auto": CUDA, then MPS, then CPU.
         dtype: a torch dtype or its name; "checkpoint", the checkpoint's own; or "auto", which is that on an
-            accelerator and float32 on a CPU (half precision is slower there and gains nothing).
+            accelerator and float32 on a CPU (half precision is slower there and gains nothing). With "auto" the model
+            is saved and exported in the checkpoint's own type wherever it was computed in.
         revision: branch, tag or commit of a hub id.
         trust_remote_code: run modelling code that comes with the checkpoint.
         max_parameters: refuse a model with more, before any weight is read.
@@ -55,100 +62,130 @@ def load(
         LoadError: when something is missing, damaged or not to be had.
     """
     name = os.fspath(name_or_path)
-    if name.endswith(".pt"):
-        return _load_llamagen(name, revision, device=device, dtype=dtype, max_parameters=max_parameters)
-    source = _source(name)
+    source = find_source(name, revision)
+    if source.kind == "llamagen":
+        return load_llamagen(source, device=device, dtype=dtype, max_parameters=max_parameters)
     target = resolve_device(device)
-    options = {"trust_remote_code": trust_remote_code, "revision": revision}
-    config = _attempt(name, lambda: AutoConfig.from_pretrained(source, **options))
+    if source.kind == "gguf":
+        opened = _open_gguf(source, dtype, target, max_parameters)
+    else:
+        opened = _open_folder(source, dtype, target, trust_remote_code, max_parameters)
+    module = place(opened.module, name, target)
+    notes = opened.notes
+    module.generation_config, repaired = saveable(module.generation_config)
+    model = attempt(name, lambda: opened.adapter.wrap(module, name, source.folder))
+    if model is None:
+        model = Model(module=module, tokenizer=opened.tokenizer, adapter=opened.adapter, name=name)
+    if opened.tokenizer is not None:
+        notes += _check_tokenizer(name, opened.tokenizer, module)
+    model.notes += [*notes, *repaired]
+    model.tokenizer_files = opened.tokenizer_files
+    if dtype == "auto" and opened.own_dtype != module.dtype:
+        model.stored_dtype = opened.own_dtype
+    if source.kind == "folder" and (source.path / MARKER).is_file():
+        attempt(name, lambda: restore_history(model, source.path))
+    return model
+
+
+@dataclass
+class _Opened:
+    """What a source gave: module, tokenizer and its files, the data type of the weights as they lay there, notes."""
+
+    module: PreTrainedModel
+    adapter: Adapter
+    tokenizer: PreTrainedTokenizerBase | None
+    tokenizer_files: dict[str, bytes]
+    own_dtype: torch.dtype
+    notes: list[str] = field(default_factory=list)
+
+
+def _open_folder(
+    source: Source, dtype: str | torch.dtype, target: torch.device, trust_remote_code: bool, limit: int | None
+) -> _Opened:
+    name, folder = source.name, source.path
+    check_folder(source)
+    if source.repository is None:
+        chosen_files(folder, name)  # there are some, before anything is told from the config
+    raw = raw_config(folder)
+    check_known(raw)
+    check_lists(name, raw)
+    options = {"trust_remote_code": trust_remote_code}
+    config = attempt(name, lambda: AutoConfig.from_pretrained(folder, **options))
+    weights = None
+    if getattr(config, "quantization_config", None) and source.repository is None:
+        with suppress(LoadError, SafetensorError):  # then the config is believed
+            weights = weight_files(folder, name)
+    notes = settle_quantisation(name, config, raw, weights)
     adapter = adapter_for(config)
-    if max_parameters is not None:
-        _check_size(name, config, max_parameters)
+    if not trust_remote_code:
+        config.__dict__.pop("auto_map", None)
+    if limit is not None:
+        _check_size(name, config, limit)
     tokenizer = None
     if adapter.reads_text:
-        tokenizer = _attempt(name, lambda: AutoTokenizer.from_pretrained(source, **options), what="the tokenizer of ")
+        tokenizer = attempt(name, lambda: AutoTokenizer.from_pretrained(folder, **options), what="the tokenizer of ")
+    if weights is None:
+        attempt(name, lambda: fetch_weights(source))
+        weights = attempt(name, lambda: weight_files(folder, name))
+        notes += settle_quantisation(name, config, raw, weights)
+    own = weights.dtype() or getattr(config, "dtype", None) or torch.float32
+    config.dtype = own
     wanted = resolve_dtype(dtype, config, target)
-    sizes = _attempt(name, lambda: recorded_sizes(source, config))
-    if sizes is None:
-        module = _attempt(name, lambda: _load_stock(source, config, adapter, wanted, options))
-    else:
-        folder = _attempt(name, lambda: _folder(source, revision))
-        module = _attempt(name, lambda: load_narrowed(folder, sizes, config, adapter, wanted))
-    if tokenizer is not None:
-        _check_tokenizer(name, tokenizer, module)
-        if tokenizer.pad_token_id is None:
-            tokenizer.pad_token = tokenizer.eos_token
-        tokenizer.padding_side = "left"
-    module = place(module, name, target)
-    model = _attempt(name, lambda: adapter.wrap(module, name, Path(source)))
-    if model is None:
-        model = Model(module=module, tokenizer=tokenizer, adapter=adapter, name=name)
-    if (Path(source) / MARKER).is_file():
-        _attempt(name, lambda: restore_history(model, Path(source)))
-    return model
+    module, told = attempt(name, lambda: _module(source, config, adapter, weights, wanted, options))
+    files = tokenizer_files(folder) if tokenizer is not None else {}
+    return _Opened(module, adapter, tokenizer, files, own, [*notes, *weights.notes, *told])
 
 
-def _load_llamagen(name: str, revision: str | None, **options: Any) -> LlamaGen:
-    """A published decoder, from disk or OWNER/NAME:FILE on the hub, with the image tokenizer that lies beside it.
-
-    Captions of a text-conditional decoder lie beside it too, or in the working folder when it comes from the hub.
-    """
-    repository, _, file = name.partition(":")
+def _module(
+    source: Source, config: Any, adapter: Adapter, weights: WeightFiles, dtype: torch.dtype, options: dict[str, Any]
+) -> tuple[PreTrainedModel, list[str]]:
+    """The module with its weights, and notes."""
+    sizes = recorded_sizes(source.path, config)
     notes = []
-    vq_file = TEXT_VQ_FILE if Path(file or name).name.startswith("t2i") else VQ_FILE
-    captions_folder = Path()
-    if file and repository.count("/") == 1 and not Path(name).exists():
-        path = _attempt(name, lambda: hf_hub_download(repository, file, revision=revision))
-        try:
-            vq: str | Path | None = hf_hub_download(repository, vq_file, revision=revision)
-        except Exception as error:  # hub and network errors come in many types
-            vq = None
-            notes.append(f"{repository} gave no image tokenizer ({type(error).__name__}), so codes cannot be painted.")
-    else:
-        path = name
-        captions_folder = Path(name).expanduser().parent
-        beside = captions_folder / vq_file
-        vq = beside if beside.is_file() else None
-    captions = None
-    if vq_file == TEXT_VQ_FILE:
-        files = (captions_folder / file for file in CAPTION_FILES)
-        captions = next((file for file in files if file.is_file()), None)
-    model = load_checkpoint(path, vq=vq, captions=captions, **options)
-    model.name = name
-    model.notes += notes
-    return model
-
-
-def _source(name: str) -> str:
-    embedded = embedded_model(name)
-    if embedded is not None:
-        return str(embedded)
-    known = ", ".join(embedded_models())
-    try:
-        path = Path(name).expanduser()
-        exists = bool(name) and path.exists()
-    except (OSError, RuntimeError):  # longer than a path can be, or the home of an unknown user
-        exists = False
-    if exists and path.is_dir():
-        if not (path / "config.json").is_file():
-            raise LoadError(f"Folder {name} has no config.json; give a folder written by transformers or numprune.")
-        if not any(file for pattern in _WEIGHTS for file in path.glob(pattern)):
-            raise LoadError(f"Folder {name} has no weights (*.safetensors); copy them there or choose another folder.")
-        return str(path)
-    if exists:
-        raise LoadError(f"{name} is a file, not a model folder; give the folder that holds its config.json.")
-    looks_local = name.startswith(("/", ".", "~")) or name.count("/") != 1
-    if looks_local:
-        raise LoadError(
-            f"'{name[:80]}' is neither an embedded model ({known}) nor an existing folder nor a hub id"
-            " (owner/name); check the spelling."
+    if sizes is None and weights.tensors is not None:
+        sizes = sizes_of_tensors(source.name, config, adapter, weights)
+        if sizes is not None:
+            notes.append(
+                f"Layers of {source.name} differ from the sizes in its config; it was opened by the shapes of its"
+                " tensors."
+            )
+    if sizes is not None:
+        return load_narrowed(source.path, weights, sizes, config, adapter, dtype), notes
+    with only(source.path, weights) as folder:
+        module, info = adapter.auto_class.from_pretrained(
+            folder,
+            config=config,
+            dtype=dtype,
+            weights_only=True,
+            ignore_mismatched_sizes=True,  # they are refused below, by name
+            output_loading_info=True,
+            **options,
         )
-    return name
+    return module, notes + _checked(source.name, module, info)
+
+
+def _open_gguf(source: Source, dtype: str | torch.dtype, target: torch.device, limit: int | None) -> _Opened:
+    name = source.name
+    # transformers looks for settings beside the file, which may be those of another model.
+    with TemporaryDirectory() as alone:
+        path = Path(alone) / source.path.name
+        path.symlink_to(source.path.resolve())
+        file = read_gguf(path, name)
+        config = attempt(name, lambda: gguf_config(file, name))
+        adapter = adapter_for(config)
+        if limit is not None:
+            _check_size(name, config, limit)
+        tokenizer, told = attempt(name, lambda: gguf_tokenizer(file), what="the tokenizer of ")
+        config.dtype = file.dtype
+        wanted = resolve_dtype(dtype, config, target)
+        module, info = attempt(name, lambda: load_gguf(file, config, adapter, wanted))
+    notes = [file.note, *told, *_checked(name, module, info)]
+    return _Opened(module, adapter, tokenizer, made_tokenizer_files(tokenizer), file.dtype, notes)
 
 
 def _check_size(name: str, config: Any, limit: int) -> None:
     with init_empty_weights():
-        shell = _attempt(name, lambda: adapter_for(config).auto_class.from_config(config))
+        shell = attempt(name, lambda: adapter_for(config).auto_class.from_config(config))
     shell.tie_weights()
     if shell.num_parameters() > limit:
         raise LoadError(
@@ -157,63 +194,46 @@ def _check_size(name: str, config: Any, limit: int) -> None:
         )
 
 
-def _load_stock(
-    source: str, config: Any, adapter: Adapter, dtype: torch.dtype, options: dict[str, Any]
-) -> PreTrainedModel:
-    module, info = adapter.auto_class.from_pretrained(
-        source,
-        config=config,
-        dtype=dtype,
-        weights_only=True,
-        ignore_mismatched_sizes=True,  # they are refused below, by name
-        output_loading_info=True,
-        **options,
-    )
+def _checked(name: str, module: PreTrainedModel, info: dict[str, Any]) -> list[str]:
+    """Refuse what is missing; let the tensors say whether the output layer is the embedding, and tell when the config
+    said something else."""
+    embedding, head = module.get_input_embeddings(), module.get_output_embeddings()
+    missing, notes = set(info["missing_keys"]), []
+    if head is not None:
+        own = next(key for key, part in module.named_modules() if part is head) + ".weight"
+        tied = head.weight is embedding.weight
+        if not tied and own in missing:
+            head.weight, tied = embedding.weight, True
+            missing.discard(own)
+            notes.append(f"{name} has no {own}, so the embedding is its output layer, whatever its config says.")
+        elif not tied and bool(getattr(module.config, "tie_word_embeddings", False)):
+            notes.append(f"{name} has a {own} of its own, so it is not tied to the embedding, as its config says.")
+        set_tied(module.config, tied)
     for keys, what in (
-        (info["missing_keys"], "are missing"),
+        (missing, "are missing"),
         ({key for key, *_ in info["mismatched_keys"]}, "have another shape than the config says"),
     ):
         if keys:
             raise LoadError(
-                f"{len(keys)} tensors of the weights in {source} {what} (such as {min(keys)}); download the checkpoint"
+                f"{len(keys)} tensors of the weights in {name} {what} (such as {min(keys)}); download the checkpoint"
                 " again."
             )
-    return module
+    return notes
 
 
-def _folder(source: str, revision: str | None) -> Path:
-    """Where the files of a source lie, fetched when it is a hub id."""
-    if Path(source).is_dir():
-        return Path(source)
-    return Path(snapshot_download(source, revision=revision, allow_patterns=["*.json", "*.safetensors"]))
-
-
-def _check_tokenizer(name: str, tokenizer: Any, module: PreTrainedModel) -> None:
+def _check_tokenizer(name: str, tokenizer: PreTrainedTokenizerBase, module: PreTrainedModel) -> list[str]:
+    """Refuse a tokenizer of another model; a note for tokens somebody added for which the model has no embedding."""
     rows = module.get_input_embeddings().weight.shape[0]
-    highest = max(tokenizer.get_vocab().values(), default=-1)
-    if highest >= rows:
+    beyond = {token: index for token, index in tokenizer.get_vocab().items() if index >= rows}
+    if not beyond:
+        return []
+    if beyond.keys() - tokenizer.get_added_vocab().keys():
         raise LoadError(
-            f"The tokenizer of {name} has ids up to {highest} but the model embeds {rows} tokens;"
+            f"The tokenizer of {name} has ids up to {max(beyond.values())} but the model embeds {rows} tokens;"
             " use the tokenizer the model was trained with."
         )
-
-
-def _attempt(name: str, step: Callable[[], Any], *, what: str = "") -> Any:
-    """Run one step of loading and turn what libraries raise, in many types, into one sentence."""
-    try:
-        return step()
-    except NumpruneError:
-        raise
-    except SafetensorError as error:
-        raise LoadError(
-            f"The weights of {name} are damaged or cut short ({error}); download or save them again."
-        ) from error
-    except (pickle.UnpicklingError, EOFError) as error:
-        raise LoadError(
-            f"The weights of {name} are a damaged pickle or one that wants to run code, which is refused;"
-            " convert them to safetensors."
-        ) from error
-    except Exception as error:
-        reason = shorten(str(error) or type(error).__name__, 200, placeholder=" …").rstrip(" .:")
-        advice = "mend that folder" if Path(name).exists() else "check the name and the network"
-        raise LoadError(f"Cannot load {what}{name}: {reason}; {advice}, or choose an embedded model.") from error
+    first = min(beyond, key=beyond.__getitem__)
+    return [
+        f"The tokenizer of {name} has {len(beyond)} added tokens for which the model has no embedding (such as"
+        f" {first}); text that uses them is refused."
+    ]

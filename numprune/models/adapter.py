@@ -238,8 +238,6 @@ def _refusal(config: Any) -> str | None:
         return "it is a mixture of experts (MoE), whose channels see only the tokens routed to them"
     if getattr(config, "quantization_config", None):
         return "its weights are quantised, and a part of them no longer fits its scales"
-    if config.model_type in ("olmo2", "olmo3", "flex_olmo"):
-        return "it normalises queries and keys across heads, so a head cannot be removed alone"
     return None
 
 

@@ -25,9 +25,11 @@ IRRELEVANT = (
     "return_dict",
     "torch_dtype",
     "transformers_version",
+    "type",
     "use_cache",
 )
-"""Entries of a config that change no logit; `per_layer_config` repeats the shapes of tensors."""
+"""Entries of a config that change no logit; `per_layer_config` repeats the shapes of tensors, and "type" is an earlier
+name of "rope_type"."""
 IRRELEVANT_ENDINGS = ("_token_id", "_dropout", "_range", "_std", "dropout", "layerdrop", "_pdrop")
 """What starts or ends a text, and what only training reads."""
 CHUNK = 2**24
@@ -53,6 +55,9 @@ def relevant(config: dict[str, Any]) -> dict[str, Any]:
         value = _plain(value)
         if value is not None and value is not False and value not in ([], {}, ""):
             kept[str(key)] = value
+    rope = kept.get("rope_parameters", {})
+    if kept.get("partial_rotary_factor", 1) == rope.get("partial_rotary_factor", 1):
+        kept.pop("partial_rotary_factor", None)  # where earlier versions of transformers look for it
     if {"hidden_size", "num_attention_heads"} <= kept.keys():
         # What configs that do not say it mean, and exports of layers with sizes of their own spell out.
         kept.setdefault("head_dim", kept["hidden_size"] // kept["num_attention_heads"])

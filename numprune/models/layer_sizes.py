@@ -24,27 +24,33 @@ def groups_name(config: Any) -> str:
     return "num_attention_heads" if getattr(config, "num_key_value_heads", None) is None else "num_key_value_heads"
 
 
+def groups_per_unit(config: Any) -> int:
+    """KV groups that only go together: one, or all of a layer where its heads are normalised as one."""
+    return getattr(config, groups_name(config)) if config.model_type == "olmo2" else 1
+
+
 def channels_name(config: Any) -> str:
     """The entry that counts the MLP channels of a layer."""
     return "ffn_dim" if hasattr(config, "ffn_dim") else "intermediate_size"
 
 
 def layer_values(config: Any, kind: str, units: int) -> dict[str, int]:
-    """The entries of a config for so many groups or channels, which keep the heads per group."""
+    """The entries of a config for so many units, which keep the heads per group."""
     if kind == "mlp":
         return {channels_name(config): units}
-    heads = config.num_attention_heads // getattr(config, groups_name(config))
-    return {"num_attention_heads": units * heads, groups_name(config): units}
+    heads, groups = config.num_attention_heads // getattr(config, groups_name(config)), units * groups_per_unit(config)
+    return {"num_attention_heads": groups * heads, groups_name(config): groups}
 
 
 def write_sizes(config: Any, units: Mapping[ModuleKey, int], biases: Set[ModuleKey]) -> None:
     """Put the units of every module into `per_layer_config`, where they differ from the config's own numbers.
 
     Args:
-        units: groups or channels of every module, 0 for an emptied one.
+        units: of every module, 0 for an emptied one.
         biases: modules whose output projection has a bias the architecture does not give it.
     """
-    full = {"attention": getattr(config, groups_name(config)), "mlp": getattr(config, channels_name(config))}
+    whole = getattr(config, groups_name(config)) // groups_per_unit(config)
+    full = {"attention": whole, "mlp": getattr(config, channels_name(config))}
     layers: dict[int, dict[str, Any]] = {}
     for key, count in units.items():
         sizes = layers.setdefault(key.layer, {})
@@ -81,7 +87,8 @@ def read_sizes(config: Any) -> dict[ModuleKey, int] | None:
         if sizes.num_attention_heads * full[1] != full[0] * getattr(sizes, groups):
             raise LoadError(f"Layer {index} of this model has other heads per KV head than the rest; they must agree.")
         for kind, name in (("attention", groups), ("mlp", channels)):
-            units[ModuleKey(index, kind)] = 0 if kind in sizes.skip else getattr(sizes, name)
+            size = getattr(sizes, name) // (groups_per_unit(config) if kind == "attention" else 1)
+            units[ModuleKey(index, kind)] = 0 if kind in sizes.skip else size
     return units
 
 

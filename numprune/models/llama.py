@@ -1,6 +1,6 @@
 """Llama and the architectures that share its layout: separate q, k, v, o and gate, up, down projections.
 
-Covers Llama 1/2/3, Mistral, Qwen2/2.5 (biases on q, k, v), Qwen3 and Gemma 3 (norms over the head
+Covers Llama 1/2/3, Mistral, Ministral, Qwen2/2.5 (biases on q, k, v), Qwen3 and Gemma 3 (norms over the head
 dimension, shared by all heads, so nothing of them is sliced), Gemma 1/2 and SmolLM3.
 """
 
@@ -21,6 +21,8 @@ class LlamaAdapter(Adapter):
     model_types = (
         "llama",
         "mistral",
+        "ministral",
+        "ministral3",
         "qwen2",
         "qwen3",
         "gemma",

@@ -22,6 +22,7 @@ from numprune.linalg import all_finite
 from numprune.models.adapter import Adapter, Block, EmptyAttention, blocks_parameters, make_linear, narrow_linear
 from numprune.models.identity import fingerprint
 from numprune.models.pieces import pieces
+from numprune.models.written import write_module, write_tokenizer
 from numprune.plan.keys import KINDS, ModuleKey
 from numprune.plan.recipe import Recipe
 from numprune.plan.report import PruningReport
@@ -40,6 +41,8 @@ class Model:
         name: the embedded name, hub id or folder it came from.
         recipe: how it was pruned; None for a dense model.
         report: what pruning did to each module; None for a dense model.
+        stored_dtype: data type its weights are written in; None for the one they have in memory.
+        tokenizer_files: the files the tokenizer was read from, by name, which are written as they were.
     """
 
     module: PreTrainedModel
@@ -49,6 +52,8 @@ class Model:
     recipe: Recipe | None = None
     report: PruningReport | None = None
     notes: list[str] = field(default_factory=list)
+    stored_dtype: torch.dtype | None = None
+    tokenizer_files: dict[str, bytes] = field(default_factory=dict, repr=False)
 
     @property
     def config(self) -> Any:
@@ -89,6 +94,11 @@ class Model:
     def bytes(self) -> int:
         """Memory of the weights, in bytes."""
         return sum(p.numel() * p.element_size() for p in self.module.parameters())
+
+    @property
+    def stored_bytes(self) -> int:
+        """What the weights take on disk, in bytes."""
+        return self.bytes if self.stored_dtype is None else self.parameters * self.stored_dtype.itemsize
 
     @property
     def maximum_length(self) -> int | None:
@@ -176,7 +186,7 @@ class Model:
         with atomic_folder(folder) as partial:
             try:
                 self._write(partial)
-            except OSError:
+            except (OSError, NumpruneError):
                 raise
             except Exception as error:  # safetensors reports a full disk as an error type of its own
                 raise NumpruneError(f"Writing {folder} failed: {error}; nothing was left there.") from error
@@ -193,11 +203,8 @@ class Model:
 
     def _write(self, folder: Path) -> None:
         """Write what transformers reads."""
-        # Tensors keep the module's own names: transformers would undo its renamings (GPT-NeoX's lm_head),
-        # which only its own loader of whole checkpoints applies again.
-        self.module.save_pretrained(folder, save_original_format=False)
-        if self.tokenizer is not None:
-            self.tokenizer.save_pretrained(folder)
+        write_module(self.module, folder, self.stored_dtype or self.dtype)
+        write_tokenizer(self.tokenizer, self.tokenizer_files, folder)
 
 
 def twin(module: PreTrainedModel) -> PreTrainedModel:

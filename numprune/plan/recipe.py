@@ -36,7 +36,8 @@ class CalibrationRecipe:
     """What the model is calibrated on; see `numprune.calibrate`.
 
     `data` is a dataset name, a file or "self"; None when it was texts or tokens only the caller has. `bos` is whether
-    every sequence of text begins with BOS, where the tokenizer adds one.
+    every sequence of text begins with BOS, where the tokenizer adds one; `text_column` is the column of rows that holds
+    the text, None for the first that is known by its name.
     """
 
     data: str | None = "self"
@@ -44,6 +45,7 @@ class CalibrationRecipe:
     sequence_length: int = 2048
     seed: int = 0
     bos: bool = True
+    text_column: str | None = None
 
     def __post_init__(self) -> None:
         _make_plain(self, (), ("samples", "sequence_length", "seed"))
@@ -170,8 +172,11 @@ class Recipe:
         plain = asdict(self)
         for name in ("ratios", "keep", "prune"):
             plain[name] = {str(key): _plain(value) for key, value in sorted(getattr(self, name).items())}
+        # Versions before these entries do not know them.
         if not self.suggested:
-            del plain["suggested"]  # which versions before it do not know
+            del plain["suggested"]
+        if self.calibration.text_column is None:
+            del plain["calibration"]["text_column"]
         return {"version": VERSION, **{_IN_FILES.get(name, name): value for name, value in plain.items()}}
 
     def to_json(self) -> str:

@@ -10,9 +10,11 @@ from typing import Any
 import gradio as gr
 
 from numprune.calibration import DATASETS
+from numprune.calibration.data import documents
 from numprune.calibration.self_samples import cache_folder
+from numprune.calibration.text_files import ACCEPTED, KINDS
 from numprune.errors import InputError
-from numprune.files import write_text
+from numprune.files import write_bytes
 from numprune.models.placement import DTYPES
 from numprune.plan.recipe import CalibrationRecipe
 from numprune.ui.header import CLOSE
@@ -76,7 +78,7 @@ def build(shared: Shared) -> ModelForm:
             length = gr.Number(2048, precision=0, minimum=2, label="Length", min_width=80)
             seed = gr.Number(0, precision=0, label="Seed", min_width=70)
         upload = gr.File(
-            label="Text or jsonl file", file_types=[".txt", ".jsonl"], type="filepath", visible=False, height=120
+            label="File of text or rows", file_types=[*KINDS, ".gz"], type="filepath", visible=False, height=120
         )
         text = gr.Textbox(label="Calibration text to paste", lines=4, visible=False)
         button = gr.Button("Open and score", variant="primary", size="md")
@@ -99,9 +101,14 @@ def keep_text(text: str, suffix: str) -> str:
     """
     if not text.strip():
         raise InputError("There is no calibration text; paste some, upload a file or choose another source.")
-    path = texts_folder() / f"{hashlib.sha256(text.encode()).hexdigest()[:16]}{suffix}"
+    return keep_bytes(text.encode(), suffix)
+
+
+def keep_bytes(data: bytes, suffix: str) -> str:
+    """Write a file under the name of its hash; returns the path."""
+    path = texts_folder() / f"{hashlib.sha256(data).hexdigest()[:16]}{suffix}"
     if not path.exists():
-        write_text(path, text)
+        write_bytes(path, data)
     return str(path)
 
 
@@ -115,12 +122,9 @@ def source_of(data: str | None, upload: str | None, text: str | None) -> str:
         return keep_text(text or "", ".txt")
     if data == UPLOADED:
         if not upload:
-            raise InputError("There is no uploaded file; drop a .txt or .jsonl file into the box first.")
-        try:
-            content = Path(upload).read_text(encoding="utf-8")
-        except UnicodeDecodeError as error:
-            raise InputError("The uploaded file is not UTF-8 text; convert it or choose another file.") from error
-        return keep_text(content, ".jsonl" if upload.endswith(".jsonl") else ".txt")
+            raise InputError(f"There is no uploaded file; drop one into the box first ({ACCEPTED}).")
+        documents(upload, "train")
+        return keep_bytes(Path(upload).read_bytes(), "".join(Path(upload.lower()).suffixes[-2:]))
     if not data:
         raise InputError("There is no calibration text; choose a source.")
     return data

@@ -183,6 +183,7 @@ class Workbench(Visits):
             sequence_length=used_calibration(model, source).sequence_length,
             seed=source.seed,
             bos=source.bos,
+            text_column=source.text_column,
             progress=progress,
             cancel=cancel,
         )

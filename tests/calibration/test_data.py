@@ -60,11 +60,19 @@ def test_rows_of_a_jsonl_file_are_documents(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "line", ["{oops", '{"title": "x"}', '["text"]', "7", '"text"', '{"text": null}', '{"text": 3}']
+    ("line", "says"),
+    [
+        ("{oops", "is not JSON"),
+        ('{"title": "x", "tags": "y"}', "its keys are title, tags: name one with --text-column"),
+        ('["text"]', "is a list, where an object"),
+        ("7", "is a number, where an object"),
+        ('{"text": null}', "column text, is null, not a string"),
+        ('{"text": 3}', "column text, is a number, not a string"),
+    ],
 )
-def test_a_bad_line_of_a_jsonl_file_is_named(tmp_path, line):
+def test_a_bad_line_of_a_jsonl_file_is_named(tmp_path, line, says):
     (tmp_path / "a.jsonl").write_text('{"text": "good"}\n\n' + line + "\n")
-    with pytest.raises(InputError, match=r"Line 3 of .*a.jsonl is not a JSON object with a 'text'"):
+    with pytest.raises(InputError, match=f"Line 3 of .*a.jsonl.* {says}"):
         documents(tmp_path / "a.jsonl", "train")
 
 
@@ -93,17 +101,17 @@ def test_something_else_than_text_is_refused(data):
 
 
 def test_a_file_that_is_not_text_is_refused(tmp_path):
-    (tmp_path / "a.txt").write_bytes(b"\xff\xfe\x00\x01")
-    with pytest.raises(InputError, match=r"a.txt is not UTF-8 text"):
+    (tmp_path / "a.txt").write_bytes(b"caf\xe9 in Latin-1")
+    with pytest.raises(InputError, match=r"a.txt cannot be read as text \(it is not UTF-8 text\)"):
         documents(tmp_path / "a.txt", "train")
 
 
-@pytest.mark.parametrize("name", ["no-such-dataset", "/no/such/file.txt", "Once upon a time " * 400, "a\0b", ".", ""])
+@pytest.mark.parametrize("name", ["no-such-dataset", "/no/such/file.txt", "Once upon a time " * 400, "a\0b", ""])
 def test_an_unknown_name_is_refused_with_what_is_known(name):
     with pytest.raises(InputError, match="is neither a file nor a dataset name") as caught:
         documents(name, "train")
     assert all(known in str(caught.value) for known in DATASETS)
-    assert len(str(caught.value)) < 300
+    assert len(str(caught.value)) < 400
 
 
 @pytest.mark.parametrize(
@@ -152,7 +160,9 @@ def test_a_dataset_that_cannot_be_reached_is_one_sentence(hub, model, name):
 
 def test_a_missing_datasets_package_is_explained(monkeypatch, model):
     monkeypatch.setitem(sys.modules, "datasets", None)
-    with pytest.raises(InputError, match=r"wikitext2 needs the datasets package; run pip install 'numprune\[data\]'"):
+    with pytest.raises(
+        InputError, match=r"wikitext2 .* needs the datasets package; run pip install 'numprune\[data\]'"
+    ):
         calibrate(model, "wikitext2", samples=1, sequence_length=8)
 
 

@@ -5,8 +5,10 @@ import torch
 from architectures import ARCHITECTURES, make_tokenizer, random_ids, random_scores, tiny_model
 
 from numprune import InputError, NumericalError, Recipe, allocate, attention_patterns, calibrate, prune
+from numprune.models.layer_sizes import groups_per_unit
 
 TEXT = "the cat and a dog ran to them"
+
 ALL = pytest.mark.parametrize("name", [name for name in ARCHITECTURES if not name.startswith("llamagen")])
 HOW = pytest.mark.parametrize("how", ["dense", "pruned"])
 
@@ -54,6 +56,7 @@ def test_heads_of_a_unit_are_those_its_group_feeds(name, how):
     block = next(block for block in model.blocks if block.key == (1, "attention"))
     config = model.config.get_text_config()
     group = config.num_attention_heads // getattr(config, "num_key_value_heads", config.num_attention_heads)
+    group *= groups_per_unit(config)
     assert result.units == block.units
     heads = [result.heads_of_unit(unit) for unit in range(result.units)]
     assert [len(each) for each in heads] == [group] * block.units

@@ -48,6 +48,8 @@ ALL = pytest.mark.parametrize(("name", "plan"), CASES)
 def pruned(name, plan):
     settings, compensation = PLANS[plan]
     model = tiny_model(name, tokenizer=make_tokenizer())
+    if plan == "uneven" and model.blocks[0].units == 1:  # all heads are one unit, which stays
+        settings = {"prune": {key: units for key, units in settings["prune"].items() if "mlp" in key}}
     stats = calibrate(model, random_ids(4, 16, seed=3), samples=4, sequence_length=16)
     return prune(
         model,

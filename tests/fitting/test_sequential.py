@@ -23,7 +23,7 @@ from numprune.fitting.sequential import fit_to_dense
 from numprune.models.adapter import adapter_for
 from numprune.models.model import slice_module
 
-POST_NORMS = ("gemma2", "gemma3")
+POST_NORMS = ("gemma2", "gemma3", "olmo2")
 
 
 def calibrated(name="llama", **options):

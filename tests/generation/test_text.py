@@ -7,14 +7,17 @@ from architectures import random_ids, tiny_model
 from scipy.stats import chisquare
 
 from numprune import Cancelled, InputError, NumericalError, Sampling, generate, stream_text
-from numprune.generation.text import end_tokens, sample_tokens, start_token
+from numprune.generation.text import end_tokens, sample_tokens, start_token, unknown_tokens
 
+KNOWN = 104
+"""Tokens of the tokenizer; the model embeds 112."""
 PROMPTS = ["the cat", "a dog and a mouse went away", "x"]
 
 
 def never_ending(model):
     model.module.generation_config.eos_token_id = None
     model.config.eos_token_id = None
+    model.tokenizer.eos_token = None
     return model
 
 
@@ -46,6 +49,7 @@ def next_tokens(model, rows, **options):
 def next_probabilities(model, temperature=1.0):
     with torch.no_grad():
         logits = model.module(random_ids(1, 4, seed=5)).logits[0, -1].double().numpy() / temperature
+    logits[KNOWN:] = -np.inf
     weights = np.exp(logits - logits.max())
     return weights / weights.sum()
 
@@ -107,7 +111,7 @@ def test_later_tokens_of_a_row_are_drawn_from_the_softmax_too(endless):
     ids = torch.zeros(60, 1, dtype=torch.long)
     steps = sample_tokens(endless, ids, torch.ones_like(ids), Sampling(max_new_tokens=60, temperature=1.0, top_p=1.0))
     tokens = torch.stack(list(steps)).flatten().numpy()
-    assert_drawn_from(tokens, np.full(112, 1 / 112))
+    assert_drawn_from(tokens, np.where(np.arange(112) < KNOWN, 1 / KNOWN, 0))
 
 
 def test_top_k_draws_among_the_k_likeliest(endless):
@@ -166,11 +170,81 @@ def test_any_of_several_end_tokens_ends_the_text(model):
     assert len(list(stream_text(model, ["the"], Sampling(max_new_tokens=9)))) == 2
 
 
-def test_end_tokens_come_from_the_config_when_generation_has_none(model):
+def test_end_tokens_of_generation_config_config_and_tokenizer_all_end_a_text(model):
+    model.module.generation_config.eos_token_id = [5, 6]
+    model.config.eos_token_id = 7
+    assert end_tokens(model) == {1, 5, 6, 7}
+    for token in (5, 7, 1):
+
+        def only(_, __, output, token=token):
+            output.logits[..., token] = 1e6
+
+        hook = model.module.register_forward_hook(only)
+        assert len(list(stream_text(model, ["the"], Sampling(max_new_tokens=9)))) == 1
+        hook.remove()
+    assert end_tokens(never_ending(model)) == set()
+
+
+@pytest.mark.parametrize(
+    ("bos", "eos", "of_tokenizer", "begin"),
+    [
+        (None, [5, 6], {}, 5),
+        (None, [5, 6], {"eos_token": "</s>"}, 1),
+        (None, 5, {}, 5),
+        (7, [5, 6], {"eos_token": "</s>"}, 7),
+        (7, [5, 6], {"bos_token": "<s>"}, 0),
+    ],
+)
+def test_a_text_begins_with_bos_or_else_the_first_end_token(model, bos, eos, of_tokenizer, begin):
+    model.config.bos_token_id, model.config.eos_token_id = bos, eos
+    for name in ("bos_token", "eos_token"):
+        setattr(model.tokenizer, name, of_tokenizer.get(name))
+    assert start_token(model) == begin
+
+
+@pytest.mark.parametrize("temperature", [0, 1.0, 5.0])
+def test_ids_without_a_token_are_not_drawn(endless, temperature):
+    endless.module.lm_head.weight = torch.nn.Parameter(endless.module.lm_head.weight.clone(), requires_grad=False)
+    endless.module.lm_head.weight[KNOWN:] *= 50
+    ids = random_ids(4, 3)
+    sampling = Sampling(max_new_tokens=20, temperature=temperature, top_p=1.0)
+    for tokens in sample_tokens(endless, ids, torch.ones_like(ids), sampling):
+        assert int(tokens.max()) < KNOWN
+    assert unknown_tokens(endless).tolist() == list(range(KNOWN, 112))
+
+
+LONGROPE = {
+    "rope_type": "longrope",
+    "rope_theta": 1e4,
+    "short_factor": [1.0, 1.1, 1.2, 1.4],
+    "long_factor": [1.0, 2.0, 4.0, 8.0],
+    "original_max_position_embeddings": 32,
+    "partial_rotary_factor": 1.0,
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [
+        ("phi3", {"rope_parameters": LONGROPE, "original_max_position_embeddings": 32}),
+        ("llama", {"rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 4.0}}),
+    ],
+)
+@pytest.mark.parametrize("prompt", [10, 31, 32, 33, 40])
+def test_frequencies_that_follow_the_length_give_the_same_tokens_with_a_cache(name, changes, prompt):
+    model = tiny_model(name, max_position_embeddings=64, eos_token_id=None, **changes)
     model.module.generation_config.eos_token_id = None
-    assert end_tokens(model) == {1}
-    model.config.eos_token_id = None
-    assert end_tokens(model) == set()
+    ids = random_ids(1, prompt, seed=3)
+
+    def written(use_cache):
+        sampling = Sampling(max_new_tokens=50, temperature=0)
+        return torch.stack(list(sample_tokens(model, ids, torch.ones_like(ids), sampling, use_cache=use_cache)), 1)
+
+    ours = written(True)
+    assert ours.shape[1] == min(50, 64 - prompt)
+    assert torch.equal(ours, written(False))
+    theirs = model.module.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=ours.shape[1])
+    assert torch.equal(ours, theirs[:, prompt:])
 
 
 def test_the_maximum_length_ends_the_text(endless):

@@ -503,7 +503,8 @@ def test_load_opens_published_files_of_the_hub(tmp_path, vq_file, monkeypatch):
         asked.append((repository, file, revision))
         return str(files[file])
 
-    monkeypatch.setattr("numprune.loading.opening.hf_hub_download", download)
+    for place in ("sources", "images"):
+        monkeypatch.setattr(f"numprune.loading.{place}.hf_hub_download", download)
     name = "FoundationVision/LlamaGen:c2i_B_256.pt"
     model = load(name, device="cpu", revision="main")
     assert asked == [("FoundationVision/LlamaGen", file, "main") for file in files]

@@ -22,6 +22,7 @@ from numprune import (
     generate,
     held_out_text,
     load,
+    perplexity,
     prune,
     score,
 )
@@ -104,15 +105,19 @@ def test_a_folder_loads_as_transformers_loads_it(folder):
     ids = random_ids(2, 9)
     assert torch.equal(model.module(ids).logits, reference(ids).logits)
     assert model.architecture == "LlamaForCausalLM"
-    assert model.tokenizer.padding_side == "left"
     assert all(not p.requires_grad for p in model.module.parameters())
 
 
-def test_a_tokenizer_without_padding_pads_with_its_end_token(folder):
+def test_a_tokenizer_without_padding_stays_without_and_prompts_of_several_lengths_are_written_on(folder):
     tokenizer = make_tokenizer()
-    tokenizer.pad_token = None
+    tokenizer.pad_token, tokenizer.padding_side = None, "right"
     tokenizer.save_pretrained(folder)
-    assert load(folder, device="cpu").tokenizer.pad_token == "</s>"
+    model = load(folder, device="cpu")
+    assert model.tokenizer.pad_token is None
+    prompts = ["the cat and", "a"]
+    assert generate(model, prompts, max_new_tokens=5) == [
+        generate(model, prompt, max_new_tokens=5, seed=seed) for seed, prompt in enumerate(prompts)
+    ]
 
 
 def test_a_path_may_be_a_string_or_a_path_and_relative(folder, monkeypatch):
@@ -183,7 +188,7 @@ def test_missing_tensors_are_refused_by_name(folder):
 
 def test_tensors_of_another_shape_are_refused_by_name(folder):
     edit_weights(folder, lambda state: state.update({"model.layers.1.mlp.up_proj.weight": torch.zeros(3, 32)}))
-    refused(folder, r"have another shape than the config says \(such as model.layers.1.mlp.up_proj.weight\)")
+    refused(folder, r"another shape than the config says \(such as model.layers.1.mlp.up_proj.weight, 3 x 32 instead")
 
 
 def test_a_tied_output_embedding_may_be_missing(tmp_path):
@@ -194,11 +199,22 @@ def test_a_tied_output_embedding_may_be_missing(tmp_path):
     assert load(tmp_path, device="cpu").parameters == model.parameters
 
 
-def test_a_tokenizer_with_more_ids_than_the_model_is_refused(folder):
+def test_the_tokenizer_of_a_larger_model_is_refused(folder):
+    tiny_model("llama", vocab_size=60).module.save_pretrained(folder)
+    refused(folder, "ids up to 103 but the model embeds 60 tokens")
+
+
+def test_tokens_added_beyond_the_embedding_are_told_and_text_that_uses_them_is_refused(folder):
     tokenizer = make_tokenizer()
-    tokenizer.add_tokens([f"word{i}" for i in range(20)])
+    tokenizer.add_tokens([f"word{i}" for i in range(8)])
+    tokenizer.add_special_tokens({"pad_token": "<pad>"})
     tokenizer.save_pretrained(folder)
-    refused(folder, "ids up to 123 but the model embeds 112 tokens")
+    model = load(folder, device="cpu")
+    assert "1 added tokens for which the model has no embedding (such as <pad>)" in model.notes[0]
+    assert generate(model, ["the cat", "a"], max_new_tokens=3)[0].startswith("the cat")
+    for step in (lambda text: generate(model, text), lambda text: perplexity(model, [text])):
+        with pytest.raises(InputError, match=r"112.*knows 0 to 111"):
+            step("the <pad> cat")
 
 
 @pytest.mark.parametrize("damage", ["missing", "cut"])
@@ -254,9 +270,13 @@ def test_an_unreachable_hub_id_is_refused():
         (transformers.Qwen3MoeConfig(architectures=["Qwen3MoeForCausalLM"]), r"Qwen3MoeForCausalLM .*\(MoE\)"),
         (transformers.DeepseekV3Config(architectures=["DeepseekV3ForCausalLM"]), r"DeepseekV3ForCausalLM .*\(MoE\)"),
         (transformers.T5Config(architectures=["T5Model"]), "T5Model .* encoder-decoder"),
-        (transformers.Olmo2Config(architectures=["Olmo2ForCausalLM"]), "Olmo2ForCausalLM .* across heads"),
+        (
+            transformers.StableLmConfig(architectures=["StableLmForCausalLM"], qk_layernorm=True),
+            "norm for every single head",
+        ),
+        (transformers.Olmo3Config(architectures=["Olmo3ForCausalLM"]), "Olmo3ForCausalLM .*'olmo3'.* has no adapter"),
         (transformers.GPT2Config(architectures=["GPT2LMHeadModel"]), "GPT2LMHeadModel .*'gpt2'.* has no adapter"),
-        (transformers.LlamaConfig(quantization_config={"quant_method": "gptq", "bits": 4}), "llama .* quantised"),
+        (transformers.LlamaConfig(quantization_config={"quant_method": "gptq", "bits": 4}), r"quantised \(gptq\)"),
     ],
     ids=lambda value: getattr(value, "model_type", None),
 )
@@ -264,6 +284,12 @@ def test_architectures_that_cannot_be_pruned_are_refused_before_weights_are_read
     config.save_pretrained(tmp_path)
     (tmp_path / "model.safetensors").write_bytes(b"reading this would fail")
     refused(tmp_path, says, UnsupportedArchitecture)
+
+
+def test_an_architecture_is_refused_by_name_even_where_its_config_cannot_be_read(folder):
+    config = {"model_type": "exaone4", "architectures": ["Exaone4ForCausalLM"], "sliding_window_pattern": "LLLG"}
+    (folder / "config.json").write_text(json.dumps(config))
+    refused(folder, r"Exaone4ForCausalLM \(model_type 'exaone4'\) has no adapter", UnsupportedArchitecture)
 
 
 def test_an_architecture_nobody_knows_is_refused_by_name(folder):

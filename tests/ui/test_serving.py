@@ -92,6 +92,10 @@ def test_datasets_uploads_and_own_samples_may_be_read(tmp_path, data):
         "{own}/../secret.txt",
         "{own}-of-others/a.txt",
         "{own}/a.txt,{own}/../b.txt",
+        "{own}/*.txt",
+        "{own}/[a-z]?.txt",
+        "{own}",
+        "ada/books:en:train:text",
         "x",
     ],
 )
