@@ -75,8 +75,9 @@ def images_url(images_folder):
 # In a browser.
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser():
+    """One for a file's tests: while playwright runs, no other test can start it."""
     browsing = pytest.importorskip("browsing")
     with browsing.playwright.sync_playwright() as started:
         opened = started.chromium.launch(executable_path=browsing.CHROMIUM, args=browsing.FLAGS)
