@@ -51,7 +51,7 @@ def first_visit(shared: Shared, blocks: gr.Blocks, kept: gr.BrowserState) -> Non
             return {**shared.updates(view, *MOMENTS), **goes}
 
     outputs = shared.outputs(*MOMENTS) | {shared.tabs}
-    kept.change(None, kept, None, js=REMEMBER, api_visibility="private", queue=False)
+    kept.change(None, kept, None, js=REMEMBER, api_visibility="private", queue=False, trigger_mode="multiple")
     shared.long(blocks.load, visit, kept, outputs, js=RESUME)
 
 
