@@ -18,7 +18,7 @@ from numprune.errors import LoadError
 
 SAFETENSORS, PICKLES = "model.safetensors", "pytorch_model.bin"
 _DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-_BESIDE = ("self-", "captions", "adapter_model", "judge")
+_BESIDE = ("self-", "scores", "captions", "adapter_model", "judge")
 """What files of tensors beside a model begin with that are no weights of it."""
 
 

@@ -45,7 +45,7 @@ def test_the_program_that_the_readme_starts_answers(tmp_path, images_folder):
 def test_load_tells_what_was_loaded(facts):
     assert facts["layers"] == 8
     assert facts["parameters"] == 3_935_424
-    assert facts["recipe"]["calibration"] == {"data": "self", "seed": 0, **SMALL}
+    assert facts["recipe"]["calibration"] == {"data": "self", "seed": 0, "bos": True, **SMALL}
 
 
 def test_score_gives_every_unit(client, facts):

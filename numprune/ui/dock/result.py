@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import gradio as gr
 
 from numprune.models import Model
+from numprune.models.placement import dtype_name
 from numprune.plan.report import ModuleReport
 from numprune.ui import html, numbers
 from numprune.ui.figures import error_bars
@@ -88,7 +89,7 @@ def small_print(name: str, pruned: Model) -> str:
     line = (
         f"{name}: {pruned.parameters:,} parameters counted"
         f" ({pruned.parameters / report.parameters_before - 1:+.1%}), pruned in {report.seconds:.1f} s on"
-        f" {report.device} in {report.dtype}."
+        f" {report.device} in {dtype_name(pruned.dtype)}."
     )
     if modules:
         before, after = (
