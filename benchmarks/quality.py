@@ -41,10 +41,10 @@ Written by `python benchmarks/quality.py`; the cells are in the CSV files beside
 calibration tokens and remove the same share of the prunable parameters; FLAP's biases come on top (under 1 %), and
 SliceGPT narrows the residual stream to the same number of parameters, shortcut matrices and untied output layer
 included. The small language models have learned BOS as the beginning of a story, so their windows inside a story go on
-without it (`--no-bos`). Excess loss is ln PPL pruned - ln PPL dense on held-out text, in nats a token; tables show its mean over
-calibration seeds and, in brackets, the lowest and highest. Seconds are scoring, choosing ratios and pruning, without
-calibration, on one thread by the clock: the median of all ratios and seeds, and the lowest. Other work ran beside them
-and slowed some cells down, so the lowest says more.
+without it (`--no-bos`). Excess loss is ln PPL pruned - ln PPL dense on held-out text, in nats a token; tables show its
+mean over calibration seeds and, in brackets, the lowest and highest. Seconds are scoring, choosing ratios and pruning,
+without calibration, on one thread by the clock: the median of all ratios and seeds, and the lowest. Other work ran
+beside them and slowed some cells down, so the lowest says more.
 
 Cells of `balanced`, `best` and `healed` were measured before prices that do not rise were pooled and the fit of the
 last norm was bounded, which moves `balanced` on tiny-stories, seed 0, from 0.0341 to 0.0336 at 30 % and not at 50 %.
