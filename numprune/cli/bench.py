@@ -33,7 +33,7 @@ def add(commands: Commands) -> None:
     parser.add_argument("--out", metavar="FILE", help="also write the JSON to a file")
     group = parser.add_argument_group("score, eliminate")
     group.add_argument("--sizes", default="4096,11008", metavar="D,D", help="input channels (default 4096,11008)")
-    group.add_argument("--out-features", type=int, default=4096, metavar="N", help="of the layer (default 4096)")
+    group.add_argument("--out-features", type=int, metavar="N", help="of the layer (default: as many, 4096 at most)")
     group.add_argument(
         "--loop-steps",
         type=int,
@@ -98,7 +98,7 @@ def _chosen(args: argparse.Namespace, sizes: list[int]) -> Iterator[Callable[...
     if args.which in (None, "score"):
         for size in sizes:
             steps = args.loop_steps or costs.usual_loop_steps(size, args.device)
-            yield partial(costs.bench_score, size, out_features=args.out_features, loop_steps=steps, **on)
+            yield partial(costs.bench_score, size, loop_steps=steps, **given(out_features=args.out_features), **on)
     if args.which in (None, "eliminate"):
         for size in sizes:
             yield partial(costs.bench_eliminate, size, out_features=args.out_features, **on)

@@ -99,6 +99,7 @@ class _Remaining:
         self._p, self._k, self._width = p, k, width
         self._units = torch.arange(len(p) // width, device=p.device)
         self._p_blocks, self._k_blocks = (_diagonal_blocks(each, width) for each in (p, k))
+        self._one = torch.eye(width, dtype=p.dtype, device=p.device)
         self._begin()
 
     def _begin(self) -> None:
@@ -124,22 +125,22 @@ class _Remaining:
         a = _columns(self._k, columns) - _product(c_old, u_old[columns]) - _product(u_old, c_old[columns])
         p_gg, k_gg = p[columns], a[columns]
         c = torch.cholesky_solve(p.T, torch.linalg.cholesky(p_gg)).T if width > 1 else p / p_gg
-        u = a - 0.5 * c @ k_gg
+        u = torch.addmm(a, c, k_gg, alpha=-0.5)
         new = slice(pending, pending + width)
         self._c[:, new], self._v[:, new], self._u[:, new] = c, p, u
         self.pending += width
         self._gone += 1
         c, p, u = (each.reshape(-1, width, width) for each in (c, p, u))
         if width == 1:
-            self._p_blocks -= c * p
-            self._k_blocks -= 2 * c * u
+            self._p_blocks.addcmul_(c, p, value=-1)
+            self._k_blocks.addcmul_(c, u, value=-2)
         else:
             cross = c @ u.transpose(1, 2)
             self._p_blocks -= c @ p.transpose(1, 2)
             self._k_blocks -= cross + cross.transpose(1, 2)
         self._out[index] = True
-        # What is left of blocks that are gone is rounding, which no factorisation could take.
-        self._p_blocks[self._out] = torch.eye(width, dtype=p.dtype, device=p.device)
+        # What is left of its own blocks is rounding, which no factorisation could take.
+        self._p_blocks[index] = self._one
 
     def apply(self) -> None:
         """Bring P and K up to date, and close the gaps of removed units where they have become many."""
