@@ -76,7 +76,9 @@ def folder_of_model(cache: Path) -> Path:
 
 def measure(texts: Path, cache: Path, out: Path) -> None:
     """Measure the cells that are missing in out/smollm2-*.csv."""
-    model = numprune.load(str(folder_of_model(cache)), device="cpu", dtype="float32")
+    folder = folder_of_model(cache)
+    model = numprune.load(str(folder), device="cpu", dtype="float32")
+    model.name = folder.name  # cells are the same wherever it lies
     stats, of, shared = None, None, Shared(model.device)
     for part in PARTS:
         path = out / f"smollm2-{part.calibration}.csv"
