@@ -107,10 +107,9 @@ def _open_folder(
     if source.repository is None:
         chosen_files(folder, name)  # there are some, before anything is told from the config
     raw = raw_config(folder)
-    check_known(raw)
     check_lists(name, raw)
     options = {"trust_remote_code": trust_remote_code}
-    config = attempt(name, lambda: AutoConfig.from_pretrained(folder, **options))
+    config = attempt(name, lambda: _config(folder, raw, options))
     weights = None
     if getattr(config, "quantization_config", None) and source.repository is None:
         with suppress(LoadError, SafetensorError):  # then the config is believed
@@ -134,6 +133,14 @@ def _open_folder(
     module, told = attempt(name, lambda: _module(source, config, adapter, weights, wanted, options))
     files = tokenizer_files(folder) if tokenizer is not None else {}
     return _Opened(module, adapter, tokenizer, files, own, [*notes, *weights.notes, *told])
+
+
+def _config(folder: Path, raw: dict[str, Any], options: dict[str, Any]) -> Any:
+    try:
+        return AutoConfig.from_pretrained(folder, **options)
+    except Exception:
+        check_known(raw)  # which needs less of it
+        raise
 
 
 def _module(
