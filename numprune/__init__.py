@@ -20,7 +20,7 @@ _NAMES = {
     "numprune.allocation.frontier": "Frontier frontier predicted_loss",
     "numprune.allocation.search": "Sensitivity sensitivity suggest",
     "numprune.allocation.threshold": "allocate",
-    "numprune.calibration": "CalibrationStats DATASETS calibrate",
+    "numprune.calibration": "CalibrationStats DATASETS calibrate calibrate_by_recipe",
     "numprune.errors": "Cancelled InputError LoadError NumericalError NumpruneError UnsupportedArchitecture",
     "numprune.evaluation.attention": "AttentionPatterns attention_patterns",
     "numprune.evaluation.cells": "Cell",

@@ -137,6 +137,12 @@ def text_start(tokenizer: PreTrainedTokenizerBase | None) -> tuple[int, ...]:
     return tuple(framed[: next(places, 0)])
 
 
+def window_start(tokenizer: PreTrainedTokenizerBase | None, data: Data, bos: bool) -> tuple[int, ...]:
+    """What every window of some data begins with: `text_start`, or nothing where BOS is not asked for, and before token
+    ids, which are taken as they are given."""
+    return text_start(tokenizer) if bos and not isinstance(data, torch.Tensor) else ()
+
+
 def spelled(tokenizer: PreTrainedTokenizerBase | None, start: tuple[int, ...]) -> str:
     """The ids of `text_start` as the tokenizer writes them, such as "<s>"; "" for none."""
     return "".join(tokenizer.convert_ids_to_tokens(list(start))) if tokenizer is not None and start else ""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 import warnings
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
@@ -17,6 +18,7 @@ from numprune.models.batches import sequences_per_forward
 from numprune.models.hooks import Before, hooked
 from numprune.models.model import Model, twin
 from numprune.plan.keys import ModuleKey
+from numprune.plan.recipe import CalibrationRecipe
 
 
 def calibrate(
@@ -105,6 +107,37 @@ def calibrate(
         seconds=time.monotonic() - began,
         rows=rows.to("cpu", torch.int32),
     )
+
+
+def calibrate_by_recipe(
+    model: Model, source: CalibrationRecipe, *, progress: Progress | None = None, cancel: CancelEvent | None = None
+) -> CalibrationStats:
+    """`calibrate` on what a recipe says.
+
+    Raises:
+        InputError: the recipe names no text; else, and other errors, as `calibrate`.
+    """
+    if source.data is None:
+        raise InputError(
+            "The recipe was calibrated on text it does not name; give a file, a dataset or the model's own samples as"
+            " its calibration."
+        )
+    return calibrate(
+        model,
+        source.data,
+        samples=source.samples,
+        sequence_length=source.sequence_length,
+        seed=source.seed,
+        bos=source.bos,
+        text_column=source.text_column,
+        progress=progress,
+        cancel=cancel,
+    )
+
+
+def within_length(model: Model, source: CalibrationRecipe) -> CalibrationRecipe:
+    """The recipe with sequences no longer than the model reads."""
+    return replace(source, sequence_length=min(source.sequence_length, model.maximum_length or source.sequence_length))
 
 
 @torch.no_grad()

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from numprune.calibration.data import DATASETS, Data, spelled, text_start, token_rows
+from numprune.calibration.data import DATASETS, Data, spelled, token_rows, window_start
 from numprune.calibration.self_samples import self_samples
 from numprune.calibration.text_files import find_files
 from numprune.errors import CancelEvent, InputError, Progress
@@ -101,9 +101,8 @@ def draw_rows(
         InputError: a source cannot be read or is too short.
         Cancelled: `cancel` was set.
     """
-    # Token ids are taken as they are, and what the model writes itself begins as it should.
-    reads = not isinstance(data, torch.Tensor) and data != SELF
-    start = text_start(model.tokenizer) if bos and reads else ()
+    # What the model writes itself begins as it should.
+    start = () if isinstance(data, str) and data == SELF else window_start(model.tokenizer, data, bos)
     if start:
         notes.append(f"Every sequence of text begins with {spelled(model.tokenizer, start)}.")
     if not isinstance(data, str | os.PathLike):

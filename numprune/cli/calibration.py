@@ -66,19 +66,6 @@ def sized_for(model: Model, args: argparse.Namespace, recipe: CalibrationRecipe,
 
 
 def calibrate_model(model: Model, recipe: CalibrationRecipe, console: Console) -> CalibrationStats:
-    """`numprune.calibrate` as the recipe says."""
-    if recipe.data is None:
-        raise numprune.InputError(
-            "The recipe was calibrated on text it does not name; give --calibration with a file or dataset."
-        )
+    """`numprune.calibrate_by_recipe`, with its progress."""
     with console.progress() as progress:
-        return numprune.calibrate(
-            model,
-            recipe.data,
-            samples=recipe.samples,
-            sequence_length=recipe.sequence_length,
-            seed=recipe.seed,
-            bos=recipe.bos,
-            text_column=recipe.text_column,
-            progress=progress,
-        )
+        return numprune.calibrate_by_recipe(model, recipe, progress=progress)

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from numprune.calibration.data import Data, check_ids, text_start, token_rows
+from numprune.calibration.data import Data, window_start
 from numprune.errors import CancelEvent, InputError, NumericalError, Progress, check_cancelled
-from numprune.evaluation.perplexity import cut_windows, limited
+from numprune.evaluation.perplexity import held_out_windows
 from numprune.linalg import all_finite, to_float64
 from numprune.models.batches import EXACT_POSITIONS
 from numprune.models.model import Model
@@ -89,14 +89,9 @@ def divergence(
     _check_vocabularies(dense, other)
     for model in (dense, other):
         sequence_length = min(sequence_length, model.maximum_length or sequence_length)
-    rows = token_rows(text, dense.tokenizer, "test")
-    check_ids(rows, dense)
-    start = text_start(dense.tokenizer) if bos and not isinstance(text, torch.Tensor) else ()
-    stride = sequence_length - len(start)
-    cut = [window for row in rows for window in cut_windows(row, sequence_length, stride, start)]
-    windows = [window for window, _ in limited(cut, limit)]
-    if not windows:
-        raise InputError("The text has no token to predict; give at least two tokens.")
+    start = window_start(dense.tokenizer, text, bos)
+    cut = held_out_windows(dense, text, sequence_length, sequence_length - len(start), start, limit)
+    windows = [window for window, _ in cut]
     tokens: list[str] = []
     kl: list[np.ndarray] = []
     agree: list[np.ndarray] = []

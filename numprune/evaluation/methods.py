@@ -13,7 +13,7 @@ import torch
 
 from numprune.allocation.search import sensitivity, suggest, uses_curves
 from numprune.allocation.threshold import allocate
-from numprune.calibration import calibrate
+from numprune.calibration.run import calibrate_by_recipe, within_length
 from numprune.calibration.statistics import CalibrationStats
 from numprune.errors import CancelEvent, InputError, Progress, UnsupportedArchitecture, check_cancelled
 from numprune.evaluation import memory
@@ -21,7 +21,7 @@ from numprune.evaluation.cells import DENSE, Cell
 from numprune.evaluation.measurement import Bench, check_measurable, measured_cell, run_of
 from numprune.models.model import Model
 from numprune.plan.presets import METHODS, preset
-from numprune.plan.recipe import CalibrationRecipe, Recipe
+from numprune.plan.recipe import Recipe
 from numprune.pruning import prune
 from numprune.scoring.run import score
 from numprune.slicing.principal import slice_by_recipe
@@ -103,8 +103,8 @@ def _cells(
         if progress is not None:
             progress(index, len(wanted), f"{method} at {recipe.ratio:g}, seed {seed}")
         if stats is None or of_seed != seed:
-            source = replace(recipe.calibration, seed=seed)
-            stats, of_seed, shared = _calibrated(model, source, cancel), seed, Shared(model.device)
+            source = replace(within_length(model, recipe.calibration), seed=seed)
+            stats, of_seed, shared = calibrate_by_recipe(model, source, cancel=cancel), seed, Shared(model.device)
         pruned = pruned_by(model, stats, method, recipe, shared=shared, cancel=cancel)
         for run in missing:
             yield measured_cell(
@@ -230,19 +230,3 @@ def pruned_by(
     plan = allocate(scores, recipe)
     pruned = prune(model, plan, stats, cancel=cancel)
     return Pruned(pruned, plan.ratio_reached, time.monotonic() - began + shared.saved, shared.end())
-
-
-def _calibrated(model: Model, source: CalibrationRecipe, cancel: CancelEvent | None) -> CalibrationStats:
-    if source.data is None:
-        raise InputError("The recipe was calibrated on text it does not name; name a file or dataset.")
-    length = min(source.sequence_length, model.maximum_length or source.sequence_length)
-    return calibrate(
-        model,
-        source.data,
-        samples=source.samples,
-        sequence_length=length,
-        seed=source.seed,
-        bos=source.bos,
-        text_column=source.text_column,
-        cancel=cancel,
-    )

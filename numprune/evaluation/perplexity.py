@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from numprune.calibration.data import Data, check_ids, spelled, text_start, token_rows
+from numprune.calibration.data import Data, check_ids, spelled, token_rows, window_start
 from numprune.errors import CancelEvent, InputError, NumericalError, Progress, check_cancelled
 from numprune.models.batches import sequences_per_forward
 from numprune.models.model import Model
@@ -112,7 +112,7 @@ def perplexity(
     if sequence_length < 2:
         raise InputError(f"sequence_length is {sequence_length}; give at least 2.")
     sequence_length = min(sequence_length, model.maximum_length or sequence_length)
-    start = text_start(model.tokenizer) if bos and not isinstance(data, torch.Tensor) else ()
+    start = window_start(model.tokenizer, data, bos)
     most = sequence_length - len(start)
     stride = most if stride is None else stride
     if not 1 <= stride <= most:
@@ -121,13 +121,7 @@ def perplexity(
         raise InputError(f"max_tokens is {max_tokens}; give at least 1 token, or None for all.")
     if batch_size is not None and batch_size < 1:
         raise InputError(f"batch_size is {batch_size}; give at least 1.")
-    rows = token_rows(data, model.tokenizer, "test", text_column)
-    windows = limited(
-        [window for row in rows for window in cut_windows(row, sequence_length, stride, start)], max_tokens
-    )
-    if not windows:
-        raise InputError("The text has no token to predict; give at least two tokens.")
-    check_ids(rows, model)
+    windows = held_out_windows(model, data, sequence_length, stride, start, max_tokens, text_column)
     if batch_size is None:
         batch_size = sequences_per_forward(model.device, sequence_length)
     # Windows of like length share a batch, so that little is padded.
@@ -142,6 +136,33 @@ def perplexity(
     if not bool(torch.isfinite(losses).all()):
         raise NumericalError("The model's logits are not finite on this text; load it in float32 or prune less.")
     return Perplexity.of(losses, counts, sequence_length, stride, spelled(model.tokenizer, start))
+
+
+def held_out_windows(
+    model: Model,
+    data: Data,
+    sequence_length: int,
+    stride: int,
+    start: Sequence[int],
+    most: int | None,
+    text_column: str | None = None,
+) -> list[tuple[torch.Tensor, int]]:
+    """The windows of all documents of held-out text, each with the index of the first token it predicts.
+
+    Args:
+        sequence_length, stride, start: as in `cut_windows`.
+        most: tokens to predict, from the beginning of the text; None for all.
+        text_column: as in `perplexity`.
+
+    Raises:
+        InputError: the text cannot be read, has no token to predict, or ids that the model does not know.
+    """
+    rows = token_rows(data, model.tokenizer, "test", text_column)
+    windows = limited([window for row in rows for window in cut_windows(row, sequence_length, stride, start)], most)
+    if not windows:
+        raise InputError("The text has no token to predict; give at least two tokens.")
+    check_ids(rows, model)
+    return windows
 
 
 def cut_windows(

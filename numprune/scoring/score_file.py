@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
+from numprune.calibration.run import within_length
 from numprune.errors import InputError
 from numprune.files import write_bytes
 from numprune.models.embedded import embedded_model
@@ -102,6 +103,6 @@ def shipped_scores(model: Model, scorer: str, calibration: CalibrationRecipe) ->
     if path is None or not path.is_file() or str(model.dtype) != "torch.float32":
         return None
     scores, made_from = read_scores(path)
-    length = min(calibration.sequence_length, model.maximum_length or calibration.sequence_length)
-    asked = CalibrationRecipe(calibration.data, calibration.samples, length, calibration.seed)
+    # The model's own samples, which these are of, are not cut from text: neither BOS nor a column makes a difference.
+    asked = replace(within_length(model, calibration), bos=made_from.bos, text_column=made_from.text_column)
     return scores if (made_from, scores.fingerprint) == (asked, model.fingerprint()) else None

@@ -10,7 +10,8 @@ import psutil
 import torch
 
 from numprune.allocation.threshold import allocate
-from numprune.calibration import CalibrationStats, calibrate
+from numprune.calibration.run import calibrate_by_recipe, within_length
+from numprune.calibration.statistics import CalibrationStats
 from numprune.errors import CancelEvent, InputError, Progress, check_cancelled
 from numprune.evaluation.uniform import cost_of_uniform
 from numprune.loading import load
@@ -172,21 +173,9 @@ class Workbench(Visits):
         if opened.stats is not None:
             return opened.stats
         model, source = opened.model, request.calibration
-        if source.data is None:
-            raise InputError("There is no calibration data; choose a dataset, a file or the model's own samples.")
         grams = 8 * sum(block.last.in_features**2 for block in model.blocks)
         self._check_budget(model.bytes + grams, f"{request.model} with its Gram matrices")
-        opened.stats = calibrate(
-            model,
-            source.data,
-            samples=source.samples,
-            sequence_length=used_calibration(model, source).sequence_length,
-            seed=source.seed,
-            bos=source.bos,
-            text_column=source.text_column,
-            progress=progress,
-            cancel=cancel,
-        )
+        opened.stats = calibrate_by_recipe(model, used_calibration(model, source), progress=progress, cancel=cancel)
         return opened.stats
 
     def _check_budget(self, wanted: int, what: str) -> None:
@@ -335,4 +324,4 @@ def used_calibration(
     """The calibration a model is really scored with: no sequence is longer than it reads, and a text may be short."""
     if stats is not None:
         return replace(asked, samples=stats.samples, sequence_length=stats.sequence_length)
-    return replace(asked, sequence_length=min(asked.sequence_length, model.maximum_length or asked.sequence_length))
+    return within_length(model, asked)

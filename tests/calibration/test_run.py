@@ -1,3 +1,4 @@
+import json
 import weakref
 from contextlib import contextmanager
 
@@ -5,7 +6,15 @@ import pytest
 import torch
 from architectures import ARCHITECTURES, random_ids, tiny_model
 
-from numprune import Cancelled, InputError, NumericalError, calibrate, perplexity
+from numprune import (
+    CalibrationRecipe,
+    Cancelled,
+    InputError,
+    NumericalError,
+    calibrate,
+    calibrate_by_recipe,
+    perplexity,
+)
 from numprune.calibration.statistics import GramAccumulator
 
 
@@ -278,3 +287,16 @@ def test_other_work_on_the_model_is_not_counted(model):
     for key, module in alone.modules.items():
         assert beside.modules[key].tokens == module.tokens == 96
         assert torch.equal(beside.modules[key].gram, module.gram)
+
+
+def test_a_recipe_is_calibrated_on_as_it_says(tmp_path, framing_tokenizer):
+    model = tiny_model("llama", tokenizer=framing_tokenizer)
+    file = tmp_path / "rows.jsonl"
+    file.write_text("\n".join(json.dumps({"text": "no " * 40, "other": "the cat sat on a mat " * 9}) for _ in range(9)))
+    source = CalibrationRecipe(str(file), 5, 16, seed=3, bos=False, text_column="other")
+    stats = calibrate_by_recipe(model, source)
+    assert stats.source == source
+    options = {"samples": 5, "sequence_length": 16, "seed": 3, "bos": False, "text_column": "other"}
+    assert torch.equal(stats.rows, calibrate(model, file, **options).rows)
+    with pytest.raises(InputError, match="on text it does not name; give a file, a dataset or the model's own samples"):
+        calibrate_by_recipe(model, CalibrationRecipe(None))
