@@ -30,7 +30,11 @@ class ModuleReport:
 
 @dataclass(frozen=True)
 class PruningReport:
-    """Sizes, errors and times of one pruning."""
+    """Sizes, errors and times of one pruning.
+
+    Bytes are those of the weights as they lie on disk, in `dtype`, the data type they are written in; `device` is where
+    the work was done.
+    """
 
     modules: list[ModuleReport]
     parameters_before: int
