@@ -134,27 +134,10 @@ function asSvg(figure) {
     `<rect width="100%" height="100%" fill="${style.backgroundColor}"/>${parts.join("")}</svg>`;
 }
 
-async function keepPicture(figure, kind) {
+function keepPicture(figure, kind) {
   hideTip(figure);
   const name = figure.querySelector("figcaption b").textContent.replace(/[^a-z0-9]+/gi, "-").toLowerCase();
-  let file = new Blob([asSvg(figure)], { type: "image/svg+xml" });
-  if (kind === "png") {
-    const image = new Image(), scale = 2;
-    image.src = URL.createObjectURL(file);
-    await image.decode();
-    const canvas = document.createElement("canvas");
-    [canvas.width, canvas.height] = [image.width * scale, image.height * scale];
-    const context = canvas.getContext("2d");
-    context.imageSmoothingEnabled = false;
-    context.drawImage(image, 0, 0, canvas.width, canvas.height);
-    URL.revokeObjectURL(image.src);
-    file = await new Promise((done) => canvas.toBlob(done, "image/png"));
-  }
-  const link = document.createElement("a");
-  link.href = URL.createObjectURL(file);
-  link.download = `${name}.${kind}`;
-  link.click();
-  setTimeout(() => URL.revokeObjectURL(link.href), 10000);
+  return savePicture(asSvg(figure), name, kind);
 }
 
 function rings() {

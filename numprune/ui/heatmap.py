@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from PIL import Image
@@ -43,8 +43,11 @@ SCORES, DIFFERENCES = _palette("Cividis"), _palette("RdBu")
 BY_PLAN = ("pruned by the plan", "kept by the plan")
 BY_ONE = ("removed by only one of the two", "both agree")
 
-JS = (Path(__file__).parent / "heatmap.js").read_text(encoding="utf8")
-CSS = (Path(__file__).parent / "heatmap.css").read_text(encoding="utf8")
+HERE = Path(__file__).parent
+SAVE_JS, OWN_JS, CSS = (
+    (HERE / name).read_text(encoding="utf8") for name in ("save_picture.js", "heatmap.js", "heatmap.css")
+)
+JS = SAVE_JS + OWN_JS
 
 
 @dataclass(frozen=True)
@@ -289,8 +292,8 @@ def _figure(
         "column": column_name,
         "perCell": per_cell,
         "sorted": by_score,
-        "values": {name: _quantised(grid) for name, grid in values.items()},
-        "share": _bytes(np.where(np.isnan(share), 255, np.rint(np.nan_to_num(share) * 254)).astype(np.uint8)),
+        "values": {name: quantised(grid) for name, grid in values.items()},
+        "share": encoded(np.where(np.isnan(share), 255, np.rint(np.nan_to_num(share) * 254)).astype(np.uint8)),
         "words": words,
         "ring": ring,
     }
@@ -393,14 +396,15 @@ def _png(cells: np.ndarray, palette: np.ndarray) -> str:
     return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
-def _quantised(grid: np.ndarray) -> dict[str, object]:
+def quantised(grid: np.ndarray) -> dict[str, Any]:
     """Values to five digits of their range, for the tooltip; 65535 is missing."""
     finite = grid[np.isfinite(grid)]
     low, high = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 1.0)
     span = high - low or 1.0
     steps = np.where(np.isfinite(grid), np.rint((np.nan_to_num(grid) - low) / span * 65534), 65535)
-    return {"low": low, "span": span, "data": _bytes(steps.astype("<u2"))}
+    return {"low": low, "span": span, "data": encoded(steps.astype("<u2"))}
 
 
-def _bytes(values: np.ndarray) -> str:
-    return base64.b64encode(values.tobytes()).decode()
+def encoded(values: np.ndarray) -> str:
+    """The bytes of an array as text."""
+    return base64.b64encode(np.ascontiguousarray(values).tobytes()).decode()

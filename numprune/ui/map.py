@@ -14,12 +14,14 @@ import pandas as pd
 from numprune.errors import InputError
 from numprune.plan.keys import ModuleKey
 from numprune.ui.edits import UNREADABLE
+from numprune.ui.heatmap import SAVE_JS
 from numprune.ui.map_data import place_of, scores_data, unit_at
 from numprune.ui.session import Session, Unit
 from numprune.ui.shared import QUICK, Shared, Updates, View, owner_of, toasts
 
 HERE = Path(__file__).parent
-JS, HTML, CSS = ((HERE / f"map.{kind}").read_text(encoding="utf8") for kind in ("js", "html", "css"))
+OWN_JS, HTML, CSS = ((HERE / f"map.{kind}").read_text(encoding="utf8") for kind in ("js", "html", "css"))
+JS = SAVE_JS + OWN_JS
 VIEWS, ORDERS = ("log", "raw", "rank"), ("sorted", "index")
 
 

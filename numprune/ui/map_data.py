@@ -6,7 +6,6 @@ layer's channels, so that a step of a drag takes 2 kB where the model has 32 lay
 
 from __future__ import annotations
 
-import base64
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -17,12 +16,10 @@ from numprune.evaluation.footprint import sizes
 from numprune.plan.keys import KINDS, Kind, ModuleKey
 from numprune.plan.plan import PruningPlan
 from numprune.plan.presets import method_of
-from numprune.ui.heatmap import Order, Rows, Scale, binned, mean_of, ranks
+from numprune.ui.heatmap import MISSING, SHADES, Order, Rows, Scale, binned, encoded, mean_of, quantised, ranks
 from numprune.ui.records import Loaded
 from numprune.ui.session import Look
 
-MISSING = 255
-SHADES = 250
 MOST_FORCED = 64
 """Forced units of a module that are marked on the map."""
 STRIP = 512
@@ -87,16 +84,7 @@ def _grid(rows: Rows, scale: Scale, order: Order) -> dict[str, Any]:
         values[layer] = binned(arranged, bins, span, mean_of)
     shade = np.rint(np.nan_to_num(scale.fraction(colours)) * (SHADES - 1))
     cells = np.where(np.isnan(colours), MISSING, shade).astype(np.uint8)
-    return {"bins": bins, "widest": rows.widest, "cells": _text(cells), "values": _quantised(values)}
-
-
-def _quantised(grid: np.ndarray) -> dict[str, Any]:
-    """Values to five digits of their range, for the tooltip; 65535 is missing."""
-    finite = grid[np.isfinite(grid)]
-    low, high = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 1.0)
-    span = high - low or 1.0
-    steps = np.where(np.isfinite(grid), np.rint((np.nan_to_num(grid) - low) / span * 65534), 65535)
-    return {"low": low, "span": span, "data": _text(steps.astype("<u2"))}
+    return {"bins": bins, "widest": rows.widest, "cells": encoded(cells), "values": quantised(values)}
 
 
 def plan_data(loaded: Loaded, plan: PruningPlan, look: Look) -> dict[str, Any]:
@@ -137,7 +125,7 @@ def budget(loaded: Loaded, plan: PruningPlan) -> dict[str, Any]:
 
 def _bits(plan: PruningPlan, key: ModuleKey) -> str:
     """A bit for every unit, 1 where it goes."""
-    return _text(np.packbits(plan.removed(key))) if key in plan.keep else ""
+    return encoded(np.packbits(plan.removed(key))) if key in plan.keep else ""
 
 
 def _forced(units: Mapping[ModuleKey, tuple[int, ...]], how: str) -> dict[str, str]:
@@ -151,7 +139,7 @@ def _strip(rows: Rows, layer: int) -> str:
     if pruned is None:
         return ""
     share = binned(pruned.astype(np.float64), min(STRIP, rows.bins), rows.widest, mean_of)
-    return _text(np.packbits(np.nan_to_num(share) >= 0.5))
+    return encoded(np.packbits(np.nan_to_num(share) >= 0.5))
 
 
 def unit_at(loaded: Loaded, kind: Kind, layer: int, place: float, order: Order) -> int | None:
@@ -174,7 +162,3 @@ def place_of(loaded: Loaded, key: ModuleKey, index: int, order: Order) -> float:
         return (rank + 0.5) / len(units)
     widest = max(len(each.units) for other, each in loaded.scores.modules.items() if other.kind == key.kind)
     return (index + 0.5) / widest
-
-
-def _text(values: np.ndarray) -> str:
-    return base64.b64encode(np.ascontiguousarray(values).tobytes()).decode()
