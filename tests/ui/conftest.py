@@ -4,6 +4,7 @@ from types import SimpleNamespace
 import pytest
 from servers import parts_of, served
 
+from numprune import compare_speed
 from numprune.loading import load
 from numprune.plan.recipe import CalibrationRecipe
 from numprune.ui.app import compose
@@ -115,3 +116,13 @@ def seen(open_page):
     """One page for all tests that only look: they leave its plan alone and prune nothing."""
     yield open_page
     assert open_page.problems == []
+
+
+@pytest.fixture
+def short_measures(monkeypatch):
+    """On the server, which runs in this process: what is measured is not what these tests are about."""
+    monkeypatch.setattr(
+        "numprune.ui.comparison.compare_speed",
+        lambda *models, **given: compare_speed(*models, **given | {"new_tokens": 4}),
+    )
+    monkeypatch.setattr("numprune.ui.comparison.MOST_MEASURED", 512)

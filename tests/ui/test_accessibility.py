@@ -3,21 +3,9 @@
 import pytest
 from browsing import DESK, MARKS, PATIENCE, PHONE, center, expect, idle, open_part, open_tab, prune
 
-from numprune import compare_speed
-
 axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="axe-playwright-python is not installed")
-pytestmark = MARKS
+pytestmark = [*MARKS, pytest.mark.usefixtures("short_measures")]
 RULES = {"runOnly": {"type": "tag", "values": ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa"]}}
-
-
-@pytest.fixture(autouse=True)
-def short_measures(monkeypatch):
-    """On the server, which runs in this process: what is measured is not what these tests are about."""
-    monkeypatch.setattr(
-        "numprune.ui.comparison.compare_speed",
-        lambda *models, **given: compare_speed(*models, **given | {"new_tokens": 4}),
-    )
-    monkeypatch.setattr("numprune.ui.comparison.MOST_MEASURED", 512)
 
 
 def violations(page):

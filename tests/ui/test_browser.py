@@ -26,21 +26,9 @@ from browsing import (
     write,
 )
 
-from numprune import compare_speed
-
-pytestmark = MARKS
+pytestmark = [*MARKS, pytest.mark.usefixtures("short_measures")]
 
 HAND_TEXT = "Once upon a time there was a dog. " * 80
-
-
-@pytest.fixture(autouse=True)
-def short_measures(monkeypatch):
-    """On the server, which runs in this process: what is measured is not what these tests are about."""
-    monkeypatch.setattr(
-        "numprune.ui.comparison.compare_speed",
-        lambda *models, **given: compare_speed(*models, **given | {"new_tokens": 4}),
-    )
-    monkeypatch.setattr("numprune.ui.comparison.MOST_MEASURED", 512)
 
 
 def method(page):

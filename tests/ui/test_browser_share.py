@@ -9,19 +9,7 @@ import pytest
 from browsing import MARKS, PATIENCE, drawn, edit, expect, open_tab, plan, prune, says, toast, until
 from servers import program
 
-from numprune import compare_speed
-
-pytestmark = MARKS
-
-
-@pytest.fixture(autouse=True)
-def short_measures(monkeypatch):
-    """On the server, which runs in this process: what is measured is not what these tests are about."""
-    monkeypatch.setattr(
-        "numprune.ui.comparison.compare_speed",
-        lambda *models, **given: compare_speed(*models, **given | {"new_tokens": 4}),
-    )
-    monkeypatch.setattr("numprune.ui.comparison.MOST_MEASURED", 512)
+pytestmark = [*MARKS, pytest.mark.usefixtures("short_measures")]
 
 
 def test_a_pruned_model_is_exported_and_loads_from_the_snippet(tab, tmp_path):
