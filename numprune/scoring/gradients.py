@@ -54,7 +54,7 @@ class Differentiator:
         values: dict[nn.Linear, torch.Tensor] = {}
 
         def taken(linear: nn.Linear, value: torch.Tensor) -> None:
-            # The first time a layer runs, not the second: gradients are of what the loss was computed from.
+            # A layer runs again on the way back. What it computes then is the same, and would lie in memory twice.
             values.setdefault(linear, value)
 
         def begin(_: tuple[Any, ...], output: torch.Tensor) -> torch.Tensor:
