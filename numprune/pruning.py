@@ -82,7 +82,7 @@ def prune(
         compensation=recipe.compensation,
         damping=recipe.damping,
         device=str(model.device),
-        dtype=dtype_name(model.stored_dtype or model.dtype),
+        dtype=dtype_name(model.written_dtype),
         seconds=time.monotonic() - began,
         notes=notes,
     )

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numprune
 from numprune.cli.console import Console
-from numprune.cli.options import given
+from numprune.cli.options import TEXTS, given
 
 if TYPE_CHECKING:
     from numprune import CalibrationRecipe, CalibrationStats, Model
@@ -19,8 +19,7 @@ def add_calibration(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--calibration",
         metavar="DATA",
-        help="a file (txt, json, jsonl, csv, tsv, parquet, also .gz), a folder or 'pattern*' of files; wikitext2, c4,"
-        " ptb, tinystories or OWNER/NAME:CONFIG:SPLIT:COLUMN of the hub; or self (the default), text the model writes;"
+        help=f"{TEXTS}; or self (the default), text the model writes;"
         " several in turn as c4,wikitext2,self or, by weights, c4=2,self=1",
     )
     group.add_argument(

@@ -11,7 +11,7 @@ from typing import Any
 
 import numprune
 from numprune.cli.console import Console, labelled
-from numprune.cli.options import Commands, add_command, add_model, describe, given, load_model
+from numprune.cli.options import TEXTS, Commands, add_command, add_model, describe, given, load_model
 
 EXAMPLE = """\
   numprune eval tiny-stories smaller --sequence-length 256 --speed
@@ -35,8 +35,7 @@ def add(commands: Commands) -> None:
     parser.add_argument(
         "--data",
         metavar="DATA",
-        help="a file (txt, json, jsonl, csv, tsv, parquet, also .gz), a folder or 'pattern*' of files; wikitext2, c4,"
-        " ptb, tinystories or OWNER/NAME:CONFIG:SPLIT:COLUMN of the hub (default: the embedded held-out stories)",
+        help=f"{TEXTS} (default: the embedded held-out stories)",
     )
     parser.add_argument("--text-column", metavar="NAME", help="the column of rows that holds the text")
     parser.add_argument("--sequence-length", type=int, default=2048, metavar="L", help="tokens per window (2048)")

@@ -16,6 +16,13 @@ if TYPE_CHECKING:
 Commands = argparse._SubParsersAction
 
 
+TEXTS = (
+    "a file (txt, json, jsonl, csv, tsv, parquet, also .gz), a folder or 'pattern*' of files; wikitext2, c4, ptb,"
+    " tinystories or OWNER/NAME:CONFIG:SPLIT:COLUMN of the hub"
+)
+"""What a flag that names text takes, for its help."""
+
+
 def add_command(commands: Commands, name: str, help: str, *, example: str, json: bool = True) -> Any:
     """A sub-parser with the flags every command has."""
     parser = commands.add_parser(

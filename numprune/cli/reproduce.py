@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numprune
 from numprune.cli import speed_figure
 from numprune.cli.console import Console
-from numprune.cli.options import Commands, add_command, add_device, load_model, numbers
+from numprune.cli.options import TEXTS, Commands, add_command, add_device, load_model, numbers
 from numprune.cli.page import html_page, result_of
 from numprune.errors import InputError, LoadError
 from numprune.evaluation.paper import IMAGE_METRICS, PROTOCOLS, SOURCE, PaperModel, Protocol
@@ -46,7 +46,7 @@ def add(commands: Commands) -> None:
     parser.add_argument("--methods", metavar="M,M", help="methods to compare (default: the paper's)")
     parser.add_argument("--ratios", metavar="R,R", help="pruning ratios (default: the paper's)")
     group = parser.add_argument_group("settings other than the paper's")
-    group.add_argument("--calibration", metavar="DATA", help="text or jsonl file, dataset, or self")
+    group.add_argument("--calibration", metavar="DATA", help=f"{TEXTS}; or self")
     group.add_argument("--samples", type=int, metavar="N", help="calibration sequences or images")
     group.add_argument("--sequence-length", type=int, metavar="L", help="tokens of a calibration or held-out window")
     group.add_argument("--seed", type=int, default=0, metavar="S", help="of the calibration (default 0)")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numprune
 from numprune.cli.calibration import add_calibration, asked_calibration, calibrate_model, sized_for
 from numprune.cli.console import Console
-from numprune.cli.options import Commands, add_command, add_model, describe, load_model, numbers
+from numprune.cli.options import TEXTS, Commands, add_command, add_model, describe, load_model, numbers
 from numprune.files import write_text
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ def add(commands: Commands) -> None:
     text.add_argument(
         "--data",
         metavar="DATA",
-        help="text or jsonl file, wikitext2, c4, ptb or tinystories (default: the embedded held-out stories)",
+        help=f"{TEXTS} (default: the embedded held-out stories)",
     )
     text.add_argument("--no-perplexity", action="store_true", help="leave perplexity out, and compensation with it")
     group.add_argument(

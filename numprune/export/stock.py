@@ -53,7 +53,7 @@ def write(model: Model, folder: Path, *, progress: Progress | None, cancel: Canc
     module.load_state_dict(state, assign=True)
     module.tie_weights()
     module.generation_config = copy.deepcopy(model.module.generation_config)
-    write_module(module, folder, model.stored_dtype or model.dtype)
+    write_module(module, folder, model.written_dtype)
     write_companions(model, folder)
     notes = [f"It is a {type(module).__name__} with no custom code."]
     if added:

@@ -46,7 +46,7 @@ def refusal(model: Model) -> str | None:
 def write(model: Model, folder: Path, *, progress: Progress | None, cancel: CancelEvent | None) -> list[str]:
     """Write the folder; a model with the sizes of its config gets no modelling file."""
     config = pruned_config(model)
-    dtype = model.stored_dtype or model.dtype
+    dtype = model.written_dtype
     write_module(model.module, folder, dtype)
     check_cancelled(cancel)
     write_companions(model, folder)

@@ -96,6 +96,11 @@ class Model:
         return sum(p.numel() * p.element_size() for p in self.module.parameters())
 
     @property
+    def written_dtype(self) -> torch.dtype:
+        """The data type its weights are written in."""
+        return self.stored_dtype or self.dtype
+
+    @property
     def stored_bytes(self) -> int:
         """What the weights take on disk, in bytes."""
         return self.bytes if self.stored_dtype is None else self.parameters * self.stored_dtype.itemsize
@@ -203,7 +208,7 @@ class Model:
 
     def _write(self, folder: Path) -> None:
         """Write what transformers reads."""
-        write_module(self.module, folder, self.stored_dtype or self.dtype)
+        write_module(self.module, folder, self.written_dtype)
         write_tokenizer(self.tokenizer, self.tokenizer_files, folder)
 
 

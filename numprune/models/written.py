@@ -18,6 +18,7 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerB
 from numprune.errors import NumpruneError
 from numprune.files import to_json
 from numprune.linalg import all_finite
+from numprune.models.placement import dtype_name
 
 _TOKENIZER_FILES = (
     "tokenizer.json",
@@ -105,8 +106,7 @@ def _converted(module: PreTrainedModel, dtype: torch.dtype) -> dict[str, torch.T
         state[name] = made[place]
         if not all_finite(state[name]):
             raise NumpruneError(
-                f"Tensor {name} has weights beyond {str(dtype).removeprefix('torch.')}; give --dtype float32 or"
-                " bfloat16."
+                f"Tensor {name} has weights beyond {dtype_name(dtype)}; give --dtype float32 or bfloat16."
             )
     return state
 
@@ -115,7 +115,7 @@ def tidy_config(folder: Path, dtype: torch.dtype) -> None:
     """Make the config.json of a folder one that transformers 4 and serving engines read, without foreign code."""
     file = folder / "config.json"
     config = json.loads(file.read_text(encoding="utf-8"))
-    name = str(dtype).removeprefix("torch.")
+    name = dtype_name(dtype)
     own = {
         auto: target
         for auto, target in config.pop("auto_map", {}).items()

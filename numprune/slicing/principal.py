@@ -86,7 +86,7 @@ def slice_by_recipe(
         compensation="none",
         damping=recipe.damping,
         device=str(model.device),
-        dtype=dtype_name(model.stored_dtype or model.dtype),
+        dtype=dtype_name(model.written_dtype),
         seconds=time.monotonic() - began,
         notes=[*stats.notes, _note(model, width)],
     )
