@@ -9,7 +9,7 @@ from typing import Any
 
 import gradio as gr
 
-from numprune.allocation.search import sensitivity, suggest
+from numprune.allocation.search import sensitivity, suggest, uses_curves
 from numprune.allocation.threshold import allocate
 from numprune.errors import InputError, NumpruneError
 from numprune.plan.presets import METHODS
@@ -189,11 +189,13 @@ def worked(shared: Shared, owner: str, message: Any, progress: Any, cancel: Any)
 
 
 def suggested(shared: Shared, owner: str, session: Session, recipe: Recipe, steps: dict[str, Any]) -> Any:
-    """The ratios the model's own loss suggests; the curves of all modules are kept as a finding."""
+    """The ratios the model's own loss suggests; the curves of all modules are kept as a finding where there are any."""
     workbench = shared.workbench
     stats = workbench.stats(session, **steps)
     loaded = workbench.scored_by(session, recipe.scorer)
     parts = (loaded.model, stats, loaded.scores, recipe)
+    if not uses_curves(loaded.scores, recipe):
+        return suggest(*parts, **steps).ratios
     found = sensitivity(*parts, **steps)
     ratios = suggest(*parts, curves=found, **steps).ratios
     table = found.to_pandas()

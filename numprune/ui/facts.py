@@ -5,6 +5,7 @@ from __future__ import annotations
 from html import escape
 from pathlib import Path
 
+from numprune.models.placement import dtype_name
 from numprune.plan.keys import Kind
 from numprune.plan.recipe import CalibrationRecipe
 from numprune.ui import html
@@ -18,7 +19,7 @@ def chip(loaded: Loaded, calibration: CalibrationRecipe) -> str:
     parts = [
         html.count(model.parameters),
         f"{model.layers} × {units(loaded, 'attention')} {unit_name(loaded)}s × {units(loaded, 'mlp')} channels",
-        f"{str(model.dtype).removeprefix('torch.')} {model.device}",
+        f"{dtype_name(model.dtype)} {model.device}",
         f"{calibration.samples} × {calibration.sequence_length} {source(calibration.data)}",
     ]
     notes = [*model.notes, *(() if loaded.stats is None else loaded.stats.notes)]
@@ -38,7 +39,7 @@ def facts(loaded: Loaded, calibration: CalibrationRecipe) -> str:
         (str(model.layers), "layers"),
         (heads, f"{unit}s{'' if unit == 'head' else f' of {query_heads} query heads'} a layer"),
         (units(loaded, "mlp"), "MLP channels a layer"),
-        (html.memory(model.bytes), f"weights, {str(model.dtype).removeprefix('torch.')} on {model.device}"),
+        (html.memory(model.bytes), f"weights, {dtype_name(model.dtype)} on {model.device}"),
         (
             f"{calibration.samples} x {calibration.sequence_length}",
             f"calibration tokens ({source(calibration.data)})" + ("" if stats is None else f", {stats.seconds:.1f} s"),

@@ -101,6 +101,16 @@ def test_a_method_that_needs_scores_makes_them_and_is_one_step(composed, view):
     assert view.workbench.session("tests") == session
 
 
+def test_a_model_of_many_modules_is_not_measured_module_by_module(composed, view, monkeypatch):
+    """As on the command line: curves of every module would take hours."""
+    shared, _, _ = composed
+    monkeypatch.setattr("numprune.allocation.search.MODULES", 4)
+    monkeypatch.setattr("numprune.allocation.tilts.TRIALS", 2)
+    worked(shared, "tests", '{"kind": "suggest"}', None, None)
+    assert view.workbench.session("tests").recipe.suggested
+    assert not view.workbench.findings("tests")
+
+
 def test_suggested_ratios_are_taken_over_at_once_and_their_curves_are_kept(composed, view):
     shared, _, _ = composed
     view.workbench.change("tests", lambda session: session.changed("", ratio=0.4))
