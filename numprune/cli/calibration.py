@@ -66,5 +66,9 @@ def sized_for(model: Model, args: argparse.Namespace, recipe: CalibrationRecipe,
 
 def calibrate_model(model: Model, recipe: CalibrationRecipe, console: Console) -> CalibrationStats:
     """`numprune.calibrate_by_recipe`, with its progress."""
+    if recipe.data is None:
+        raise numprune.InputError(
+            "The recipe was calibrated on text it does not name; give --calibration with a file or dataset."
+        )
     with console.progress() as progress:
         return numprune.calibrate_by_recipe(model, recipe, progress=progress)

@@ -436,7 +436,7 @@ def test_prune_needs_a_model(run, tmp_path):
 
 
 def test_a_recipe_of_another_model(run, pruned, tmp_path, monkeypatch):
-    monkeypatch.setattr(numprune, "calibrate", None)  # it is refused before any work
+    monkeypatch.setattr(numprune, "calibrate_by_recipe", None)  # it is refused before any work
     recipe = change_recipe(pruned, tmp_path / "recipe.json", fingerprint="0" * 16)
     refused(run, 2, ["prune", MODEL, "--recipe", recipe, "--out", tmp_path / "out"], "0" * 16, MODEL)
     refused(run, 2, ["prune", pruned, "--recipe", pruned / "recipe.json", "--out", tmp_path / "out"], "made for")
@@ -614,11 +614,11 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 sys.modules["gradio"] = None  # importing it fails
 import numprune
 from numprune.cli import main
-calibrate = numprune.calibrate
+calibrate = numprune.calibrate_by_recipe
 def announced(*args, **kwargs):
     print("started", flush=True)
     return calibrate(*args, **kwargs)
-numprune.calibrate = announced
+numprune.calibrate_by_recipe = announced
 sys.exit(main(sys.argv[1:]))
 """
 

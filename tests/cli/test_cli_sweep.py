@@ -124,7 +124,7 @@ def test_wrong_input_is_one_sentence(run, text, flags, says):
 
 
 def test_a_recipe_of_another_model_is_refused_before_calibration(run, text, tmp_path, monkeypatch):
-    monkeypatch.setattr(numprune, "calibrate", None)
+    monkeypatch.setattr(numprune, "calibrate_by_recipe", None)
     (tmp_path / "recipe.json").write_text(Recipe(model="other", fingerprint="0" * 16).to_json())
     code, _, err = run(MODEL, "--recipe", tmp_path / "recipe.json", "--calibration", text, *QUICK)
     assert code == 2
