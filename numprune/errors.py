@@ -41,6 +41,11 @@ class Progress(Protocol):
     def __call__(self, done: int, total: int, what: str, /) -> None: ...
 
 
+def pip_install(extra: str) -> str:
+    """The command that installs an optional extra, as it is typed with the package installed and in a clone of it."""
+    return f"pip install 'numprune[{extra}]' (in a clone '.[{extra}]')"
+
+
 def check_cancelled(cancel: CancelEvent | None) -> None:
     """Raise Cancelled when the caller asked to stop."""
     if cancel is not None and cancel.is_set():

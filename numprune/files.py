@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import stat
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -30,8 +31,8 @@ def atomic_folder(target: str | os.PathLike[str]) -> Iterator[Path]:
     target = Path(target)
     check_output(target)
     with _beside(target) as partial:
-        partial.chmod(0o755)
         yield partial
+        _open_to_others(partial)
         _swap(partial, target)
 
 
@@ -49,6 +50,7 @@ def atomic_file(target: str | os.PathLike[str]) -> Iterator[Path]:
     with _beside(target) as folder:
         partial = folder / target.name
         yield partial
+        partial.chmod(_new_file_mode(folder))
         partial.replace(target)
 
 
@@ -70,6 +72,28 @@ def _beside(target: Path) -> Iterator[Path]:
         raise NumpruneError(f"Writing {target} failed: {error}; nothing was left there.") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def _new_file_mode(folder: Path) -> int:
+    """The mode of a file that a person would make in a folder. A file is made to see it: a process can read its umask
+    only by changing it, for all its threads."""
+    probe = folder / ".mode"
+    probe.touch()
+    try:
+        return stat.S_IMODE(probe.stat().st_mode)
+    finally:
+        probe.unlink()
+
+
+def _open_to_others(folder: Path) -> None:
+    """Give a folder and all in it the modes they would have without a temporary place: `tempfile`, and safetensors when
+    it saves, make what only their owner may read."""
+    mode = _new_file_mode(folder)
+    for path in (folder, *folder.rglob("*")):
+        if path.is_symlink():
+            continue
+        # Who may read a folder may also enter it.
+        path.chmod(mode | (mode & 0o444) >> 2 if path.is_dir() else mode)
 
 
 def check_output(target: str | os.PathLike[str]) -> None:
@@ -117,6 +141,9 @@ def write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(data)
+        # Private, as the temporary file is, only where an ordinary file would be.
+        with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder:
+            Path(name).chmod(_new_file_mode(Path(folder)))
         Path(name).replace(path)
     except OSError as error:
         Path(name).unlink(missing_ok=True)

@@ -13,7 +13,7 @@ import torch
 
 from numprune.calibration.rows import RowReader
 from numprune.calibration.text_files import ACCEPTED, SEPARATOR, find_files, kind_of, read_file
-from numprune.errors import InputError
+from numprune.errors import InputError, pip_install
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -178,7 +178,7 @@ def _loaded(what: str, *names: str | None, **options: Any) -> Any:
     try:
         from datasets import load_dataset
     except ImportError as error:
-        raise InputError(f"{what} needs the datasets package; run pip install 'numprune[data]'.") from error
+        raise InputError(f"{what} needs the datasets package; run {pip_install('data')}.") from error
     try:
         return load_dataset(*names, **options)
     except Exception as error:  # hub, network and parsing errors come in many types

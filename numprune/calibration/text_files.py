@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from numprune.errors import InputError
+from numprune.errors import InputError, pip_install
 
 SEPARATOR = "<|endoftext|>"
 _TEXT, _JSON, _LINES, _TABLE, _PARQUET = "text", "JSON", "JSON lines", "table", "Parquet"
@@ -267,7 +267,7 @@ def _parquet(data: bytes, path: Path) -> list[dict[str, Any]]:
         from pyarrow import ArrowException
         from pyarrow.parquet import read_table
     except ImportError as error:
-        raise InputError(f"Parquet files need pyarrow ({error}); run pip install 'numprune[data]'.") from error
+        raise InputError(f"Parquet files need pyarrow ({error}); run {pip_install('data')}.") from error
     try:
         return read_table(io.BytesIO(data)).to_pylist()
     except (ArrowException, OSError, ValueError) as error:

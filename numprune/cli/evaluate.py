@@ -23,8 +23,8 @@ EXAMPLE = """\
   The first prints the perplexity of both models on the embedded held-out stories, their sizes and their tokens per
   second. The second draws images and measures how far they are from real ones: with the classifier that came with
   the model, or with Inception where --reference names an npz file (ADM's VIRTUAL_imagenet256_labeled.npz). The third
-  measures accuracy on the seven tasks of the paper's table 2, with lm-eval (pip install 'numprune[eval]'); mmlu, gsm8k
-  and all its other tasks go by their names there."""
+  measures accuracy on the seven tasks of the paper's table 2, with lm-eval (pip install 'numprune[eval]', in a clone
+  '.[eval]'); mmlu, gsm8k and all its other tasks go by their names there."""
 
 
 def add(commands: Commands) -> None:

@@ -130,10 +130,13 @@ def _compare(args: argparse.Namespace, recipe: Recipe, ratios: list[float], cons
     seeds = numbers("seeds", args.seeds, int, "0,1,2") if args.seeds else [recipe.calibration.seed]
     cells = read_cells(args.out)
     model = load_model(args.model, args, console)
+    # What is asked for, not what fits the device, says how long the windows of the evaluation are.
+    asked = recipe.calibration
+    recipe = recipe.replace(calibration=sized_for(model, args, asked, console))
     bench = Bench(
         data=args.data or numprune.held_out_text(),
-        sequence_length=recipe.calibration.sequence_length,
-        bos=recipe.calibration.bos,
+        sequence_length=asked.sequence_length,
+        bos=asked.bos,
         images=args.images,
         drawing={"cfg_scale": args.guidance, "top_k": 0},
         repetitions=args.repetitions,

@@ -124,8 +124,9 @@ def perplexity(
     windows = held_out_windows(model, data, sequence_length, stride, start, max_tokens, text_column)
     if batch_size is None:
         batch_size = sequences_per_forward(model.device, sequence_length)
-    # Windows of like length share a batch, so that little is padded.
-    order = sorted(range(len(windows)), key=lambda i: len(windows[i][0]))
+    # Windows of like length share a batch, so that little is padded. The longest come first: the time left, judged by
+    # the batches that are done, is not told too low, and memory that does not suffice shows at once.
+    order = sorted(range(len(windows)), key=lambda i: len(windows[i][0]), reverse=True)
     losses, counts = torch.zeros(len(windows), dtype=torch.float64), torch.zeros(len(windows), dtype=torch.float64)
     for begin in range(0, len(order), batch_size):
         check_cancelled(cancel)

@@ -15,7 +15,7 @@ from typing import Any
 import pandas as pd
 import torch
 
-from numprune.errors import CancelEvent, InputError, Progress, check_cancelled
+from numprune.errors import CancelEvent, InputError, Progress, check_cancelled, pip_install
 from numprune.generation.text import start_token
 from numprune.models.model import Model
 from numprune.models.placement import dtype_name
@@ -155,7 +155,7 @@ def _harness(tasks: Sequence[str], include: str | Path | None) -> tuple[Any, Any
         evaluator = import_module("lm_eval.evaluator")
         index = import_module("lm_eval.tasks").TaskManager
     except ImportError as error:
-        raise InputError(f"Zero-shot tasks need lm-eval ({error}); run pip install 'numprune[eval]'.") from error
+        raise InputError(f"Zero-shot tasks need lm-eval ({error}); run {pip_install('eval')}.") from error
     own = None if include is None else index(include_path=str(include), include_defaults=False)
     # Reading the harness's own thousands of files takes seconds.
     if own is not None and set(tasks) <= set(own.all_tasks):

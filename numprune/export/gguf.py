@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from numprune.errors import CancelEvent, InputError, NumpruneError, Progress, check_cancelled
+from numprune.errors import CancelEvent, InputError, NumpruneError, Progress, check_cancelled, pip_install
 from numprune.export.formats import Format, register
 from numprune.export.gguf_layers import (
     FileLayer,
@@ -62,7 +62,7 @@ def write(
     try:
         import gguf
     except ImportError as error:
-        raise InputError(f"GGUF needs the gguf package ({error}); run pip install 'numprune[gguf]'.") from error
+        raise InputError(f"GGUF needs the gguf package ({error}); run {pip_install('gguf')}.") from error
     layers = file_layers(model)
     vocabulary = read_vocabulary(model.tokenizer, model.module.get_input_embeddings().weight.shape[0])
     tensors = [*outer_tensors(model), *(tensor for layer in layers for tensor in layer.tensors)]

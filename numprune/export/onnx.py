@@ -21,7 +21,7 @@ import torch
 from torch import nn
 from transformers import Cache, DynamicLayer, PreTrainedModel
 
-from numprune.errors import CancelEvent, InputError, NumpruneError, Progress, check_cancelled
+from numprune.errors import CancelEvent, InputError, NumpruneError, Progress, check_cancelled, pip_install
 from numprune.export.formats import Format, register
 from numprune.export.transformers import pruned_config
 from numprune.models.model import Model, twin
@@ -154,7 +154,7 @@ def _runtime() -> Any:
         import onnxruntime
         import onnxscript  # noqa: F401
     except ImportError as error:
-        raise InputError(f"Writing ONNX needs the package {error.name}; run: pip install 'numprune[onnx]'.") from error
+        raise InputError(f"Writing ONNX needs the package {error.name}; run: {pip_install('onnx')}.") from error
     return onnxruntime
 
 

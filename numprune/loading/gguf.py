@@ -23,7 +23,7 @@ from transformers import (
 )
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
-from numprune.errors import InputError, LoadError, UnsupportedArchitecture
+from numprune.errors import InputError, LoadError, UnsupportedArchitecture, pip_install
 from numprune.models.adapter import Adapter, supported_model_types
 
 _KNOWN = {
@@ -99,7 +99,7 @@ def read_gguf(path: Path, name: str) -> GgufFile:
     try:
         from gguf import GGUFReader
     except ImportError as error:
-        raise InputError(f"GGUF files need the gguf package ({error}); run pip install 'numprune[gguf]'.") from error
+        raise InputError(f"GGUF files need the gguf package ({error}); run {pip_install('gguf')}.") from error
     if re.search(r"-\d{5}-of-\d{5}\.gguf$", path.name):
         raise LoadError(f"{name} is one part of a split file; join the parts with llama-gguf-split --merge.")
     try:

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from numprune.errors import LoadError
+from numprune.errors import LoadError, pip_install
 from numprune.evaluation.images.features import Features
 from numprune.models.hooks import hooked
 from numprune.models.placement import resolve_device
@@ -45,7 +45,7 @@ class Inception:
             from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3, FeatureExtractorInceptionV3
         except (ImportError, RuntimeError) as error:
             raise LoadError(
-                f"Inception features need torch-fidelity ({error}); install it with pip install 'numprune[images]'."
+                f"Inception features need torch-fidelity ({error}); install it with {pip_install('images')}."
             ) from error
         try:
             module = FeatureExtractorInceptionV3("inception", ["2048", "logits_unbiased"], verbose=False)
