@@ -10,7 +10,8 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from numprune.errors import CancelEvent, Progress
+from numprune.errors import CancelEvent, NumpruneError, Progress
+from numprune.files import atomic_file
 from numprune.generation.text import Sampling, sample_tokens, start_token
 from numprune.models.batches import SAMPLED_SEQUENCES
 from numprune.models.embedded import embedded_model
@@ -87,12 +88,6 @@ def draw_samples(
 
 
 def _keep(tokens: torch.Tensor, path: Path) -> None:
-    partial = path.with_suffix(f".{os.getpid()}.partial")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+    # The cache only saves time; a full or read-only disk must not fail the calibration.
+    with suppress(NumpruneError), atomic_file(path) as partial:
         save_file({"tokens": tokens.to(torch.int32)}, partial)
-        partial.replace(path)
-    except (OSError, SafetensorError):
-        # The cache only saves time; a full or read-only disk must not fail the calibration.
-        with suppress(OSError):
-            partial.unlink()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import sys
-import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -12,11 +11,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 from numprune.errors import Progress
 from numprune.files import to_json
-
-TIMED = 1.0
-"""Seconds of a stage, at least one batch, from which its whole time is told."""
-LONG = 20.0
-"""Seconds of a stage from which on a person is told how long it will take."""
+from numprune.waiting import Estimate
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -78,31 +73,19 @@ class Stages:
     def __init__(self, bars: bool):
         self.bars = bars
         self._bar: Any = None
-        self._stage: tuple[int, str] | None = None
-        self._last = 0
-        self._first = (0, 0.0, "")
-        self._told = False
+        self._estimate = Estimate()
 
     def __call__(self, done: int, total: int, what: str, /) -> None:
-        now = time.monotonic()
-        stage = (total, what.split(" ")[0])
-        if stage != self._stage or done < self._last:
+        sentence = self._estimate(done, total, what)
+        if self._estimate.began:
             self.close()
-            # The first batch also takes what is only done once, so time is taken from its end.
-            self._stage, self._told, self._first = stage, False, (done, now, what)
             if self.bars:
                 from tqdm import tqdm
 
                 # Named from the start: a short stage is over before its bar is drawn a second time.
                 self._bar = tqdm(total=total, desc=what, leave=False, file=sys.stderr)
-        elif not self._told and done > self._first[0] and now - self._first[1] >= TIMED:
-            self._told = True
-            left = (now - self._first[1]) / (done - self._first[0]) * (total - done)
-            # What changes in a description is the part that is being done.
-            name = what if what == self._first[2] else what.split(" ")[0]
-            if left >= LONG:
-                self._say(f"{name[0].upper()}{name[1:]} will take about {duration(left)} on this device.")
-        self._last = done
+        if sentence is not None:
+            self._say(sentence)
         if self._bar is not None:
             self._bar.set_description(what, refresh=False)
             self._bar.update(done - self._bar.n)
@@ -117,14 +100,6 @@ class Stages:
         if self._bar is not None:
             self._bar.close()
             self._bar = None
-
-
-def duration(seconds: float) -> str:
-    """A time as people say it, such as "3 minutes"."""
-    for unit, size in (("hour", 3600), ("minute", 60)):
-        if seconds >= 1.5 * size:
-            return f"{seconds / size:.0f} {unit}s"
-    return f"{seconds:.0f} seconds"
 
 
 def json_rows(table: DataFrame) -> list[dict[str, Any]]:

@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 from transformers import AutoTokenizer, T5EncoderModel
 
 from numprune.errors import InputError, LoadError
+from numprune.files import atomic_file
 from numprune.models.placement import resolve_device
 
 ENCODER = "google/flan-t5-xl"
@@ -62,7 +63,8 @@ class Captions:
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write a safetensors file that `Captions.read` opens."""
         tensors = {"features": self.features.float().contiguous(), "lengths": torch.tensor(self.lengths)}
-        save_file(tensors, path, metadata={"texts": json.dumps(self.texts)})
+        with atomic_file(path) as partial:
+            save_file(tensors, partial, metadata={"texts": json.dumps(self.texts)})
 
     @classmethod
     def read(cls, path: str | os.PathLike[str]) -> Captions:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
+
+from numprune.waiting import Estimate
 
 
 @dataclass
@@ -17,6 +20,7 @@ class Job:
         what: it is doing, as the engine says.
         done, total: steps of what it is doing; a total of 0 means that nobody knows.
         began: when what it is doing began, in seconds of `time.monotonic`.
+        say: called with a sentence, once for every long stage, when its time is known.
     """
 
     cancel: threading.Event = field(default_factory=threading.Event)
@@ -24,12 +28,17 @@ class Job:
     done: int = 0
     total: int = 0
     began: float = field(default_factory=time.monotonic)
+    say: Callable[[str], Any] | None = None
+    _estimate: Estimate = field(default_factory=Estimate)
 
     def progress(self, done: int, total: int, what: str) -> None:
         """The engine's progress callback."""
         if what != self.what or done < self.done:
             self.began = time.monotonic()
         self.what, self.done, self.total = what, done, total
+        sentence = self._estimate(done, total, what)
+        if sentence is not None and self.say is not None:
+            self.say(sentence)
 
     @property
     def seconds_left(self) -> float | None:
@@ -57,8 +66,8 @@ class Jobs:
         self._lock = threading.Lock()
         self._running: dict[str, list[Job]] = {}
 
-    def begin(self, owner: str) -> Job:
-        job = Job()
+    def begin(self, owner: str, say: Callable[[str], Any] | None = None) -> Job:
+        job = Job(say=say)
         with self._lock:
             self._running.setdefault(owner, []).append(job)
         return job

@@ -170,7 +170,7 @@ class Shared:
     def job(self, request: gr.Request) -> Iterator[Job]:
         """Run a long step: yields its progress and its stop event; what goes wrong becomes a toast."""
         owner = owner_of(request)
-        job = self.jobs.begin(owner)
+        job = self.jobs.begin(owner, tell_time)
         try:
             with toasts():
                 yield job
@@ -234,6 +234,11 @@ CLICK_DOWNLOAD = """() => new Promise((done) => setTimeout(() => {
   document.querySelector("#np-download a, a#np-download, #np-download")?.click();
   done();
 }, 150))"""
+
+
+def tell_time(sentence: str) -> None:
+    """A word on the page about how long a person will wait."""
+    gr.Info(f"{sentence} Stop, at the top, ends it.", title="This takes a while")
 
 
 @contextmanager

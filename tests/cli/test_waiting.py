@@ -6,9 +6,9 @@ import pytest
 import torch
 from architectures import make_tokenizer, tiny_model
 
+from numprune import waiting
 from numprune.calibration.budget import READ_ON_CPU, SIZES, WRITTEN_ON_CPU, default_size
-from numprune.cli import console as console_module
-from numprune.cli.console import Console, Stages, duration
+from numprune.cli.console import Console, Stages
 from numprune.plan.recipe import CalibrationRecipe
 
 
@@ -16,7 +16,7 @@ from numprune.plan.recipe import CalibrationRecipe
 def clock(monkeypatch):
     """Seconds that pass when the test says so."""
     time = [0.0]
-    monkeypatch.setattr(console_module.time, "monotonic", lambda: time[0])
+    monkeypatch.setattr(waiting.time, "monotonic", lambda: time[0])
     return time
 
 
@@ -62,7 +62,7 @@ def test_quiet_commands_say_nothing_and_bars_keep_the_line(capsys, clock):
 
 @pytest.mark.parametrize(("seconds", "says"), [(31, "31 seconds"), (100, "2 minutes"), (9000, "2 hours")])
 def test_durations_as_people_say_them(seconds, says):
-    assert duration(seconds) == says
+    assert waiting.duration(seconds) == says
 
 
 class Sized:

@@ -1,5 +1,6 @@
 import threading
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
@@ -13,6 +14,7 @@ from numprune.ui import workbench
 from numprune.ui.jobs import Jobs
 from numprune.ui.serving import Policy
 from numprune.ui.session import LoadRequest, Session
+from numprune.ui.shared import Shared
 from numprune.ui.workbench import Workbench, default_budget
 
 SMALL = CalibrationRecipe(data="self", samples=4, sequence_length=32)
@@ -321,3 +323,18 @@ def test_a_job_tells_how_far_it_is_and_how_long_it_takes(monkeypatch):
     assert job.to_dict() == {"what": "scoring", "done": 12, "total": 32, "left": 20}
     job.progress(0, 4, "writing")
     assert job.seconds_left is None
+
+
+def test_a_long_step_says_on_the_page_how_long_it_takes_and_a_short_one_nothing(monkeypatch):
+    clock, said = [0.0], []
+    monkeypatch.setattr("numprune.waiting.time.monotonic", lambda: clock[0])
+    monkeypatch.setattr("numprune.ui.shared.gr.Info", lambda sentence, **how: said.append(sentence))
+    jobs = Jobs()
+    shared = Shared(None, jobs, None, None, None, None)
+    with shared.job(SimpleNamespace(session_hash="a")) as job:
+        for total, seconds in ((100, 30), (8, 2.0)):
+            for done in range(1, 6):
+                clock[0] += seconds
+                job.progress(done, total, "calibrating")
+    assert said == ["Calibrating will take about 49 minutes on this device. Stop, at the top, ends it."]
+    assert jobs.running("a") == []
