@@ -18,6 +18,9 @@ from numprune.errors import InputError, NumpruneError
 MARKER = "numprune.json"
 """File that marks a folder as written by numprune; only such a folder is ever replaced."""
 
+_UMASK = os.umask(0)
+os.umask(_UMASK)
+
 
 @contextmanager
 def atomic_folder(target: str | os.PathLike[str]) -> Iterator[Path]:
@@ -30,8 +33,8 @@ def atomic_folder(target: str | os.PathLike[str]) -> Iterator[Path]:
     target = Path(target)
     check_output(target)
     with _beside(target) as partial:
-        partial.chmod(0o755)
         yield partial
+        _permit(partial)
         _swap(partial, target)
 
 
@@ -49,6 +52,7 @@ def atomic_file(target: str | os.PathLike[str]) -> Iterator[Path]:
     with _beside(target) as folder:
         partial = folder / target.name
         yield partial
+        _permit(partial)
         partial.replace(target)
 
 
@@ -70,6 +74,13 @@ def _beside(target: Path) -> Iterator[Path]:
         raise NumpruneError(f"Writing {target} failed: {error}; nothing was left there.") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def _permit(path: Path) -> None:
+    """Let others read what others may read of this user's files: temporary files are made for their owner alone, and
+    so are those of safetensors."""
+    for each in [path, *path.rglob("*")]:
+        each.chmod((0o777 if each.is_dir() else 0o666) & ~_UMASK)
 
 
 def check_output(target: str | os.PathLike[str]) -> None:
@@ -117,6 +128,7 @@ def write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(data)
+        _permit(Path(name))
         Path(name).replace(path)
     except OSError as error:
         Path(name).unlink(missing_ok=True)

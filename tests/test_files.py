@@ -4,9 +4,11 @@ import os
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
-from numprune import InputError, NumpruneError
-from numprune.files import MARKER, atomic_folder, check_output, to_json, write_text
+from numprune import InputError, NumpruneError, files
+from numprune.files import MARKER, atomic_file, atomic_folder, check_output, to_json, write_text
 
 
 def no_space(*args, **kwargs):
@@ -120,3 +122,17 @@ def test_json_refuses_what_is_not_json():
     for value in (float("nan"), float("inf")):
         with pytest.raises(ValueError, match="not JSON compliant"):
             to_json({"a": value})
+
+
+def test_what_is_written_may_be_read_by_whom_the_umask_lets(tmp_path):
+    """Temporary files, and those of safetensors, are made for their owner alone."""
+    umask = files._UMASK
+    with atomic_folder(tmp_path / "folder") as folder:
+        (folder / "inner").mkdir()
+        save_file({"a": torch.zeros(1)}, folder / "inner" / "a.safetensors")
+    with atomic_file(tmp_path / "file.safetensors") as file:
+        save_file({"a": torch.zeros(1)}, file)
+    write_text(tmp_path / "text", "a")
+    for path in tmp_path.rglob("*"):
+        wanted = (0o777 if path.is_dir() else 0o666) & ~umask
+        assert path.stat().st_mode & 0o777 == wanted, path
