@@ -160,7 +160,8 @@ def _windows(
     overlap: bool = True,
 ) -> torch.Tensor:
     """Draw (samples, length) windows, side by side while there are enough, else overlapping; fewer when the text has
-    not as many, or not as many side by side and `overlap` is not wanted. A window that does not begin with `start` gets it in front, and is cut to its length again."""
+    not as many, or not as many side by side and `overlap` is not wanted. A window that does not begin with `start` gets
+    it in front, and is cut to its length again."""
     tokens = sum(map(len, streams))
     if tokens < length or not tokens:
         raise InputError(

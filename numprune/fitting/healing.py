@@ -18,7 +18,7 @@ from numprune.models.batches import TRAINED_LOGITS
 from numprune.models.model import Model
 from numprune.models.prediction import kl_divergence, predicted
 
-RATE = 0.01
+RATE = 0.002
 """How far the first step moves a weight, as a share of the root mean square of its matrix."""
 STEP_TOKENS = 2048
 """Tokens of a step, unless a single sequence has more; sequences are 16 at most."""
@@ -55,7 +55,7 @@ def heal(
     pruned: Model,
     rows: torch.Tensor,
     *,
-    steps: int = 64,
+    steps: int = 128,
     rate: float = RATE,
     seed: int = 0,
     progress: Progress | None = None,

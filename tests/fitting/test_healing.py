@@ -148,7 +148,7 @@ def test_what_cannot_be_healed_is_refused(model, pruned, options, rows, says):
 def test_presets_change_the_method_and_nothing_else():
     own = Recipe(ratio=0.4, ratios={"0.mlp": 0.1}, compensation="none", scorer="magnitude", healing=5)
     assert preset("paper").applied(own) == Recipe(ratio=0.4, ratios={"0.mlp": 0.1})
-    assert preset("healed").applied(own).healing == 16
+    assert preset("healed").applied(own).healing == 128
     assert [name for name, each in PRESETS.items() if each.suggests] == ["best", "healed"]
     with pytest.raises(InputError, match="use paper, balanced, best, healed"):
         preset("worst")
