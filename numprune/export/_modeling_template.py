@@ -12,12 +12,12 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import nn
 from transformers import LlamaForCausalLM, LlamaModel
 
-# Where the layers are below the base model, and names of linears below a layer. A group is a KV head with its query heads, or a head where every head has its own;
-# `*_rows` are the out-features that belong to one group or channel, `*_columns` the in-features.
+# Where the layers are below the base model, and names of linears below a layer. A group is a KV head with its query
+# heads, or a head where every head has its own; `*_rows` are the out-features that belong to one group or channel,
+# `*_columns` the in-features.
 LAYOUT = {
     "layers": "layers",
     "attention": "self_attn",

@@ -44,7 +44,7 @@ def base_model_matches(folder, model):
     shapes = {name: tensor.shape for name, tensor in base.state_dict().items()}
     wanted = {name: tensor.shape for name, tensor in model.base_model.state_dict().items()}
     text, fine = config.get_text_config(decoder=True), True
-    for name, module in base.named_modules():
+    for module in base.modules():
         index = getattr(module, "layer_idx", None)
         if index is not None and hasattr(module, "head_dim") and hasattr(module, "k_proj"):
             sizes = text.per_layer_config[index]
