@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import stat
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,6 +17,9 @@ from numprune.errors import InputError, NumpruneError
 
 MARKER = "numprune.json"
 """File that marks a folder as written by numprune; only such a folder is ever replaced."""
+
+_UMASK = os.umask(0)
+os.umask(_UMASK)
 
 
 @contextmanager
@@ -32,7 +34,7 @@ def atomic_folder(target: str | os.PathLike[str]) -> Iterator[Path]:
     check_output(target)
     with _beside(target) as partial:
         yield partial
-        _open_to_others(partial)
+        _permit(partial)
         _swap(partial, target)
 
 
@@ -50,7 +52,7 @@ def atomic_file(target: str | os.PathLike[str]) -> Iterator[Path]:
     with _beside(target) as folder:
         partial = folder / target.name
         yield partial
-        partial.chmod(_new_file_mode(folder))
+        _permit(partial)
         partial.replace(target)
 
 
@@ -74,26 +76,11 @@ def _beside(target: Path) -> Iterator[Path]:
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def _new_file_mode(folder: Path) -> int:
-    """The mode of a file that a person would make in a folder. A file is made to see it: a process can read its umask
-    only by changing it, for all its threads."""
-    probe = folder / ".mode"
-    probe.touch()
-    try:
-        return stat.S_IMODE(probe.stat().st_mode)
-    finally:
-        probe.unlink()
-
-
-def _open_to_others(folder: Path) -> None:
-    """Give a folder and all in it the modes they would have without a temporary place: `tempfile`, and safetensors when
-    it saves, make what only their owner may read."""
-    mode = _new_file_mode(folder)
-    for path in (folder, *folder.rglob("*")):
-        if path.is_symlink():
-            continue
-        # Who may read a folder may also enter it.
-        path.chmod(mode | (mode & 0o444) >> 2 if path.is_dir() else mode)
+def _permit(path: Path) -> None:
+    """Let others read what others may read of this user's files: temporary files are made for their owner alone, and
+    so are those of safetensors."""
+    for each in [path, *path.rglob("*")]:
+        each.chmod((0o777 if each.is_dir() else 0o666) & ~_UMASK)
 
 
 def check_output(target: str | os.PathLike[str]) -> None:
@@ -141,9 +128,7 @@ def write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(data)
-        # Private, as the temporary file is, only where an ordinary file would be.
-        with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder:
-            Path(name).chmod(_new_file_mode(Path(folder)))
+        _permit(Path(name))
         Path(name).replace(path)
     except OSError as error:
         Path(name).unlink(missing_ok=True)

@@ -62,11 +62,14 @@ def all_finite(tensor: torch.Tensor) -> bool:
     return bool(torch.isfinite(total)) or bool(torch.isfinite(tensor).all())
 
 
+def float64_device(device: torch.device) -> torch.device:
+    """The device itself, or the CPU where it has no float64 (MPS)."""
+    return torch.device("cpu") if device.type == "mps" else device
+
+
 def to_float64(tensor: torch.Tensor) -> torch.Tensor:
     """The tensor in float64, on the CPU when its device has no float64 (MPS)."""
-    if tensor.device.type == "mps":
-        tensor = tensor.cpu()
-    return tensor.to(torch.float64)
+    return tensor.to(float64_device(tensor.device)).to(torch.float64)
 
 
 def damped_cholesky(matrix: torch.Tensor, damping: float, *, raise_damping: bool = False) -> tuple[torch.Tensor, float]:

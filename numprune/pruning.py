@@ -11,7 +11,7 @@ from numprune.allocation.swaps import swap_units
 from numprune.calibration.statistics import CalibrationStats
 from numprune.errors import CancelEvent, NumericalError, Progress, check_cancelled
 from numprune.fitting.compensation import compensate, lost_mean, relative_errors
-from numprune.fitting.healing import heal
+from numprune.fitting.healing import heal, rows_for
 from numprune.fitting.sequential import fit_to_dense
 from numprune.models.model import Model, slice_module
 from numprune.models.placement import dtype_name
@@ -68,7 +68,7 @@ def prune(
     pruned.recipe = done
     notes = [*stats.notes, *plan.notes, *fit.notes]
     if recipe.healing:
-        rows = stats.token_rows("heal on")
+        rows = rows_for(model, stats, recipe.healing, progress=progress, cancel=cancel)
         notes.append(str(heal(model, pruned, rows, steps=recipe.healing, progress=progress, cancel=cancel)))
     pruned.check_finite("raise the damping, or calibrate on more text")
     pruned.report = PruningReport(

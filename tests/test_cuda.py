@@ -99,8 +99,9 @@ def test_half_precision_gram_on_tensor_cores_is_the_float64_gram(dtype, channels
     x = (0.5 + torch.randn(4096, channels, generator=generator)).to(dtype)
     expected = x.double().T @ x.double()
     actual = mirror_lower_(lower_product(x.cuda())).double().cpu()
-    # float32 accumulation of exact products: far from the 2^-8 that rounding to bfloat16 would cost.
-    assert float((actual - expected).abs().max() / expected.diagonal().max()) < 1e-6
+    # Exact products, summed in float32 by tensor cores that cut off what does not fit instead of rounding it (3.6e-6
+    # of 4,096 tokens on an H200): far from the 2^-8 that rounding to bfloat16 would cost.
+    assert float((actual - expected).abs().max() / expected.diagonal().max()) < 1e-5
     assert torch.equal(actual, actual.T)
 
 
@@ -114,7 +115,8 @@ def test_statistics_of_many_batches_on_the_gpu():
         gram += x.double().T @ x.double()
         total += x.double().sum(0)
     stats = accumulator.finish()
-    assert float(((stats.gram.cpu() - gram) / gram).abs().max()) < 1e-6
+    # What tensor cores cut off in a batch, see above, does not grow with the batches.
+    assert float(((stats.gram.cpu() - gram) / gram).abs().max()) < 1e-5
     torch.testing.assert_close(stats.mean.cpu(), total / stats.tokens, rtol=1e-6, atol=0)
 
 
@@ -123,8 +125,8 @@ def test_scores_on_the_gpu_are_those_of_the_cpu():
     weight = torch.randn(48, 96, generator=generator)
     x = torch.randn(400, 96, generator=generator, dtype=torch.float64)
     gram = x.T @ x / (x**2).sum()
-    for method in ("closed_form", "newton", "boxed"):
-        options = {"ratio": 0.4, "method": method, "steps": 100}
+    for solver in ("closed_form", "newton", "boxed"):
+        options = {"ratio": 0.4, "solver": solver, "steps": 100}
         expected = numerical_score(weight, gram, **options)
         actual = numerical_score(weight.cuda(), gram.cuda(), **options).cpu()
         torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-5)

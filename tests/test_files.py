@@ -1,14 +1,13 @@
 import errno
 import json
 import os
-import stat
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
-from numprune import InputError, NumpruneError
+from numprune import InputError, NumpruneError, files
 from numprune.files import MARKER, atomic_file, atomic_folder, check_output, to_json, write_text
 
 
@@ -125,24 +124,15 @@ def test_json_refuses_what_is_not_json():
             to_json({"a": value})
 
 
-@pytest.mark.parametrize(
-    ("mask", "file", "folder"), [(0o022, 0o644, 0o755), (0o077, 0o600, 0o700), (0o002, 0o664, 0o775)]
-)
-def test_what_is_written_has_the_modes_of_any_file_a_person_makes(tmp_path, mask, file, folder):
-    def modes(*paths):
-        return {path.name: stat.S_IMODE(path.stat().st_mode) for path in paths}
-
-    before = os.umask(mask)
-    try:
-        with atomic_folder(tmp_path / "out") as partial:
-            save_file({"a": torch.zeros(2)}, partial / "model.safetensors")
-            (partial / "deep").mkdir(mode=0o700)
-            (partial / "deep/a.txt").touch(mode=0o600)
-        with atomic_file(tmp_path / "one.safetensors") as path:
-            save_file({"a": torch.zeros(2)}, path)
-        write_text(tmp_path / "a.json", "{}")
-    finally:
-        os.umask(before)
-    written = [path for path in tmp_path.rglob("*") if path.is_file()]
-    assert modes(*written) == dict.fromkeys(["model.safetensors", "a.txt", "one.safetensors", "a.json"], file)
-    assert modes(tmp_path / "out", tmp_path / "out/deep") == {"out": folder, "deep": folder}
+def test_what_is_written_may_be_read_by_whom_the_umask_lets(tmp_path):
+    """Temporary files, and those of safetensors, are made for their owner alone."""
+    umask = files._UMASK
+    with atomic_folder(tmp_path / "folder") as folder:
+        (folder / "inner").mkdir()
+        save_file({"a": torch.zeros(1)}, folder / "inner" / "a.safetensors")
+    with atomic_file(tmp_path / "file.safetensors") as file:
+        save_file({"a": torch.zeros(1)}, file)
+    write_text(tmp_path / "text", "a")
+    for path in tmp_path.rglob("*"):
+        wanted = (0o777 if path.is_dir() else 0o666) & ~umask
+        assert path.stat().st_mode & 0o777 == wanted, path

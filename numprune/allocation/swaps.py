@@ -7,6 +7,7 @@ from dataclasses import replace
 from numprune.allocation.swap_search import search_swaps
 from numprune.calibration.statistics import CalibrationStats
 from numprune.errors import CancelEvent, NumericalError, Progress, check_cancelled
+from numprune.linalg import float64_device
 from numprune.models.model import Model
 from numprune.plan.plan import PruningPlan
 
@@ -39,10 +40,12 @@ def swap_units(
         check_cancelled(cancel)
         kept = plan.keep[block.key]
         if 0 < len(kept) < block.units:
-            gram = stats.modules[block.key].gram
+            weight = block.last.weight.detach()
+            weight = weight.to(float64_device(weight.device))
+            gram = stats.modules[block.key].gram.to(weight.device)
             try:
                 keep[block.key], _, _ = search_swaps(
-                    block.last.weight.detach().to(gram.device),
+                    weight,
                     gram,
                     kept,
                     width=block.width,

@@ -86,6 +86,7 @@ def draw_rows(
     *,
     bos: bool = True,
     column: str | None = None,
+    overlap: bool = True,
     progress: Progress | None = None,
     cancel: CancelEvent | None = None,
 ) -> torch.Tensor:
@@ -96,6 +97,8 @@ def draw_rows(
             only documents do.
         notes: what differs from the request, and the share of each of several sources, is added to it.
         column: the column of rows that holds the text; None for the first that is known by its name.
+        overlap: whether windows may overlap where a text has too few that do not; else they are fewer. The first of
+            those that do not overlap are the same however many are drawn.
 
     Raises:
         InputError: a source cannot be read or is too short.
@@ -106,7 +109,7 @@ def draw_rows(
     if start:
         notes.append(f"Every sequence of text begins with {spelled(model.tokenizer, start)}.")
     if not isinstance(data, str | os.PathLike):
-        rows = _windows(*_streams(data, model, length, notes, column), samples, seed, start)
+        rows = _windows(*_streams(data, model, length, notes, column), samples, seed, start, overlap)
         return _counted(rows, samples, "The text", notes)
     weights = parse_sources(data)
     parts = {}
@@ -114,7 +117,7 @@ def draw_rows(
         if name == SELF:
             rows = self_samples(model, count, length, seed, progress=progress, cancel=cancel)
         else:
-            rows = _windows(*_streams(name, model, length, notes, column), count, seed, start)
+            rows = _windows(*_streams(name, model, length, notes, column), count, seed, start, overlap)
         parts[name] = _counted(rows, count, "The text" if len(weights) == 1 else Path(name).name, notes)
     if len(parts) == 1:
         return next(iter(parts.values()))
@@ -149,10 +152,16 @@ def _streams(
 
 
 def _windows(
-    streams: list[torch.Tensor], length: int, samples: int, seed: int, start: tuple[int, ...] = ()
+    streams: list[torch.Tensor],
+    length: int,
+    samples: int,
+    seed: int,
+    start: tuple[int, ...] = (),
+    overlap: bool = True,
 ) -> torch.Tensor:
     """Draw (samples, length) windows, side by side while there are enough, else overlapping; fewer when the text has
-    not as many. A window that does not begin with `start` gets it in front, and is cut to its length again."""
+    not as many, or not as many side by side and `overlap` is not wanted. A window that does not begin with `start` gets
+    it in front, and is cut to its length again."""
     tokens = sum(map(len, streams))
     if tokens < length or not tokens:
         raise InputError(
@@ -164,7 +173,7 @@ def _windows(
         begins.append(begin + torch.arange(len(stream) - length + 1))
         begin += len(stream)
     places = torch.cat([each[::length] for each in begins])
-    if len(places) < samples:
+    if len(places) < samples and overlap:
         places = torch.cat(begins)
     chosen = places[torch.randperm(len(places), generator=torch.Generator().manual_seed(seed))[:samples]]
     before = whole.new_tensor(start)

@@ -29,6 +29,10 @@ class ModuleStats:
     mean: torch.Tensor
     tokens: int
 
+    def to(self, device: torch.device) -> ModuleStats:
+        """The same on a device; where all matrices together do not fit, they wait on the CPU."""
+        return ModuleStats(self.gram.to(device), self.mean.to(device), self.tokens)
+
     @property
     def rms(self) -> torch.Tensor:
         """Root mean square activation of every channel, (channels,)."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 import re
 from pathlib import Path
 from typing import Any
@@ -34,11 +35,8 @@ def refusal(model: Model) -> str | None:
     reason = unknown_layers(model)
     if reason is not None:
         return reason
-    narrowed = stock_module(model)
-    described = layout(model, narrowed)
-    narrowed.config = pruned_config(model)
-    template.narrow(narrowed, described)
-    if shapes(narrowed) != shapes(model.module):
+    written = shapes(narrowed_module(model))
+    if any(written.get(name) != shape for name, shape in shapes(model.module).items() if not _emptied(model, name)):
         return "has tensors of other shapes than its numbers of heads and channels say"
     return None
 
@@ -47,7 +45,7 @@ def write(model: Model, folder: Path, *, progress: Progress | None, cancel: Canc
     """Write the folder; a model with the sizes of its config gets no modelling file."""
     config = pruned_config(model)
     dtype = model.written_dtype
-    write_module(model.module, folder, dtype)
+    write_module(with_zeros(model), folder, dtype)
     check_cancelled(cancel)
     write_companions(model, folder)
     name, narrowed = modelling_file(model), text_config(config).is_heterogeneous
@@ -57,7 +55,16 @@ def write(model: Model, folder: Path, *, progress: Progress | None, cancel: Canc
     tidy_config(folder, dtype)
     if not narrowed:
         return ["Every layer has the sizes of the config, so transformers opens the folder without custom code."]
-    return [f"{name} in the folder makes the narrower layers; trust_remote_code=True runs it."]
+    notes = [f"{name} in the folder makes the narrower layers; trust_remote_code=True runs it."]
+    gone = [str(key) for key, units in model.units().items() if not units]
+    if gone:
+        written, own = shapes(narrowed_module(model)), shapes(model.module)
+        zeros = sum(math.prod(shape) - math.prod(own.get(name, (0,))) for name, shape in written.items())
+        notes.append(
+            f"{', '.join(gone)} kept nothing; engines expect an attention and an MLP in every layer, so {zeros:,}"
+            " parameters of zeros stand there."
+        )
+    return notes
 
 
 def snippet(model: Model, path: Path) -> str:
@@ -96,6 +103,50 @@ def shapes(module: nn.Module) -> dict[str, torch.Size]:
     return {name: tensor.shape for name, tensor in module.state_dict().items()}
 
 
+def narrowed_module(model: Model) -> PreTrainedModel:
+    """The stock module at the sizes that are written, without memory."""
+    stock = stock_module(model)
+    described = layout(model, stock)
+    stock.config = stock.base_model.config = pruned_config(model)
+    template.narrow(stock.base_model, described)
+    return stock
+
+
+def _emptied(model: Model, name: str) -> bool:
+    """Whether a tensor belongs to a layer one of whose modules kept no unit."""
+    layers = layers_name(model, model.module)
+    return name.startswith(f"{layers}.") and any(
+        not units and name.startswith(f"{layers}.{key.layer}.") for key, units in model.units().items()
+    )
+
+
+def with_zeros(model: Model) -> PreTrainedModel:
+    """The model's module, or one that shares its tensors and has units of zeros where a module kept none."""
+    if all(model.units().values()):
+        return model.module
+    filled, state = narrowed_module(model), dict(model.module.state_dict())
+    layers, described = layers_name(model, filled), layout(model, stock_module(model))
+    for key, units in model.units().items():
+        # A bias that stands for all heads lies in the attention itself, see `EmptyAttention`.
+        bias = state.pop(f"{layers}.{key.layer}.{described['attention']}.bias", None)
+        if key.kind == "attention" and not units and bias is not None:
+            (last,) = described["attention_columns"]
+            state[f"{layers}.{key.layer}.{last}.bias"] = bias
+    for name, tensor in filled.state_dict().items():
+        if name not in state or state[name].shape != tensor.shape:
+            state[name] = torch.zeros(tensor.shape, dtype=model.dtype, device=model.device)
+    filled.load_state_dict(state, assign=True)
+    filled.tie_weights()
+    filled.generation_config = model.module.generation_config
+    return filled
+
+
+def layers_name(model: Model, module: nn.Module) -> str:
+    """Where the decoder layers are in a module."""
+    layers = model.adapter.layers(module)
+    return next(name for name, part in module.named_modules() if part is layers)
+
+
 def stock_module(model: Model) -> PreTrainedModel:
     """The stock module of a model's config, at full size and without memory."""
     with init_empty_weights():
@@ -118,19 +169,25 @@ def pruned_config(model: Model) -> Any:
     if text_config(config).is_heterogeneous:
         name = f"Pruned{model.architecture}"
         config.architectures = [name]
-        config.auto_map = {model.adapter.auto_class.__name__: f"{Path(modelling_file(model)).stem}.{name}"}
+        file = Path(modelling_file(model)).stem
+        # vLLM builds its own model around the base model; AutoModel would open the stock one at full size.
+        config.auto_map = {
+            "AutoModel": f"{file}.Pruned{base_class(model)}",
+            model.adapter.auto_class.__name__: f"{file}.{name}",
+        }
     return config
 
 
 def _added_biases(model: Model, stock: PreTrainedModel) -> set[ModuleKey]:
     """Modules whose output projection has a bias that the architecture does not give it."""
-    weights, described = model.module.state_dict(), layout(model, stock)
+    weights, described, layers = model.module.state_dict(), layout(model, stock), layers_name(model, stock)
     added = set()
     for block in model.adapter.blocks(stock):
+        layer = f"{layers}.{block.key.layer}"
         names = list(described[f"{block.key.kind}_columns"])
         if block.key.kind == "attention":
             names.append(described["attention"])  # holds the bias where no head is left
-        biases = [f"{described['layers']}.{block.key.layer}.{name}.bias" for name in names]
+        biases = [f"{layer}.{name}.bias" for name in names]
         if block.last.bias is None and any(name in weights for name in biases):
             added.add(block.key)
     return added
@@ -143,7 +200,7 @@ def layout(model: Model, stock: PreTrainedModel) -> dict[str, Any]:
     owner, attribute = model.adapter.attention_owner(layers[0])
     attention, mlp = model.adapter.blocks(stock)[:2]
     return {
-        "layers": next(name for name, module in stock.named_modules() if module is layers),
+        "layers": layers_name(model, stock).removeprefix(f"{stock.base_model_prefix}."),
         "attention": names[id(getattr(owner, attribute))],
         "groups": groups_name(config),
         "channels": channels_name(config),
@@ -169,7 +226,12 @@ def modelling_source(model: Model) -> str:
     source = Path(template.__file__).read_text()
     described = json.dumps(layout(model, stock_module(model)), indent=4)
     source = re.sub(r"(?<=^LAYOUT = )\{.*?^\}", lambda _: described, source, flags=re.DOTALL | re.MULTILINE)
-    return source.replace("LlamaForCausalLM", model.architecture)
+    return source.replace("LlamaForCausalLM", model.architecture).replace("LlamaModel", base_class(model))
+
+
+def base_class(model: Model) -> str:
+    """The stock class without the output layer."""
+    return type(model.module.base_model).__name__
 
 
 register(

@@ -27,7 +27,7 @@ from numprune.models.model import twin
 from numprune.models.replay import KnownAttention, LayerCalls, behind_attention, watched
 from numprune.plan.keys import KINDS, Kind, ModuleKey
 
-SCARCITY = 100
+SCARCITY = 500
 """What the damping grows by, in multiples of itself, where there is one token for every input channel."""
 
 
@@ -62,7 +62,7 @@ def fit_to_dense(
     With X the inputs of a module's last linear in the dense model and R the residual stream that enters the module,
     X' and R' those of the pruned model, and W_S the kept rows (X W convention), the new weight minimises
 
-        ||X' W' - (X W + R - R')||² + gamma ||W' - W_S||²,        gamma = damping (1 + 100 c/n) mean(diag X'ᵀX'),
+        ||X' W' - (X W + R - R')||² + gamma ||W' - W_S||²,        gamma = damping (1 + 500 c/n) mean(diag X'ᵀX'),
 
     with c the columns and n the rows of X': the fewer tokens there are for every weight, the less they may change it.
     Where a norm stands between the module and the residual stream (Gemma 2 and 3), R - R' is left out. With `keep`,

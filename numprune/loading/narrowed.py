@@ -119,6 +119,7 @@ def load_narrowed(
         check_sliceable(adapter, config, str(folder))
         basis = torch.empty(config.hidden_size, sizes.residual_width, dtype=torch.float64, device="meta")
         module = narrow_residual(module, adapter, [basis] * (1 + 2 * len(adapter.layers(module))))
+    headless = _without_heads(module, adapter, sizes.units)
     module = slice_module(module, adapter, {key: range(count) for key, count in sizes.units.items()})
     renamings = _renamings(module)
     state = {
@@ -126,6 +127,7 @@ def load_narrowed(
         for key, value in read_tensors(weights.files)
         if not key.endswith("rotary_emb.inv_freq")  # which old checkpoints hold, though it follows from the config
     }
+    state = _without_zeros(state, module, headless)
     _untie(module, state)
     _add_biases(module, adapter, state)
     shapes = {key: value.shape for key, value in module.state_dict().items()}
@@ -141,6 +143,36 @@ def load_narrowed(
     if (folder / "generation_config.json").is_file():
         module.generation_config = transformers.GenerationConfig.from_pretrained(folder)
     return module
+
+
+def _without_heads(module: PreTrainedModel, adapter: Adapter, units: dict[ModuleKey, int]) -> dict[str, str]:
+    """The names of attentions that have no heads, and of their output projections.
+
+    Args:
+        module: at full size.
+    """
+    names, layers = {id(part): name for name, part in module.named_modules()}, adapter.layers(module)
+    found = {}
+    for block in adapter.blocks(module):
+        if block.key.kind == "attention" and units.get(block.key) == 0:
+            attention = getattr(*adapter.attention_owner(layers[block.key.layer]))
+            found[names[id(attention)]] = names[id(block.last)]
+    return found
+
+
+def _without_zeros(
+    state: dict[str, torch.Tensor], module: PreTrainedModel, headless: dict[str, str]
+) -> dict[str, torch.Tensor]:
+    """The tensors without the units of zeros that exports write where a module has none (`layer_sizes.ZEROED`)."""
+    shapes = {name: tensor.shape for name, tensor in module.state_dict().items()}
+    kept = {}
+    for name, tensor in state.items():
+        owner = next((each for each in headless if name.startswith(f"{each}.")), None)
+        if owner is None:
+            kept[name] = tensor.new_empty(shapes[name]) if 0 in shapes.get(name, ()) else tensor
+        elif name in (f"{owner}.bias", f"{headless[owner]}.bias"):
+            kept[f"{owner}.bias"] = tensor
+    return kept
 
 
 def _untie(module: PreTrainedModel, state: dict[str, torch.Tensor]) -> None:

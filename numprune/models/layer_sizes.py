@@ -1,8 +1,9 @@
 """Sizes of single layers in a transformers config: its standard key `per_layer_config`, read and written.
 
 The config's own numbers of heads and channels are those of a layer at full size; `per_layer_config` holds what a layer
-has instead, and `skip` the modules it lacks altogether. `output_biases`, a key that numprune adds, names the layers
-whose output projection has a bias that its architecture does not give it.
+has instead. numprune adds two keys. `output_biases` names the layers whose output projection has a bias that its
+architecture does not give it. `zeroed` names those without heads or channels: engines dispatch an attention and an MLP
+in every layer, so they have the least of either, in zeros. Folders of numprune 0.1 have nothing there and say `skip`.
 """
 
 from __future__ import annotations
@@ -17,6 +18,10 @@ from numprune.plan.keys import KINDS, ModuleKey
 def text_config(config: Any) -> Any:
     """The part of a config that describes the decoder."""
     return config.get_text_config(decoder=True)
+
+
+ZEROED = {"attention": 1, "mlp": 16}
+"""Units of zeros in the place of an emptied module: of channels as many as tensor parallel engines may divide."""
 
 
 def groups_name(config: Any) -> str:
@@ -52,18 +57,20 @@ def write_sizes(config: Any, units: Mapping[ModuleKey, int], biases: Set[ModuleK
     whole = getattr(config, groups_name(config)) // groups_per_unit(config)
     full = {"attention": whole, "mlp": getattr(config, channels_name(config))}
     layers: dict[int, dict[str, Any]] = {}
+    zeroed: dict[str, list[int]] = {}
     for key, count in units.items():
-        sizes = layers.setdefault(key.layer, {})
         if count == 0:
-            sizes.setdefault("skip", []).append(key.kind)
-        elif count != full[key.kind]:
-            sizes.update(layer_values(config, key.kind, count))
-    layers = {index: sizes for index, sizes in layers.items() if sizes}
-    if not (layers or biases):
+            zeroed.setdefault(key.kind, []).append(key.layer)
+            count = min(ZEROED[key.kind], full[key.kind])
+        if count != full[key.kind]:
+            layers.setdefault(key.layer, {}).update(layer_values(config, key.kind, count))
+    if not (layers or biases or zeroed):
         return
     # Validation of configs, and much code that opens models, reads the config's own numbers.
     config.allow_global_per_layer_attribute_access = True
     config.per_layer_config = layers
+    if zeroed:
+        config.zeroed = zeroed
     if biases:
         config.output_biases = {kind: sorted(key.layer for key in biases if key.kind == kind) for kind in KINDS}
 
@@ -82,13 +89,15 @@ def read_sizes(config: Any) -> dict[ModuleKey, int] | None:
     if unknown:
         raise LoadError(f"Layers of this model differ in {', '.join(unknown)}; only heads and channels may differ.")
     full = config.num_attention_heads, getattr(config, groups)
+    zeroed = getattr(config, "zeroed", {})
     units = {}
     for index, sizes in enumerate(config.per_layer_config):
         if sizes.num_attention_heads * full[1] != full[0] * getattr(sizes, groups):
             raise LoadError(f"Layer {index} of this model has other heads per KV head than the rest; they must agree.")
         for kind, name in (("attention", groups), ("mlp", channels)):
             size = getattr(sizes, name) // (groups_per_unit(config) if kind == "attention" else 1)
-            units[ModuleKey(index, kind)] = 0 if kind in sizes.skip else size
+            gone = kind in sizes.skip or index in zeroed.get(kind, ())
+            units[ModuleKey(index, kind)] = 0 if gone else size
     return units
 
 
@@ -97,5 +106,5 @@ def forget_sizes(config: Any) -> None:
     config.__dict__.pop("auto_map", None)
     config = text_config(config)
     config.per_layer_config = None
-    for name in ("allow_global_per_layer_attribute_access", "output_biases"):
+    for name in ("allow_global_per_layer_attribute_access", "output_biases", "zeroed"):
         config.__dict__.pop(name, None)

@@ -36,7 +36,7 @@ PRESETS: dict[str, Preset] = {
     "paper": Preset("the paper's method as it describes it", _PAPER, False),
     "balanced": Preset("units priced by the loss, modules fitted one after the other", _PRICED, False),
     "best": Preset("ratios from the model's own loss as well; nothing is trained", _PRICED, True),
-    "healed": Preset("the same, and 16 steps of training", {**_PRICED, "healing": 16}, True),
+    "healed": Preset("the same, and 128 steps of training", {**_PRICED, "healing": 128}, True),
 }
 DEFAULT_PRESET = "balanced"
 """Of `numprune prune` without recipe or preset, and of the page. `Recipe()` itself is the paper's method."""

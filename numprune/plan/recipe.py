@@ -136,7 +136,7 @@ class Recipe:
         if self.swaps < 0:
             raise InputError(f"swaps is {self.swaps}; give 0 or a number of units such as 8.")
         if self.healing < 0:
-            raise InputError(f"healing is {self.healing}; give 0 or a number of training steps such as 16.")
+            raise InputError(f"healing is {self.healing}; give 0 or a number of training steps such as 128.")
         if not 0 <= self.damping < float("inf"):
             raise InputError(f"damping is {self.damping}; give 0 or a positive fraction such as 0.01.")
 

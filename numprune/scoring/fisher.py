@@ -44,11 +44,11 @@ def fisher(
     scores = {}
     for block in model.blocks:
         check_cancelled(cancel)
-        module = stats.modules[block.key]
+        weight = to_float64(block.last.weight.detach())
+        module = stats.modules[block.key].to(weight.device)
         # Any root of F does: only tr(ΔW F ΔWᵀ) is priced.
-        root, _ = damped_cholesky(information[block.key].to(module.gram.device), 1e-6, raise_damping=True)
-        weight = root.T @ to_float64(block.last.weight.detach()).to(root.device)
-        gram = module.gram / module.tokens
+        root, _ = damped_cholesky(information[block.key].to(weight.device), 1e-6, raise_damping=True)
+        weight, gram = root.T @ weight, module.gram / module.tokens
         order, losses = eliminate(weight, gram, width=block.width, progress=progress, cancel=cancel)
         prices = torch.empty_like(losses)
         prices[order] = rising_prices(losses) * (0.5 * MILLION / block.cost)

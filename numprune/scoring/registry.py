@@ -9,6 +9,7 @@ import torch
 
 from numprune.calibration.statistics import CalibrationStats, ModuleStats
 from numprune.errors import CancelEvent, InputError, Progress, check_cancelled
+from numprune.linalg import float64_device
 from numprune.models.adapter import Block
 from numprune.models.model import Model
 from numprune.plan.keys import ModuleKey
@@ -90,8 +91,9 @@ def block_scorer(name: str) -> Callable[[BlockScorer], BlockScorer]:
             blocks, scores = model.blocks, {}
             for done, block in enumerate(blocks, 1):
                 check_cancelled(cancel)
-                module = stats.modules[block.key]
-                weight = block.last.weight.detach().to(module.gram.device)
+                weight = block.last.weight.detach()
+                weight = weight.to(float64_device(weight.device))
+                module = stats.modules[block.key].to(weight.device)
                 scores[block.key] = function(block, weight, module, ratio=ratio, progress=progress, cancel=cancel)
                 if progress is not None:
                     progress(done, len(blocks), f"scoring {block.key}")

@@ -190,3 +190,13 @@ def test_a_comparison_of_image_models_counts_what_the_judge_sees(run, tmp_path):
     assert 0 <= pruned["recognised"] <= dense["recognised"] <= 1
     assert pruned["fid"] > dense["fid"]
     assert dense["perplexity"] is None
+
+
+def test_methods_are_compared_on_as_much_text_as_prune_takes_on_this_device(run, text, tmp_path, monkeypatch):
+    monkeypatch.setattr("numprune.calibration.budget.READ_ON_CPU", 1.0)
+    argv = (MODEL, "--ratios", "0.3", "--calibration", text, "--data", text, "--max-tokens", "64", "--device", "cpu")
+    code, out, err = run(*argv, "--repetitions", "0", "--methods", "random", "--out", tmp_path / "a.csv", "--json")
+    assert code == 0, err
+    assert "calibrated on 8 sequences of 128 tokens" in err
+    (cell,) = [cell for cell in json.loads(out)["cells"] if cell["method"] == "random"]
+    assert cell["calibration_tokens"] <= 8 * 128

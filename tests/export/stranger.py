@@ -36,9 +36,47 @@ def written(model, expected, **options):
     return model.generate(input_ids=expected["ids"], attention_mask=expected["mask"], **options)
 
 
+def base_model_matches(folder, model):
+    """What vLLM builds its own model around: as a config alone makes it, it takes every tensor of the checkpoint, and
+    every layer's heads are those that the config names."""
+    config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=True)
+    base = transformers.AutoModel.from_config(config, trust_remote_code=True)
+    shapes = {name: tensor.shape for name, tensor in base.state_dict().items()}
+    wanted = {name: tensor.shape for name, tensor in model.base_model.state_dict().items()}
+    text, fine = config.get_text_config(decoder=True), True
+    for module in base.modules():
+        index = getattr(module, "layer_idx", None)
+        if index is not None and hasattr(module, "head_dim") and hasattr(module, "k_proj"):
+            sizes = text.per_layer_config[index]
+            heads = getattr(sizes, "num_key_value_heads", None) or sizes.num_attention_heads
+            fine &= module.k_proj.out_features == heads * module.head_dim
+            fine &= module.q_proj.out_features == sizes.num_attention_heads * module.head_dim
+    return fine and shapes == wanted
+
+
+def asks_for_every_attention(model, expected):
+    """Whether every layer goes through the attention that transformers, or an engine, registers."""
+    if not getattr(model, "_supports_attention_backend", True):
+        return True
+    asked = []
+
+    def counted(module, *args, **kwargs):
+        asked.append(module.layer_idx)
+        return transformers.integrations.sdpa_attention.sdpa_attention_forward(module, *args, **kwargs)
+
+    transformers.AttentionInterface.register("counted", counted)
+    transformers.AttentionMaskInterface.register("counted", transformers.masking_utils.sdpa_mask)
+    if not model._supports_sdpa:
+        return True
+    model.set_attn_implementation("counted")
+    logits(model, expected)
+    layers = model.config.get_text_config(decoder=True).num_hidden_layers
+    return sorted(asked) == list(range(layers))
+
+
 def look_at(folder):
     expected = load_file(folder / "expected.safetensors")
-    (auto,) = json.loads((folder / "config.json").read_text())["auto_map"]
+    (auto,) = set(json.loads((folder / "config.json").read_text())["auto_map"]) - {"AutoModel"}
 
     def load(source=folder, **options):
         return getattr(transformers, auto).from_pretrained(source, trust_remote_code=True, **options)
@@ -65,7 +103,10 @@ def look_at(folder):
         seen["offloaded to disk"] = torch.equal(logits(offloaded, expected), usual)
     again = folder.with_name(f"{folder.name} again")
     model.save_pretrained(again)
+    seen["base model again"] = "AutoModel" in json.loads((again / "config.json").read_text())["auto_map"]
+    seen["base model"] = base_model_matches(folder, model)
     seen["saved again"] = torch.equal(logits(load(again), expected), usual)
+    seen["attention interface"] = asks_for_every_attention(load(), expected)
     half = load(dtype=torch.bfloat16)
     seen["bfloat16"] = half.dtype == torch.bfloat16 and bool(logits(half, expected).isfinite().all())
     model.set_attn_implementation("eager")

@@ -199,7 +199,12 @@ def test_tokenizer_chat_template_and_generation_settings_go_along(tmp_path):
 
 def test_layers_are_described_by_the_standard_key(exports):
     config = json.loads((exports / "qwen3 emptied" / "config.json").read_text())
-    assert config["per_layer_config"] == {"0": {"skip": ["attention"]}, "1": {"skip": ["mlp"]}}
+    # One KV group and a few channels of zeros stand where nothing is left.
+    assert config["per_layer_config"] == {
+        "0": {"num_attention_heads": 2, "num_key_value_heads": 1},
+        "1": {"intermediate_size": 16},
+    }
+    assert config["zeroed"] == {"attention": [0], "mlp": [1]}
     config = json.loads((exports / "qwen3 uneven" / "config.json").read_text())
     assert config["per_layer_config"] == {
         "0": {"intermediate_size": 21},
@@ -304,7 +309,7 @@ def test_the_template_itself_is_a_model():
 
     from numprune.export._modeling_template import PrunedLlamaForCausalLM
 
-    sizes = {"0": {"intermediate_size": 8, "num_attention_heads": 1, "num_key_value_heads": 1}, "1": {"skip": ["mlp"]}}
+    sizes = {"0": {"intermediate_size": 8, "num_attention_heads": 1, "num_key_value_heads": 1}}
     config = LlamaConfig(
         vocab_size=16,
         hidden_size=256,
@@ -316,6 +321,6 @@ def test_the_template_itself_is_a_model():
     )
     model = PrunedLlamaForCausalLM(config)
     assert isinstance(model, LlamaForCausalLM)
-    assert [layer.mlp.down_proj.in_features for layer in model.model.layers] == [8, 0]
+    assert [layer.mlp.down_proj.in_features for layer in model.model.layers] == [8, 16]
     assert [layer.self_attn.q_proj.out_features for layer in model.model.layers] == [128, 256]
     assert model(torch.arange(8)[None]).logits.shape == (1, 8, 16)

