@@ -6,7 +6,7 @@ import pytest
 import numprune
 from numprune import Recipe
 from numprune.cli import main
-from numprune.evaluation import reproduction
+from numprune.evaluation import methods, reproduction
 from numprune.evaluation.paper import LLAMA_7B
 
 MODEL = "tiny-stories"
@@ -193,10 +193,17 @@ def test_a_comparison_of_image_models_counts_what_the_judge_sees(run, tmp_path):
 
 
 def test_methods_are_compared_on_as_much_text_as_prune_takes_on_this_device(run, text, tmp_path, monkeypatch):
+    seen = []
+
+    def compare(model, methods, ratios, bench, *, recipe, **how):
+        seen.append((bench.sequence_length, recipe.calibration.samples, recipe.calibration.sequence_length))
+        return compare_methods(model, methods, ratios, bench, recipe=recipe, **how)
+
+    compare_methods = methods.compare_methods
+    monkeypatch.setattr(methods, "compare_methods", compare)
     monkeypatch.setattr("numprune.calibration.budget.READ_ON_CPU", 1.0)
-    argv = (MODEL, "--ratios", "0.3", "--calibration", text, "--data", text, "--max-tokens", "64", "--device", "cpu")
-    code, out, err = run(*argv, "--repetitions", "0", "--methods", "random", "--out", tmp_path / "a.csv", "--json")
+    argv = (MODEL, "--ratios", "0.3", "--calibration", text, "--data", text, "--device", "cpu", "--repetitions", "0")
+    code, _, err = run(*argv, "--methods", "random", "--out", tmp_path / "a.csv")
     assert code == 0, err
     assert "calibrated on 8 sequences of 128 tokens" in err
-    (cell,) = [cell for cell in json.loads(out)["cells"] if cell["method"] == "random"]
-    assert cell["calibration_tokens"] <= 8 * 128
+    assert seen == [(2048, 8, 128)]
