@@ -294,3 +294,15 @@ def test_every_window_begins_with_bos_where_the_tokenizer_adds_it(framing_tokeni
     plain = perplexity(model, [text], sequence_length=8, bos=False)
     assert plain.nll == perplexity(model, whole, sequence_length=8).nll != measured.nll
     assert plain.start == ""
+
+
+def test_the_longest_windows_run_first_so_that_the_time_left_is_not_told_too_low(monkeypatch):
+    model, lengths = tiny_model("llama"), []
+
+    def losses(model, windows):
+        lengths.extend(len(window) for window, _ in windows)
+        return window_losses(model, windows)
+
+    monkeypatch.setattr("numprune.evaluation.perplexity.window_losses", losses)
+    perplexity(model, torch.arange(20), sequence_length=8, batch_size=1)
+    assert lengths == [8, 8, 4]
