@@ -119,6 +119,7 @@ def _fitted(
         rows,
         keep=plan.keep if recipe.compensation == "network" else None,
         damping=recipe.damping,
+        scarcity=recipe.scarcity,
         progress=progress,
         cancel=cancel,
     )

@@ -68,7 +68,7 @@ def _identity(trial: MaskedTrial | FittedTrial) -> str:
                 str(model.module.dtype),
                 torch.get_num_threads(),
             ],
-            [type(trial).__name__, trial.fingerprint, recipe.compensation, recipe.damping],
+            [type(trial).__name__, trial.fingerprint, recipe.compensation, recipe.damping, recipe.scarcity],
             [trial.rows.tolist(), fitted],
         ]
     )

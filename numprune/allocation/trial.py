@@ -111,6 +111,7 @@ class FittedTrial:
             self.fit_rows,
             keep=keep if self.recipe.compensation == "network" else None,
             damping=self.recipe.damping,
+            scarcity=self.recipe.scarcity,
             cancel=self.cancel,
         )
         return self.model.around(module)

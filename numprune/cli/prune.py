@@ -74,6 +74,13 @@ def add(commands: Commands) -> None:
         "--damping", type=float, metavar="D", help="of the compensation, as a share of the mean Gram diagonal (0.01)"
     )
     group.add_argument(
+        "--scarcity",
+        type=float,
+        metavar="S",
+        help="what network and residual raise the damping by, in multiples of itself, where there is one calibration"
+        " token for every column (500)",
+    )
+    group.add_argument(
         "--healing", type=int, metavar="STEPS", help="steps of training after pruning (default 0: nothing is trained)"
     )
     group.add_argument("--round-heads", type=int, metavar="N", help="keep multiples of N heads (default 1)")
@@ -172,7 +179,7 @@ def _recipe(args: argparse.Namespace) -> Recipe:
     preset = args.preset or (None if args.recipe else numprune.DEFAULT_PRESET)
     if preset:
         recipe = numprune.preset(preset).applied(recipe)
-    names = ("ratio", "scorer", "allocation", "swaps", "compensation", "damping", "healing")
+    names = ("ratio", "scorer", "allocation", "swaps", "compensation", "damping", "scarcity", "healing")
     names += ("round_heads", "round_channels", "uniform", "allow_empty")
     return recipe.replace(
         **given(removal=args.method, **{name: getattr(args, name) for name in names}),

@@ -161,6 +161,7 @@ def run_of(model: Model, recipe: Recipe, bench: Bench) -> str:
             recipe.calibration.sequence_length,
         ],
         "recipe": [recipe.damping, recipe.round_heads, recipe.round_channels, recipe.allow_empty],
+        **({"scarcity": recipe.scarcity} if recipe.scarcity != Recipe.scarcity else {}),
         **({"uniform": True} if recipe.uniform else {}),
         **({"max_tokens": bench.max_tokens} if bench.max_tokens else {}),
         **({"start": [list(start), bench.bos, recipe.calibration.bos]} if start else {}),

@@ -27,10 +27,6 @@ from numprune.models.model import twin
 from numprune.models.replay import KnownAttention, LayerCalls, behind_attention, watched
 from numprune.plan.keys import KINDS, Kind, ModuleKey
 
-SCARCITY = 500
-"""What the damping grows by, in multiples of itself, where there is one token for every input channel."""
-
-
 @dataclass(frozen=True)
 class Fit:
     """What a fit took and left out.
@@ -53,6 +49,7 @@ def fit_to_dense(
     *,
     keep: Mapping[ModuleKey, Sequence[int]] | None = None,
     damping: float = 0.01,
+    scarcity: float = 500.0,
     batch_size: int = FIT_SEQUENCES,
     progress: Progress | None = None,
     cancel: CancelEvent | None = None,
@@ -62,7 +59,7 @@ def fit_to_dense(
     With X the inputs of a module's last linear in the dense model and R the residual stream that enters the module,
     X' and R' those of the pruned model, and W_S the kept rows (X W convention), the new weight minimises
 
-        ||X' W' - (X W + R - R')||² + gamma ||W' - W_S||²,        gamma = damping (1 + 500 c/n) mean(diag X'ᵀX'),
+        ||X' W' - (X W + R - R')||² + gamma ||W' - W_S||²,        gamma = damping (1 + scarcity c/n) mean(diag X'ᵀX'),
 
     with c the columns and n the rows of X': the fewer tokens there are for every weight, the less they may change it.
     Where a norm stands between the module and the residual stream (Gemma 2 and 3), R - R' is left out. With `keep`,
@@ -80,14 +77,17 @@ def fit_to_dense(
         rows: token ids (sequences, tokens).
         keep: the units `pruned` has kept of each module; None fits last linears only.
         damping: gamma as a fraction of the mean diagonal where tokens are plenty; not negative.
+        scarcity: what it grows by, in multiples of itself, where there is one token for every column; not negative.
 
     Raises:
-        InputError: `damping` is out of range.
+        InputError: `damping` or `scarcity` is out of range.
         NumericalError: a system cannot be solved, or activations are not finite; the module is named.
         Cancelled: `cancel` was set; `pruned` is then half fitted and must be dropped.
     """
     if not (math.isfinite(damping) and damping >= 0):
         raise InputError(f"damping is {damping}; give 0 or a positive fraction such as 0.01.")
+    if not (math.isfinite(scarcity) and scarcity >= 0):
+        raise InputError(f"scarcity is {scarcity}; give 0 or a positive number such as 500.")
     # Hooks are put on it, and others may run `dense` meanwhile.
     dense = twin(dense)
     batches = list(rows.to(dense.device).split(batch_size))
@@ -99,7 +99,7 @@ def fit_to_dense(
     layers = list(zip(adapter.layers(dense), adapter.layers(pruned), strict=True))
     for index, (layer, narrow_layer) in enumerate(layers):
         blocks = _in_layer(whole, index), _in_layer(narrow, index)
-        fit = _LayerFit(calls, adapter, layer, narrow_layer, index, *blocks, damping, cancel)
+        fit = _LayerFit(calls, adapter, layer, narrow_layer, index, *blocks, damping, scarcity, cancel)
         fit.see_dense(dense_stream)
         for kind in KINDS:
             key = ModuleKey(index, kind)
@@ -165,12 +165,13 @@ class _LayerFit:
         whole: dict[Kind, Block],
         narrow: dict[Kind, Block],
         damping: float,
+        scarcity: float,
         cancel: CancelEvent | None,
     ) -> None:
         self.calls, self.adapter, self.index = calls, adapter, index
         self.layer, self.narrow_layer = layer, narrow_layer
         self.whole, self.narrow = whole, narrow
-        self.damping, self.cancel = damping, cancel
+        self.damping, self.scarcity, self.cancel = damping, scarcity, cancel
         self.targets: list[_Target] = []
         self.reached: dict[Kind, list[torch.Tensor]] = {kind: [] for kind in KINDS}
         """What reaches the last linear of a module whose other parts are fitted, by batch."""
@@ -208,7 +209,7 @@ class _LayerFit:
             reached = self._inputs_of(block.inputs[0][0], batch, pruned_stream[batch])
             system.add(reached, seen)
         # N'ᵀ(N V_S) = (N'ᵀN) V_S: the outputs themselves are never formed.
-        system.solve(self.damping, through=weight)
+        system.solve(self.damping, self.scarcity, through=weight)
 
     def fit_last(self, kind: Kind, stream: Sequence[torch.Tensor]) -> None:
         """Refit a module's last linear, so that the residual stream behind it is the dense one."""
@@ -220,7 +221,7 @@ class _LayerFit:
             self.reached[kind].append(inputs)
             wanted = target.of(kind, state if kind == "attention" else state + self.attended[batch])
             system.add(inputs, wanted if block.last.bias is None else wanted - block.last.bias)
-        system.solve(self.damping)
+        system.solve(self.damping, self.scarcity)
 
     def attend(self, stream: Sequence[torch.Tensor]) -> None:
         """Run the fitted attention of the pruned layer; from here on it is not run again."""
@@ -286,7 +287,7 @@ class _System:
             )
         self.product += product
 
-    def solve(self, damping: float, *, through: torch.Tensor | None = None) -> None:
+    def solve(self, damping: float, scarcity: float, *, through: torch.Tensor | None = None) -> None:
         """Give the linears their new weights.
 
         Args:
@@ -294,7 +295,7 @@ class _System:
         """
         moments = self.moments.finish()
         gram = moments.gram
-        damping *= 1 + SCARCITY * self.linears[0].in_features / moments.tokens
+        damping *= 1 + scarcity * self.linears[0].in_features / moments.tokens
         start = torch.cat([to_float64(linear.weight) for linear in self.linears]).T
         product = self.product if through is None else self.product @ through.T.to(self.product.device)
         gamma = damping * gram.diagonal().mean()

@@ -16,8 +16,9 @@ from numprune.errors import InputError
 from numprune.files import to_json
 from numprune.plan.keys import ModuleKey
 
-VERSION = 2
-"""Of recipe files. Version 1 knew no `bos`: its sequences went on without BOS where the last one ended."""
+VERSION = 3
+"""Of recipe files. Version 1 knew no `bos`: its sequences went on without BOS where the last one ended. Versions 1 and 2
+knew no `scarcity`: theirs is 100; their healing trained fewer weights, and another model comes out today."""
 REMOVALS = ("units", "slicegpt")
 ALLOCATIONS = ("global", "uniform", "paper_printed")
 COMPENSATIONS = ("paper", "residual", "network", "bias", "none")
@@ -73,8 +74,9 @@ class Recipe:
         compensation: "paper" (theorem 3), "residual" (against the dense residual stream), "network" (the same, and
             what feeds the units and the last norm as well), "bias" (FLAP's: the mean of what was removed becomes a
             bias) or "none".
-        damping: of the compensation, as a fraction of the mean diagonal of the Gram matrix; "residual" and "network"
-            raise it where calibration tokens are few (`numprune.fitting.sequential`).
+        damping: of the compensation, as a fraction of the mean diagonal of the Gram matrix.
+        scarcity: what "residual" and "network" raise the damping by, in multiples of itself, where there is one
+            calibration token for every column (`numprune.fitting.sequential`).
         healing: steps of training after pruning (`numprune.fitting.healing`); 0, the default, trains nothing.
         round_heads, round_channels: kept counts become multiples of these, except in modules kept whole.
         uniform: whether every layer keeps the same number of heads and the same number of channels; which ones is
@@ -96,6 +98,7 @@ class Recipe:
     swaps: int = 0
     compensation: str = "paper"
     damping: float = 0.01
+    scarcity: float = 500.0
     healing: int = 0
     round_heads: int = 1
     round_channels: int = 1
@@ -104,7 +107,7 @@ class Recipe:
 
     def __post_init__(self) -> None:
         check_ratio(self.ratio)
-        _make_plain(self, ("ratio", "damping"), ("swaps", "healing", "round_heads", "round_channels"))
+        _make_plain(self, ("ratio", "damping", "scarcity"), ("swaps", "healing", "round_heads", "round_channels"))
         for name, value, known in (
             ("method", self.removal, REMOVALS),
             ("allocation", self.allocation, ALLOCATIONS),
@@ -139,6 +142,8 @@ class Recipe:
             raise InputError(f"healing is {self.healing}; give 0 or a number of training steps such as 128.")
         if not 0 <= self.damping < float("inf"):
             raise InputError(f"damping is {self.damping}; give 0 or a positive fraction such as 0.01.")
+        if not 0 <= self.scarcity < float("inf"):
+            raise InputError(f"scarcity is {self.scarcity}; give 0 or a positive number such as 500.")
 
     def replace(self, **changes: Any) -> Recipe:
         """A copy with some values changed, checked like a new one."""
@@ -189,8 +194,8 @@ class Recipe:
             raise InputError("A recipe is a JSON object; this is something else.")
         values = dict(given)
         version = values.pop("version", None)
-        if version not in (1, VERSION):
-            raise InputError(f"The recipe has version {version}; this numprune reads versions 1 and {VERSION}.")
+        if version not in range(1, VERSION + 1):
+            raise InputError(f"The recipe has version {version}; this numprune reads versions 1 to {VERSION}.")
         calibration = values.pop("calibration", {})
         if not isinstance(calibration, dict):
             raise InputError(
@@ -198,6 +203,8 @@ class Recipe:
             )
         if version == 1:
             calibration = {"bos": False, **calibration}
+        if version < 3:
+            values = {"scarcity": 100, **values}
         _check_keys(values, cls, "recipe")
         _check_keys(calibration, CalibrationRecipe, "recipe's calibration")
         attributes = {name: attribute for attribute, name in _IN_FILES.items()}

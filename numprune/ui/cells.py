@@ -20,7 +20,7 @@ from numprune.ui.figures import methods_chart
 from numprune.ui.records import Point
 
 JS = (Path(__file__).parent / "cells.js").read_text(encoding="utf8")
-COMMON = ("damping", "round_heads", "round_channels", "allow_empty")
+COMMON = ("damping", "scarcity", "round_heads", "round_channels", "allow_empty")
 """Values of a recipe that all methods of a comparison share."""
 MOST_SEEDS = 10
 

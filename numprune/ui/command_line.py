@@ -19,6 +19,7 @@ def command_line(recipe: Recipe) -> str:
     words += ["--scorer", recipe.scorer, "--allocation", recipe.allocation, "--compensation", recipe.compensation]
     words += ["--swaps", str(recipe.swaps)] if recipe.swaps else []
     words += ["--damping", f"{recipe.damping:g}"]
+    words += ["--scarcity", f"{recipe.scarcity:g}"] if recipe.scarcity != Recipe.scarcity else []
     words += ["--healing", str(recipe.healing)] if recipe.healing else []
     words += ["--round-channels", str(recipe.round_channels)] if recipe.round_channels > 1 else []
     words += ["--uniform"] if recipe.uniform else []

@@ -45,6 +45,7 @@ DECISIONS = (
     "swaps",
     "compensation",
     "damping",
+    "scarcity",
     "healing",
     "round_heads",
     "round_channels",

@@ -30,6 +30,7 @@ from numprune import (
     prune,
     score,
 )
+from numprune.models.written import write_module
 
 STOCK = [name for name in ARCHITECTURES if not name.startswith("llamagen")]
 # Unequal cuts with a bias for what went, and a layer without attention before one without MLP.
@@ -279,6 +280,24 @@ def edit_config(folder, change):
     config = json.loads((folder / "config.json").read_text())
     change(config)
     (folder / "config.json").write_text(json.dumps(config))
+
+
+@pytest.mark.parametrize("plan", ["emptied", "emptied, with biases"])
+def test_folders_that_leave_emptied_modules_out_open(tmp_path, plan):
+    """As numprune 0.1 wrote them at first: no zeros, and `skip` in the config."""
+    model = pruned("llama-biases", plan)
+    folder = export(model, tmp_path / "earlier").path
+    write_module(model.module, tmp_path, model.written_dtype)
+    shutil.copy(tmp_path / "model.safetensors", folder)
+
+    def say_skip(config):
+        del config["zeroed"]
+        config["per_layer_config"] = {"0": {"skip": ["attention"]}, "1": {"skip": ["mlp"]}}
+
+    edit_config(folder, say_skip)
+    opened = load(folder, device="cpu")
+    assert opened.units() == model.units()
+    assert torch.equal(logits(opened), logits(model))
 
 
 @pytest.mark.parametrize(

@@ -296,7 +296,10 @@ def test_foreign_code_is_named_in_nothing_that_is_written(tmp_path):
             )
     export(pruned, tmp_path / "hf")
     config = json.loads((tmp_path / "hf/config.json").read_text())
-    assert config["auto_map"] == {"AutoModelForCausalLM": "modeling_pruned_phi3.PrunedPhi3ForCausalLM"}
+    assert config["auto_map"] == {
+        "AutoModel": "modeling_pruned_phi3.PrunedPhi3Model",
+        "AutoModelForCausalLM": "modeling_pruned_phi3.PrunedPhi3ForCausalLM",
+    }
 
 
 def test_tokenizer_files_are_written_as_they_were(tmp_path):

@@ -21,6 +21,7 @@ FULL = {
     "swaps": 4,
     "compensation": "none",
     "damping": 0.05,
+    "scarcity": 50.0,
     "healing": 3,
     "round_heads": 2,
     "round_channels": 64,
@@ -46,7 +47,7 @@ def test_json_round_trip(recipe, tmp_path):
 
 def test_json_names_everything_and_the_version():
     plain = json.loads(Recipe(**FULL).to_json())
-    assert plain["version"] == 2
+    assert plain["version"] == 3
     assert set(plain) == {"version", "method", *FULL} - {"removal"}
     assert plain["ratios"] == {"0.attention": 0.25, "1.mlp": 0.5}
     assert plain["keep"] == {"0.mlp": [1, 3]}
@@ -54,14 +55,20 @@ def test_json_names_everything_and_the_version():
 
 
 def test_what_is_left_out_has_its_default():
-    assert Recipe.from_json('{"version": 2, "ratio": 0.2}') == Recipe(ratio=0.2)
+    assert Recipe.from_json('{"version": 3, "ratio": 0.2}') == Recipe(ratio=0.2)
 
 
 def test_a_recipe_of_version_1_was_calibrated_without_bos_in_every_sequence():
     earlier = Recipe.from_json('{"version": 1, "calibration": {"data": "c4"}}')
-    assert earlier == Recipe(calibration=CalibrationRecipe("c4", bos=False))
+    assert earlier == Recipe(calibration=CalibrationRecipe("c4", bos=False), scarcity=100)
     assert Recipe.from_json(earlier.to_json()) == earlier
     assert Recipe.from_json('{"version": 1}').calibration.bos is False
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_a_recipe_of_versions_before_3_was_fitted_with_a_scarcity_of_100(version):
+    assert Recipe.from_dict({"version": version}).scarcity == 100
+    assert Recipe.from_dict({"version": version, "scarcity": 500}).scarcity == 500
 
 
 def test_modules_may_be_named_by_text_key_or_tuple():
@@ -94,9 +101,9 @@ def test_unknown_keys_are_refused():
     refused({"calibration": {"sample": 3}}, "recipe's calibration has an unknown key 'sample'; known are data")
 
 
-@pytest.mark.parametrize("version", [0, 3, "1", None])
+@pytest.mark.parametrize("version", [0, 4, "1", None])
 def test_other_versions_are_refused(version):
-    refused({"version": version}, f"has version {version}; this numprune reads versions 1 and 2")
+    refused({"version": version}, f"has version {version}; this numprune reads versions 1 to 3")
 
 
 def test_a_recipe_without_version_is_refused():
