@@ -27,6 +27,7 @@ from numprune.models.model import twin
 from numprune.models.replay import KnownAttention, LayerCalls, behind_attention, watched
 from numprune.plan.keys import KINDS, Kind, ModuleKey
 
+
 @dataclass(frozen=True)
 class Fit:
     """What a fit took and left out.

@@ -17,8 +17,8 @@ from numprune.files import to_json
 from numprune.plan.keys import ModuleKey
 
 VERSION = 3
-"""Of recipe files. Version 1 knew no `bos`: its sequences went on without BOS where the last one ended. Versions 1 and 2
-knew no `scarcity`: theirs is 100; their healing trained fewer weights, and another model comes out today."""
+"""Of recipe files. Version 1 knew no `bos`: its sequences went on without BOS where the last one ended. Versions 1 and
+2 knew no `scarcity`: theirs is 100; their healing trained fewer weights, and another model comes out today."""
 REMOVALS = ("units", "slicegpt")
 ALLOCATIONS = ("global", "uniform", "paper_printed")
 COMPENSATIONS = ("paper", "residual", "network", "bias", "none")
