@@ -83,6 +83,21 @@ def rising_prices(losses: torch.Tensor) -> torch.Tensor:
     return torch.cat(prices)
 
 
+def draw(logits: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
+    """The first token of every row whose cumulative probability is above the row's uniform number.
+
+    Drawing by the inverse of the distribution; `torch.multinomial` takes ten times as long over a large vocabulary.
+
+    Args:
+        logits: (rows, vocabulary).
+        uniform: (rows,) in [0, 1).
+    """
+    cumulative = logits.softmax(-1).cumsum(-1)
+    # Sums are rounded, so the last of them stands for 1.
+    reached = uniform.to(cumulative.device)[:, None] * cumulative[:, -1:]
+    return torch.searchsorted(cumulative, reached, right=True)[:, 0].clamp(max=logits.shape[-1] - 1)
+
+
 def fisher_information(
     model: Model,
     stats: CalibrationStats,
@@ -111,8 +126,8 @@ def fisher_information(
     def surprise(logits: torch.Tensor, _: torch.Tensor) -> torch.Tensor:
         nonlocal tokens
         tokens += len(logits)
-        drawn = torch.multinomial(logits.detach().softmax(-1).cpu(), 1, generator=generator)[:, 0]
-        return functional.cross_entropy(logits, drawn.to(logits.device), reduction="sum")
+        drawn = draw(logits.detach(), torch.rand(len(logits), generator=generator))
+        return functional.cross_entropy(logits, drawn, reduction="sum")
 
     batches = rows.split(sequences_per_backward(rows.shape[1], model.module.get_output_embeddings().out_features))
     for done, batch in enumerate(batches, 1):

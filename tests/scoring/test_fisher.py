@@ -13,7 +13,7 @@ from scipy.optimize import isotonic_regression
 from numprune import InputError, Model, calibrate, generate, score
 from numprune.linalg import damped_cholesky
 from numprune.models.adapter import adapter_for
-from numprune.scoring.fisher import fisher_information, rising_prices
+from numprune.scoring.fisher import draw, fisher_information, rising_prices
 
 ONE_PREDICTION = 2
 
@@ -134,3 +134,20 @@ def test_other_work_on_the_model_goes_on_beside_it():
     assert set(texts) == {text}
     for key, module in alone.modules.items():
         np.testing.assert_array_equal(beside.modules[key].units, module.units)
+
+
+def test_tokens_are_drawn_as_often_as_they_are_likely():
+    probabilities = torch.tensor([0.0, 0.5, 0.0, 0.125, 0.375, 0.0])
+    uniform = torch.tensor([0.0, 0.4999, 0.5, 0.6249, 0.625, 1 - 2**-24])
+    drawn = draw(probabilities.log().expand(6, -1), uniform)
+    assert drawn.tolist() == [1, 1, 3, 3, 4, 4]
+
+
+def test_draws_over_a_large_vocabulary_follow_their_distribution():
+    logits = 2 * torch.randn(49_152, generator=torch.Generator().manual_seed(0))
+    uniform = (torch.arange(400) + 0.5) / 400
+    drawn = draw(logits.expand(400, -1), uniform)
+    # Evenly spread numbers meet every token within one of its expected count.
+    likely = logits.double().softmax(0) * 400
+    counts = torch.bincount(drawn, minlength=49_152)
+    assert bool(((counts - likely).abs() < 1.1).all())
