@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from numprune.calibration.sources import SELF, parse_sources
 from numprune.models.model import Model
 from numprune.plan.recipe import CalibrationRecipe
@@ -24,25 +26,30 @@ WRITTEN_ON_CPU = 1.2e12
 """The same for text the model writes itself, a token at a time."""
 
 
-def default_size(model: Model, data: str) -> tuple[int, int]:
-    """Sequences and tokens in each that a calibration takes by default: the paper's 128 x 2048, on a CPU the largest of
-    `SIZES` that the model reads, or writes, in minutes. It follows from the model's size alone, not from a clock, so
-    that a command gives the same model twice.
+def sized(
+    model: Model, recipe: CalibrationRecipe, *, samples: int | None = None, sequence_length: int | None = None
+) -> CalibrationRecipe:
+    """The recipe with sequences and tokens in each as asked, and where nothing is asked as many as are taken by
+    default: the paper's 128 x 2048, on a CPU the largest of `SIZES` that the model reads, or writes, in minutes. That
+    follows from the model's size alone, not from a clock, so that a command gives the same model twice.
+
+    Args:
+        samples, sequence_length: what was asked for; None leaves it to the model.
     """
-    if model.device.type != "cpu" or not model.adapter.reads_text:
-        return SIZES[0]
-    budget = (WRITTEN_ON_CPU if SELF in parse_sources(data) else READ_ON_CPU) / model.parameters
-    longest = model.maximum_length or SIZES[0][1]
-    return next((size for size in SIZES if size[0] * min(size[1], longest) <= budget), SIZES[-1])
+    sizes = [(samples or one, sequence_length or other) for one, other in SIZES]
+    count, length = sizes[0]
+    if model.device.type == "cpu" and model.adapter.reads_text:
+        budget = (WRITTEN_ON_CPU if SELF in parse_sources(recipe.data or SELF) else READ_ON_CPU) / model.parameters
+        longest = model.maximum_length or SIZES[0][1]
+        count, length = next((size for size in sizes if size[0] * min(size[1], longest) <= budget), sizes[-1])
+    return replace(recipe, samples=count, sequence_length=length)
 
 
-def sized(model: Model, recipe: CalibrationRecipe) -> tuple[int, int, str | None]:
-    """Sequences and length for a recipe nobody gave a size, and a note where they are not the paper's."""
-    samples, length = default_size(model, recipe.data or SELF)
-    if (samples, length) == SIZES[0]:
-        return samples, length, None
-    note = (
-        f"On a CPU a model of this size is calibrated on {samples} sequences of {length} tokens unless --samples and"
-        f" --sequence-length say otherwise; the paper's are {SIZES[0][0]} of {SIZES[0][1]}."
+def size_note(recipe: CalibrationRecipe) -> str | None:
+    """A sentence where a calibration of the default size is not the paper's."""
+    if (recipe.samples, recipe.sequence_length) == SIZES[0]:
+        return None
+    return (
+        f"On a CPU a model of this size is calibrated on {recipe.samples} sequences of {recipe.sequence_length} tokens"
+        f" unless samples and sequence length are given; the paper's are {SIZES[0][0]} of {SIZES[0][1]}."
     )
-    return samples, length, note

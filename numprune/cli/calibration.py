@@ -55,13 +55,14 @@ def asked_calibration(args: argparse.Namespace, recipe: CalibrationRecipe) -> Ca
 
 def sized_for(model: Model, args: argparse.Namespace, recipe: CalibrationRecipe, console: Console) -> CalibrationRecipe:
     """The recipe with as much text as fits the device, where neither flags nor a recipe file say how much."""
-    if args.samples is not None or args.sequence_length is not None or getattr(args, "recipe", None):
+    if getattr(args, "recipe", None) or None not in (args.samples, args.sequence_length):
         return recipe
-    from numprune.calibration.budget import sized
+    from numprune.calibration.budget import size_note, sized
 
-    samples, length, note = sized(model, recipe)
+    recipe = sized(model, recipe, samples=args.samples, sequence_length=args.sequence_length)
+    note = size_note(recipe) if args.samples is args.sequence_length is None else None
     console.notes([note] if note else [])
-    return replace(recipe, samples=samples, sequence_length=length)
+    return recipe
 
 
 def calibrate_model(model: Model, recipe: CalibrationRecipe, console: Console) -> CalibrationStats:

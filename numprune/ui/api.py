@@ -26,22 +26,28 @@ from numprune.ui.records import Loaded
 from numprune.ui.session import LoadRequest, Session
 from numprune.ui.shared import ACCELERATOR, owner_of, toasts
 from numprune.ui.tabs.export import default_name, packed
-from numprune.ui.workbench import Workbench
+from numprune.ui.workbench import BY_MODEL, Workbench
 
 
 def add(workbench: Workbench, jobs: Jobs, downloads: Downloads) -> None:
     """Add the endpoints to the page that is being built."""
 
-    def opened(request: gr.Request, name: str, calibration: CalibrationRecipe, scorer: str) -> Loaded:
-        wanted = LoadRequest(name, calibration=calibration)
+    def opened(
+        request: gr.Request,
+        name: str,
+        calibration: CalibrationRecipe,
+        scorer: str,
+        by_model: frozenset[str] = frozenset(),
+    ) -> Loaded:
+        wanted = LoadRequest(name, calibration=calibration, by_model=by_model)
         return workbench.load(wanted, owner_of(request), scorers=[scorer], own_texts=str(texts_folder()))
 
     def load(
         request: gr.Request,
         model: str = workbench.start.model,
         calibration: str = "self",
-        samples: int = 128,
-        sequence_length: int = 2048,
+        samples: int | None = None,
+        sequence_length: int | None = None,
         seed: int = 0,
         scorer: str = "newton",
     ) -> dict[str, Any]:
@@ -50,14 +56,16 @@ def add(workbench: Workbench, jobs: Jobs, downloads: Downloads) -> None:
         Args:
             model: an embedded name, a hub id or a folder of the server.
             calibration: "self" for the model's own samples, a dataset name or a file of the server.
-            samples: sequences to calibrate on.
-            sequence_length: tokens each, at most.
+            samples: sequences to calibrate on; None for as many as the device calibrates a model of this size on.
+            sequence_length: tokens each, at most; None likewise.
             seed: which sequences are drawn.
             scorer: name of the scorer.
         """
         with toasts():
-            source = CalibrationRecipe(calibration, int(samples), int(sequence_length), int(seed))
-            loaded = opened(request, model, source, scorer)
+            given = {"samples": samples, "sequence_length": sequence_length}
+            sizes = {name: int(size) for name, size in given.items() if size is not None}
+            source = CalibrationRecipe(calibration, seed=int(seed), **sizes)
+            loaded = opened(request, model, source, scorer, BY_MODEL - set(sizes))
             dense = loaded.model
             return {
                 "model": dense.name,

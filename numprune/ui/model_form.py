@@ -10,6 +10,7 @@ from typing import Any
 import gradio as gr
 
 from numprune.calibration import DATASETS
+from numprune.calibration.budget import size_note
 from numprune.calibration.data import documents
 from numprune.calibration.self_samples import cache_folder
 from numprune.calibration.text_files import ACCEPTED, KINDS
@@ -18,8 +19,10 @@ from numprune.files import write_bytes
 from numprune.models.placement import DTYPES
 from numprune.plan.recipe import CalibrationRecipe
 from numprune.ui.header import CLOSE
+from numprune.ui.records import Loaded
 from numprune.ui.session import LoadRequest
 from numprune.ui.shared import QUICK, Shared, Updates, owner_of
+from numprune.ui.workbench import BY_MODEL
 
 UPLOADED, PASTED = "uploaded file", "pasted text"
 
@@ -74,8 +77,8 @@ def build(shared: Shared) -> ModelForm:
                 min_width=180,
                 scale=2,
             )
-            samples = gr.Number(128, precision=0, minimum=1, label="Samples", min_width=80)
-            length = gr.Number(2048, precision=0, minimum=2, label="Length", min_width=80)
+            samples = gr.Number(None, precision=0, minimum=1, label="Samples", placeholder="by size", min_width=80)
+            length = gr.Number(None, precision=0, minimum=2, label="Length", placeholder="by size", min_width=80)
             seed = gr.Number(0, precision=0, label="Seed", min_width=70)
         upload = gr.File(
             label="File of text or rows", file_types=[*KINDS, ".gz"], type="filepath", visible=False, height=120
@@ -147,13 +150,19 @@ def asked_for(form: ModelForm, given: Updates) -> LoadRequest:
     Raises:
         InputError: something in it is missing or no number.
     """
-    calibration = CalibrationRecipe(
-        source_of(given[form.data], given[form.upload], given[form.text]),
-        whole(given[form.samples], "Samples"),
-        whole(given[form.length], "Length"),
-        whole(given[form.seed], "Seed"),
-    )
-    return LoadRequest((given[form.model] or "").strip(), given[form.device], given[form.dtype], calibration)
+    boxes = {"samples": (form.samples, "Samples"), "sequence_length": (form.length, "Length")}
+    sizes = {name: whole(given[box], what) for name, (box, what) in boxes.items() if given[box] is not None}
+    source = source_of(given[form.data], given[form.upload], given[form.text])
+    calibration = CalibrationRecipe(source, seed=whole(given[form.seed], "Seed"), **sizes)
+    model = (given[form.model] or "").strip()
+    return LoadRequest(model, given[form.device], given[form.dtype], calibration, BY_MODEL - set(sizes))
+
+
+def say_size(wanted: LoadRequest, loaded: Loaded) -> None:
+    """A word on the page where a model is calibrated on less than the paper's text because nobody said how much."""
+    note = size_note(loaded.request.calibration) if wanted.by_model == BY_MODEL else None
+    if note is not None:
+        gr.Info(note, title="How much text")
 
 
 def say_refusal(why: str | None) -> None:
@@ -171,8 +180,9 @@ def _wire(shared: Shared, form: ModelForm) -> None:
                 wanted, owner, own_texts=str(texts_folder()), progress=job.progress, cancel=job.cancel
             )
             workbench.enter(owner, workbench.fresh(loaded, workbench.ratio(owner)))
-            workbench.release(owner, keep=wanted)
+            workbench.release(owner, keep=loaded.request)
             view = shared.view(request)
+            say_size(wanted, loaded)
             say_refusal(workbench.refusal(view.session))
             return shared.updates(view, "opened", "planned")
 

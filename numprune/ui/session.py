@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, NamedTuple
 
+from numprune.calibration.budget import sized
 from numprune.errors import InputError
+from numprune.models import Model
 from numprune.plan.keys import ModuleKey
 from numprune.plan.recipe import CalibrationRecipe, Recipe
 from numprune.ui.heatmap import Order, View
@@ -16,12 +18,23 @@ HISTORY = 100
 
 @dataclass(frozen=True)
 class LoadRequest:
-    """A model and what it is calibrated on; equal requests share one loaded model."""
+    """A model and what it is calibrated on; equal requests share one loaded model.
+
+    Attributes:
+        by_model: the sizes of the calibration that follow from the model instead: "samples", "sequence_length".
+    """
 
     model: str
     device: str = "auto"
     dtype: str = "auto"
     calibration: CalibrationRecipe = field(default_factory=CalibrationRecipe)
+    by_model: frozenset[str] = frozenset()
+
+    def for_model(self, model: Model) -> LoadRequest:
+        """The request with all sizes said."""
+        sizes = ("samples", "sequence_length")
+        asked = {name: getattr(self.calibration, name) for name in sizes if name not in self.by_model}
+        return replace(self, calibration=sized(model, self.calibration, **asked), by_model=frozenset())
 
 
 class Unit(NamedTuple):

@@ -31,6 +31,8 @@ from numprune.ui.visits import Visits
 DEFAULT = PRESETS[DEFAULT_PRESET]
 FALLBACK = PRESETS["paper"]
 """Where a model cannot be scored for the default method."""
+BY_MODEL = frozenset({"samples", "sequence_length"})
+"""Sizes of a calibration that nobody asked for."""
 FIRST_SCORERS = (DEFAULT.settings["scorer"], FALLBACK.settings["scorer"])
 
 
@@ -61,7 +63,7 @@ class Workbench(Visits):
         self._first = opened
         self.policy = policy or Policy()
         self.budget = default_budget(opened.device) if budget is None else budget
-        self.start = LoadRequest(model=opened.name)
+        self.start = LoadRequest(model=opened.name, by_model=BY_MODEL).for_model(opened)
 
     @property
     def choices(self) -> list[str]:
@@ -89,20 +91,23 @@ class Workbench(Visits):
     ) -> Loaded:
         """The model of `request`, scored by the first of `scorers` that can; built once and shared.
 
-        `owner` keeps it alive.
+        `owner` keeps it alive. The request of the result says all sizes.
         """
         if request != self.start:
             self.policy.check(request, own_texts)
-        with self._lock:
-            building = self._building.setdefault(request, threading.Lock())
-        with building:
+        model = None
+        if request.by_model:
+            with self._building_of(request):
+                model = self._model(request, progress)
+                request = request.for_model(model)
+        with self._building_of(request):
             with self._lock:
                 opened = self._opened.get(request)
             scorer = None if opened is None else next((each for each in scorers if each in opened.scores), None)
             if opened is None or scorer is None:
                 with self._computing:
                     check_cancelled(cancel)
-                    opened = opened or Opened(self._model(request, progress))
+                    opened = opened or Opened(model or self._model(request, progress))
                     scorer = self._score_first(request, opened, scorers, progress, cancel)
             # A tab that closed meanwhile has set it; nobody would free the model.
             check_cancelled(cancel)
@@ -113,6 +118,11 @@ class Workbench(Visits):
         """Keep a model that is scored already; `owner` keeps it alive."""
         scores = {loaded.scores.scorer: loaded.scores}
         self._claim(loaded.request, Opened(loaded.model, loaded.stats, scores), owner)
+
+    def _building_of(self, request: LoadRequest) -> threading.Lock:
+        """Held by whoever builds what a request asks for."""
+        with self._lock:
+            return self._building.setdefault(request, threading.Lock())
 
     def _claim(self, request: LoadRequest, opened: Opened, owner: str) -> None:
         with self._lock:

@@ -3,11 +3,9 @@
 import json
 
 import pytest
-import torch
 from architectures import make_tokenizer, tiny_model
 
 from numprune import waiting
-from numprune.calibration.budget import READ_ON_CPU, SIZES, WRITTEN_ON_CPU, default_size
 from numprune.cli.console import Console, Stages
 from numprune.plan.recipe import CalibrationRecipe
 
@@ -63,31 +61,6 @@ def test_quiet_commands_say_nothing_and_bars_keep_the_line(capsys, clock):
 @pytest.mark.parametrize(("seconds", "says"), [(31, "31 seconds"), (100, "2 minutes"), (9000, "2 hours")])
 def test_durations_as_people_say_them(seconds, says):
     assert waiting.duration(seconds) == says
-
-
-class Sized:
-    """A model as far as its size counts."""
-
-    def __init__(self, parameters, *, device="cpu", longest=8192):
-        self.parameters, self.device, self.maximum_length = parameters, torch.device(device), longest
-        self.adapter = tiny_model("llama").adapter
-
-
-@pytest.mark.parametrize(
-    ("parameters", "own", "text"),
-    [(4e6, (128, 2048), (128, 2048)), (135e6, (32, 256), (128, 512)), (1.2e9, (8, 128), (32, 256))],
-)
-def test_defaults_on_a_cpu_follow_from_the_models_size(parameters, own, text):
-    assert default_size(Sized(parameters), "self") == own
-    assert default_size(Sized(parameters), "stories.txt") == text
-    assert default_size(Sized(parameters), "stories.txt,self") == own
-    assert default_size(Sized(parameters, device="cuda"), "self") == SIZES[0]
-    for size, budget in ((own, WRITTEN_ON_CPU), (text, READ_ON_CPU)):
-        assert size == SIZES[-1] or size[0] * size[1] * parameters <= budget
-
-
-def test_a_short_context_counts_as_long_as_it_is():
-    assert default_size(Sized(30e6, longest=256), "self") == (128, 2048)
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ from types import SimpleNamespace
 
 import pandas as pd
 import pytest
+from architectures import make_tokenizer, tiny_model
 
 from numprune.errors import Cancelled, InputError, LoadError
 from numprune.loading import load
@@ -15,7 +16,7 @@ from numprune.ui.jobs import Jobs
 from numprune.ui.serving import Policy
 from numprune.ui.session import LoadRequest, Session
 from numprune.ui.shared import Shared
-from numprune.ui.workbench import Workbench, default_budget
+from numprune.ui.workbench import BY_MODEL, Workbench, default_budget
 
 SMALL = CalibrationRecipe(data="self", samples=4, sequence_length=32)
 
@@ -338,3 +339,30 @@ def test_a_long_step_says_on_the_page_how_long_it_takes_and_a_short_one_nothing(
                 job.progress(done, total, "calibrating")
     assert said == ["Calibrating will take about 49 minutes on this device. Stop, at the top, ends it."]
     assert jobs.running("a") == []
+
+
+def test_sizes_nobody_gave_follow_from_the_model(monkeypatch):
+    """Shared with who gives them, and with the model the program starts with."""
+    bench = Workbench(load("tiny-stories", device="cpu"))
+    assert bench.start.calibration == CalibrationRecipe()
+    monkeypatch.setattr("numprune.calibration.budget.WRITTEN_ON_CPU", 3e8)
+    loaded = bench.load(LoadRequest("tiny-stories", by_model=BY_MODEL), "tab")
+    size = CalibrationRecipe("self", 8, 128)
+    assert loaded.request == LoadRequest("tiny-stories", calibration=size)
+    assert loaded.stats.source == size
+    assert bench.load(LoadRequest("tiny-stories", calibration=size), "other").stats is loaded.stats
+    four = LoadRequest(
+        "tiny-stories", calibration=CalibrationRecipe("self", 4), by_model=frozenset({"sequence_length"})
+    )
+    assert bench.load(four, "tab").stats.source == CalibrationRecipe("self", 4, 128)
+
+
+def test_the_model_of_a_request_without_sizes_is_loaded_once(monkeypatch, tmp_path):
+    bench = Workbench(load("tiny-stories", device="cpu"))
+    tiny_model(tokenizer=make_tokenizer()).save(tmp_path / "tiny")
+    seen = []
+    monkeypatch.setattr("numprune.calibration.budget.SIZES", ((4, 32),))
+    monkeypatch.setattr("numprune.ui.workbench.load", lambda name, **how: seen.append(name) or load(name, **how))
+    size = CalibrationRecipe("self", 4, 32)
+    bench.load(LoadRequest(str(tmp_path / "tiny"), "cpu", calibration=size, by_model=frozenset({"samples"})), "tab")
+    assert seen == [str(tmp_path / "tiny")]
