@@ -19,7 +19,7 @@ SAMPLED_SEQUENCES = 32
 """Sequences or images a model draws at once."""
 TRAINED_LOGITS = 2**26
 """Logits that are differentiated at once, unless a single sequence has more."""
-READ_LOGITS = 2**24
+READ_LOGITS = 2**23
 """Logits that are held at once where a layer's outputs are known and only the output layer runs."""
 NEWTON_LOGITS = 2**28
 """Logits that one Newton step of the last norm is taken from at most: 5,461 tokens of a vocabulary of 49,152."""
