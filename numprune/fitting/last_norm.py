@@ -24,9 +24,6 @@ CAUTION = 10.0
 """What is added to every channel's curvature before the Newton step, as a multiple of their mean. Calibration text is
 not the text a model will see, and there a bold step loses more than it gains."""
 
-SEEN = 16
-"""Tokens whose logits show whether the output layer alone makes them."""
-
 
 @torch.no_grad()
 def fit_last_norm(
@@ -70,7 +67,7 @@ def fit_last_norm(
         return None
     offset = adapter.norm_offset(dense.config)
     _scale(fitted, offset, _least_squares(norm, fitted, dense_stream, pruned_stream, damping))
-    if not _ends_in_output_layer(dense, norm, rows[0][:1, :SEEN], dense_stream[0][:1, :SEEN]):
+    if not _ends_in_output_layer(dense, norm, rows[0][:1], dense_stream[0][:1]):
         return "The last norm took no Newton step: more than the output layer stands before the logits."
     _scale(fitted, offset, _newton(dense, pruned, norm, fitted, rows, dense_stream, pruned_stream, cancel))
     return None
