@@ -11,7 +11,7 @@ engine = LLM(
     skip_tokenizer_init=True,
     dtype="float32",
     enforce_eager=not asked["compiled"],
-    max_model_len=128,
+    max_model_len=asked["longest"],
     trust_remote_code=True,
     enable_prefix_caching=True,
 )
@@ -22,5 +22,6 @@ for _ in range(2):
     for output in engine.generate(prompts, sampling, use_tqdm=False):
         (written,) = output.outputs
         logs = [steps[token].logprob for steps, token in zip(written.logprobs, written.token_ids, strict=True)]
-        found.append({"tokens": list(written.token_ids), "log-probabilities": logs})
+        cached = output.num_cached_tokens or 0
+        found.append({"tokens": list(written.token_ids), "log-probabilities": logs, "cached": cached})
 print(json.dumps(found))

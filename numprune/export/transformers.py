@@ -22,6 +22,7 @@ from transformers import PreTrainedModel
 
 from numprune.errors import CancelEvent, Progress, check_cancelled
 from numprune.export import _modeling_template as template
+from numprune.export.engines import vllm_notes
 from numprune.export.formats import Format, register
 from numprune.models.adapter import Block
 from numprune.models.layer_sizes import channels_name, groups_name, groups_per_unit, text_config, write_sizes
@@ -53,8 +54,10 @@ def write(model: Model, folder: Path, *, progress: Progress | None, cancel: Canc
         (folder / name).write_text(modelling_source(model))
     config.save_pretrained(folder)
     tidy_config(folder, dtype)
+    engines = vllm_notes(model, narrowed=narrowed)
     if not narrowed:
-        return ["Every layer has the sizes of the config, so transformers opens the folder without custom code."]
+        plain = "Every layer has the sizes of the config, so transformers opens the folder without custom code."
+        return [plain, *engines]
     notes = [f"{name} in the folder makes the narrower layers; trust_remote_code=True runs it."]
     gone = [str(key) for key, units in model.units().items() if not units]
     if gone:
@@ -64,7 +67,7 @@ def write(model: Model, folder: Path, *, progress: Progress | None, cancel: Canc
             f"{', '.join(gone)} kept nothing; engines expect an attention and an MLP in every layer, so {zeros:,}"
             " parameters of zeros stand there."
         )
-    return notes
+    return notes + engines
 
 
 def snippet(model: Model, path: Path) -> str:

@@ -36,6 +36,10 @@ def written(model, expected, **options):
     return model.generate(input_ids=expected["ids"], attention_mask=expected["mask"], **options)
 
 
+INPUTS = ("q_proj", "k_proj", "v_proj", "qkv_proj", "query_key_value")
+"""What the linears in front of an attention are called: three, or one for all."""
+
+
 def base_model_matches(folder, model):
     """What vLLM builds its own model around: as a config alone makes it, it takes every tensor of the checkpoint, and
     every layer's heads are those that the config names."""
@@ -43,31 +47,35 @@ def base_model_matches(folder, model):
     base = transformers.AutoModel.from_config(config, trust_remote_code=True)
     shapes = {name: tensor.shape for name, tensor in base.state_dict().items()}
     wanted = {name: tensor.shape for name, tensor in model.base_model.state_dict().items()}
-    text, fine = config.get_text_config(decoder=True), True
+    text, fine, checked = config.get_text_config(decoder=True), True, []
     for module in base.modules():
         index = getattr(module, "layer_idx", None)
-        if index is not None and hasattr(module, "head_dim") and hasattr(module, "k_proj"):
-            sizes = text.per_layer_config[index]
-            heads = getattr(sizes, "num_key_value_heads", None) or sizes.num_attention_heads
-            fine &= module.k_proj.out_features == heads * module.head_dim
-            fine &= module.q_proj.out_features == sizes.num_attention_heads * module.head_dim
-    return fine and shapes == wanted
+        linears = [getattr(module, name) for name in INPUTS if hasattr(module, name)]
+        if index is None or not linears:
+            continue
+        sizes = text.per_layer_config[index]
+        width = getattr(module, "head_dim", None) or module.head_size
+        heads = sizes.num_attention_heads
+        groups = getattr(sizes, "num_key_value_heads", None) or heads
+        fine &= sum(linear.out_features for linear in linears) == (heads + 2 * groups) * width
+        fine &= len(linears) == 1 or linears[0].out_features == heads * width
+        checked.append(index)
+    return fine and shapes == wanted and checked == list(range(text.num_hidden_layers))
 
 
 def asks_for_every_attention(model, expected):
-    """Whether every layer goes through the attention that transformers, or an engine, registers."""
-    if not getattr(model, "_supports_attention_backend", True):
-        return True
+    """Whether every layer goes through the attention that transformers, or an engine, registers; None where the class
+    says of itself that it does not."""
+    if not model._supports_attention_backend:
+        return None
     asked = []
 
-    def counted(module, *args, **kwargs):
+    def counted(module, query, *args, **kwargs):
         asked.append(module.layer_idx)
-        return transformers.integrations.sdpa_attention.sdpa_attention_forward(module, *args, **kwargs)
+        return query.transpose(1, 2), None
 
     transformers.AttentionInterface.register("counted", counted)
     transformers.AttentionMaskInterface.register("counted", transformers.masking_utils.sdpa_mask)
-    if not model._supports_sdpa:
-        return True
     model.set_attn_implementation("counted")
     logits(model, expected)
     layers = model.config.get_text_config(decoder=True).num_hidden_layers

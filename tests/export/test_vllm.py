@@ -29,3 +29,5 @@ def test_vllm_writes_what_the_model_writes(models, tmp_path, name, compiled):
     found = serving.compare(python, models[name], tmp_path / name, compiled=compiled)
     assert found["same tokens"]
     assert found["log-probabilities apart"] < serving.TOLERANCE
+    # The last prompt is shorter than a block.
+    assert [count >= 128 for count in found["tokens from the cache"]] == [True, True, True, False]
