@@ -15,17 +15,8 @@ def head_width(model: Model) -> int:
     return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
 
 
-def vllm_notes(model: Model, *, narrowed: bool) -> list[str]:
-    """Why vLLM does not serve a model that was written, or not everywhere; empty where it does.
-
-    Args:
-        narrowed: whether the folder needs its modelling file, and with it vLLM's Transformers backend.
-    """
-    if narrowed and not type(model.module)._supports_attention_backend:
-        return [
-            f"vLLM does not serve it: the attention of {model.architecture} is none that an engine puts its own in the"
-            " place of; a plan with the same counts in every layer (--uniform) needs no such attention."
-        ]
+def vllm_notes(model: Model) -> list[str]:
+    """Where vLLM does not serve a model that was written; empty where it does."""
     width = head_width(model)
     if width in VLLM_CPU_HEADS:
         return []

@@ -54,7 +54,7 @@ def write(model: Model, folder: Path, *, progress: Progress | None, cancel: Canc
         (folder / name).write_text(modelling_source(model))
     config.save_pretrained(folder)
     tidy_config(folder, dtype)
-    engines = vllm_notes(model, narrowed=narrowed)
+    engines = vllm_notes(model)
     if not narrowed:
         plain = "Every layer has the sizes of the config, so transformers opens the folder without custom code."
         return [plain, *engines]

@@ -111,24 +111,14 @@ def test_the_program_that_opens_the_exports_cannot_import_numprune(seen):
     assert seen["numprune"] == {"blocked": True, "imported": False}
 
 
-def notes_of(name, plan):
-    return " ".join(vllm_notes(pruned(name, plan), narrowed=True))
-
-
 def test_heads_an_engine_does_not_take_are_named(tmp_path):
-    (note,) = vllm_notes(tiny_model("llama"), narrowed=True)
+    (note,) = vllm_notes(tiny_model("llama"))
     assert note == (
         "Heads are 8 wide; vLLM on a CPU takes 32, 64, 80, 96, 112, 128, 160, 192, 224, 256 and 512, GPUs take others."
     )
     assert note in export(pruned("llama", "uneven"), tmp_path / "uneven").notes
     assert note in export(tiny_model("llama"), tmp_path / "dense").notes
-    assert vllm_notes(tiny_model("llama", head_dim=32), narrowed=True) == []
-
-
-def test_architectures_whose_attention_is_their_own_are_refused_by_name():
-    (note,) = vllm_notes(tiny_model("stablelm"), narrowed=True)
-    assert note.startswith("vLLM does not serve it: the attention of StableLmForCausalLM is none that an engine puts")
-    assert "does not serve" not in " ".join(vllm_notes(tiny_model("stablelm"), narrowed=False))
+    assert vllm_notes(tiny_model("llama", head_dim=32)) == []
 
 
 @ALL
@@ -137,11 +127,8 @@ def test_opens_without_numprune_and_computes_the_same_bits(seen, name, plan):
     found = dict(seen[f"{name} {plan}"])
     assert found.pop("class") == f"Pruned{model.architecture}"
     assert found.pop("code") == f"modeling_pruned_{model.config.model_type}.py"
-    served = found.pop("attention interface")
     wrong = [what for what, fine in found.items() if fine is not True]
     assert wrong == []
-    # Engines put their own attention in the place of the model's, or are said not to.
-    assert served is (None if "vLLM does not serve it" in notes_of(name, plan) else True)
 
 
 @ALL
