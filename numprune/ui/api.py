@@ -18,6 +18,7 @@ from numprune.models.placement import dtype_name
 from numprune.plan.recipe import CalibrationRecipe, Recipe
 from numprune.ui.comparison import DENSE, measure_models, prompts_of
 from numprune.ui.downloads import Downloads
+from numprune.ui.given_numbers import number, whole
 from numprune.ui.image_columns import exhibition
 from numprune.ui.jobs import Jobs
 from numprune.ui.model_form import texts_folder
@@ -63,8 +64,8 @@ def add(workbench: Workbench, jobs: Jobs, downloads: Downloads) -> None:
         """
         with toasts():
             given = {"samples": samples, "sequence_length": sequence_length}
-            sizes = {name: int(size) for name, size in given.items() if size is not None}
-            source = CalibrationRecipe(calibration, seed=int(seed), **sizes)
+            sizes = {name: whole(size, name) for name, size in given.items() if size is not None}
+            source = CalibrationRecipe(calibration, seed=whole(seed, "seed"), **sizes)
             loaded = opened(request, model, source, scorer, BY_MODEL - set(sizes))
             dense = loaded.model
             return {
@@ -130,7 +131,7 @@ def add(workbench: Workbench, jobs: Jobs, downloads: Downloads) -> None:
             loaded = opened(request, str(wanted.model), wanted.calibration, wanted.scorer)
             if not loaded.model.adapter.reads_text:
                 raise InputError(f"{wanted.model} draws images; use the endpoint draw.")
-            sampling = Sampling(max_new_tokens=int(max_new_tokens), seed=int(seed))
+            sampling = Sampling(max_new_tokens=whole(max_new_tokens, "max_new_tokens"), seed=whole(seed, "seed"))
             prompts = prompts_of(prompt)
             models = {"dense": loaded.model, "pruned": workbench.pruned(owner_of(request), name)}
             return {
@@ -165,7 +166,8 @@ def add(workbench: Workbench, jobs: Jobs, downloads: Downloads) -> None:
             if loaded.model.adapter.reads_text:
                 raise InputError(f"{wanted.model} writes text; use the endpoint compare.")
             models = {"dense": loaded.model, "pruned": workbench.pruned(owner_of(request), name)}
-            *_, last = exhibition(models, classes, 1, int(seed), {"cfg_scale": float(guidance)}, None, None)
+            drawing = {"cfg_scale": number(guidance, "guidance")}
+            *_, last = exhibition(models, classes, 1, whole(seed, "seed"), drawing, None, None)
             table = last.table()
             images = {}
             for model, drawn in last.drawn.items():

@@ -15,6 +15,8 @@ def command_line(recipe: Recipe) -> str:
     calibration = recipe.calibration
     words += ["--calibration", str(calibration.data), "--samples", str(calibration.samples)]
     words += ["--sequence-length", str(calibration.sequence_length), "--seed", str(calibration.seed)]
+    words += [] if calibration.bos else ["--no-bos"]
+    words += ["--text-column", calibration.text_column] if calibration.text_column else []
     words += ["--method", recipe.removal] if recipe.removal != "units" else []
     words += ["--scorer", recipe.scorer, "--allocation", recipe.allocation, "--compensation", recipe.compensation]
     words += ["--swaps", str(recipe.swaps)] if recipe.swaps else []

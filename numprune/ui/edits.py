@@ -16,6 +16,7 @@ from numprune.plan.plan import PruningPlan
 from numprune.plan.presets import METHODS
 from numprune.plan.recipe import Recipe
 from numprune.scoring import ScoreTable
+from numprune.ui.given_numbers import number, whole
 from numprune.ui.session import Session, Unit
 
 MOST_CELLS = 10_000
@@ -121,7 +122,7 @@ def applied(session: Session, edit: Any, situation: Situation) -> Session:
 
 @_edit("ratio")
 def _ratio(session: Session, edit: dict[str, Any], situation: Situation) -> Session:
-    return session.changed(_gesture(edit), ratio=_number(edit.get("ratio")))
+    return session.changed(_gesture(edit), ratio=number(edit.get("ratio"), "The ratio"))
 
 
 @_edit("cells")
@@ -208,6 +209,10 @@ def _allocation(session: Session, edit: dict[str, Any], situation: Situation) ->
     return session.changed("", **allocation(edit.get("allocation"), situation.scores), suggested=False)
 
 
+NAMES = {"healing": "Healing steps", "round_channels": "The multiple of channels"}
+"""Settings that are whole numbers."""
+
+
 @_edit("settings")
 def _settings(session: Session, edit: dict[str, Any], situation: Situation) -> Session:
     """Compensation, damping, healing, rounding: one of them at a time."""
@@ -216,10 +221,10 @@ def _settings(session: Session, edit: dict[str, Any], situation: Situation) -> S
         return session.changed("", compensation=value)
     if name == "uniform" and isinstance(value, bool):
         return session.changed("", uniform=value)
-    if name in ("healing", "round_channels"):
-        return session.changed("", **{name: _whole(value)})
+    if name in NAMES:
+        return session.changed("", **{name: whole(value, NAMES[name])})
     if name == "damping":
-        return session.changed("", damping=_number(value))
+        return session.changed("", damping=number(value, "Damping"))
     raise InputError(UNREADABLE)
 
 
@@ -256,12 +261,15 @@ def allocation(name: Any, scores: ScoreTable) -> dict[str, Any]:
     if name not in ALLOCATIONS:
         raise InputError(f"Allocation '{name}' is not known; use {', '.join(ALLOCATIONS)}.")
     last = max(key.layer for key in scores.modules)
-    whole = {
+    held = {
         "attention": [key for key in scores.modules if key.kind == "mlp"],
         "mlp": [key for key in scores.modules if key.kind == "attention"],
         "ends": [key for key in scores.modules if key.layer in (0, last)],
     }
-    return {"allocation": name if name not in whole else "global", "ratios": dict.fromkeys(whole.get(name, ()), 0.0)}
+    return {
+        "allocation": name if name not in held else "global",
+        "ratios": dict.fromkeys(held.get(name, ()), 0.0),
+    }
 
 
 def allocation_of(recipe: Recipe, scores: ScoreTable) -> str | None:
@@ -333,15 +341,3 @@ def _gesture(edit: dict[str, Any]) -> str:
     if not isinstance(gesture, str):
         raise InputError(UNREADABLE)
     return gesture[:40]
-
-
-def _number(value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise InputError(f"{value!r} is no number; give one such as 0.25.")
-    return float(value)
-
-
-def _whole(value: Any) -> int:
-    if isinstance(value, bool) or not isinstance(value, int | float) or int(value) != value:
-        raise InputError(f"{value!r} is no whole number; give one such as 16.")
-    return int(value)

@@ -24,6 +24,7 @@ from numprune.ui.comparison import (
     write_all,
     written_table,
 )
+from numprune.ui.given_numbers import number, whole
 from numprune.ui.image_columns import MOST_IMAGES, exhibition, quality_frame, quality_table
 from numprune.ui.jobs import Job
 from numprune.ui.workbench import Workbench
@@ -101,21 +102,21 @@ def build() -> Making:
 
 def sampling_of(making: Making, given: Mapping[Any, Any]) -> Sampling:
     return Sampling(
-        max_new_tokens=int(given[making.tokens]),
-        temperature=float(given[making.temperature]),
-        top_k=int(given[making.top_k] or 0),
-        top_p=float(given[making.top_p]),
-        seed=int(given[making.seed] or 0),
+        max_new_tokens=whole(given[making.tokens], "Tokens"),
+        temperature=number(given[making.temperature], "Temperature"),
+        top_k=whole(given[making.top_k], "Top-k", empty=0),
+        top_p=number(given[making.top_p], "Top-p"),
+        seed=whole(given[making.seed], "Seed", empty=0),
     )
 
 
 def drawing_of(making: Making, given: Mapping[Any, Any]) -> dict[str, Any]:
     """What `LlamaGen.generate` takes."""
     return {
-        "cfg_scale": float(given[making.guidance]),
-        "temperature": float(given[making.image_temperature]),
-        "top_k": int(given[making.image_top_k] or 0),
-        "top_p": float(given[making.image_top_p]),
+        "cfg_scale": number(given[making.guidance], "Guidance"),
+        "temperature": number(given[making.image_temperature], "Temperature"),
+        "top_k": whole(given[making.image_top_k], "Top-k", empty=0),
+        "top_p": number(given[making.image_top_p], "Top-p"),
     }
 
 
@@ -133,8 +134,11 @@ def make(
         shown = columns(list(found.texts), found, {}, predicted={}, figures=False)
         workbench.find(owner, TEXTS, written_table(found), shown)
         return
-    classes, count = [int(each) for each in given[making.classes] or []], int(given[making.count])
-    seed = int(given[making.image_seed] or 0)
+    classes, count = (
+        [whole(each, "A class") for each in given[making.classes] or []],
+        whole(given[making.count], "Images of each class"),
+    )
+    seed = whole(given[making.image_seed], "First seed", empty=0)
     for shown in exhibition(models, classes, count, seed, drawing_of(making, given), job.progress, job.cancel):
         workbench.exhibit(owner, shown)
         workbench.find(owner, IMAGES, shown.table(), shown.html())
@@ -167,11 +171,11 @@ def measure(
     quality = {
         name: image_quality(
             model,
-            int(given[making.samples] or 0),
+            whole(given[making.samples], "Images to measure", empty=0),
             panel,
             panel.reference,
             METRICS,
-            seed=int(given[making.image_seed] or 0),
+            seed=whole(given[making.image_seed], "First seed", empty=0),
             progress=job.progress,
             cancel=job.cancel,
             **drawing_of(making, given),

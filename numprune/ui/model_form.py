@@ -18,6 +18,7 @@ from numprune.errors import InputError
 from numprune.files import write_bytes
 from numprune.models.placement import DTYPES
 from numprune.plan.recipe import CalibrationRecipe
+from numprune.ui.given_numbers import whole
 from numprune.ui.header import CLOSE
 from numprune.ui.records import Loaded
 from numprune.ui.session import LoadRequest
@@ -37,6 +38,7 @@ class ModelForm:
     data: gr.Dropdown
     upload: gr.File
     text: gr.Textbox
+    column: gr.Textbox
     samples: gr.Number
     length: gr.Number
     seed: gr.Number
@@ -44,7 +46,7 @@ class ModelForm:
 
     @property
     def inputs(self) -> set[Any]:
-        source = {self.data, self.upload, self.text, self.samples, self.length, self.seed}
+        source = {self.data, self.upload, self.text, self.column, self.samples, self.length, self.seed}
         return {self.model, self.device, self.dtype, *source}
 
 
@@ -77,6 +79,7 @@ def build(shared: Shared) -> ModelForm:
                 min_width=180,
                 scale=2,
             )
+            column = gr.Textbox(label="Text column", placeholder="by name", min_width=90)
             samples = gr.Number(None, precision=0, minimum=1, label="Samples", placeholder="by size", min_width=80)
             length = gr.Number(None, precision=0, minimum=2, label="Length", placeholder="by size", min_width=80)
             seed = gr.Number(0, precision=0, label="Seed", min_width=70)
@@ -85,7 +88,7 @@ def build(shared: Shared) -> ModelForm:
         )
         text = gr.Textbox(label="Calibration text to paste", lines=4, visible=False)
         button = gr.Button("Open and score", variant="primary", size="md")
-    form = ModelForm(model, device, dtype, data, upload, text, samples, length, seed, button)
+    form = ModelForm(model, device, dtype, data, upload, text, column, samples, length, seed, button)
     shared.redraw("opened", {model}, lambda view: {model: view.session.dense.model})
     shared.later(lambda: _wire(shared, form))
     return form
@@ -115,8 +118,11 @@ def keep_bytes(data: bytes, suffix: str) -> str:
     return str(path)
 
 
-def source_of(data: str | None, upload: str | None, text: str | None) -> str:
+def source_of(data: str | None, upload: str | None, text: str | None, column: str | None = None) -> str:
     """The calibration source the controls describe.
+
+    Args:
+        column: of an upload's rows that holds the text; None for the first that is known by its name.
 
     Raises:
         InputError: there is none.
@@ -126,22 +132,11 @@ def source_of(data: str | None, upload: str | None, text: str | None) -> str:
     if data == UPLOADED:
         if not upload:
             raise InputError(f"There is no uploaded file; drop one into the box first ({ACCEPTED}).")
-        documents(upload, "train")
+        documents(upload, "train", column=column)
         return keep_bytes(Path(upload).read_bytes(), "".join(Path(upload.lower()).suffixes[-2:]))
     if not data:
         raise InputError("There is no calibration text; choose a source.")
     return data
-
-
-def whole(value: Any, what: str) -> int:
-    """A whole number from the page.
-
-    Raises:
-        InputError: it is none.
-    """
-    if value is None or isinstance(value, bool) or int(value) != value:
-        raise InputError(f"{what} is {value!r}; give a whole number.")
-    return int(value)
 
 
 def asked_for(form: ModelForm, given: Updates) -> LoadRequest:
@@ -152,8 +147,9 @@ def asked_for(form: ModelForm, given: Updates) -> LoadRequest:
     """
     boxes = {"samples": (form.samples, "Samples"), "sequence_length": (form.length, "Length")}
     sizes = {name: whole(given[box], what) for name, (box, what) in boxes.items() if given[box] is not None}
-    source = source_of(given[form.data], given[form.upload], given[form.text])
-    calibration = CalibrationRecipe(source, seed=whole(given[form.seed], "Seed"), **sizes)
+    column = (given[form.column] or "").strip() or None
+    source = source_of(given[form.data], given[form.upload], given[form.text], column)
+    calibration = CalibrationRecipe(source, seed=whole(given[form.seed], "Seed"), text_column=column, **sizes)
     model = (given[form.model] or "").strip()
     return LoadRequest(model, given[form.device], given[form.dtype], calibration, BY_MODEL - set(sizes))
 

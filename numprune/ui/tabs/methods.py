@@ -19,6 +19,7 @@ from numprune.ui import html
 from numprune.ui.cells import COMMON, JS, cells_chart, cells_table, one_run, points_of, seeds_of
 from numprune.ui.comparison import measured_on
 from numprune.ui.edits import ratios_of
+from numprune.ui.given_numbers import number
 from numprune.ui.session import Session
 from numprune.ui.shared import QUICK, Shared, Updates, View, file_name, owner_of, toasts
 
@@ -78,7 +79,7 @@ def build(shared: Shared) -> None:
                 data=measured_on(given[making.text]),
                 sequence_length=view.session.dense.calibration.sequence_length,
                 images=int(given[making.samples] or 0),
-                drawing={"cfg_scale": float(given[making.guidance]), "top_k": 0},
+                drawing={"cfg_scale": number(given[making.guidance], "Guidance"), "top_k": 0},
                 repetitions=int(given[repetitions] or 0),
             )
             run, before = run_of(model, recipe, bench), shared.workbench.cells(view.owner)
