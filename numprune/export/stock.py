@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import init_empty_weights
 from huggingface_hub.errors import StrictDataclassError
 from transformers import MistralConfig, PreTrainedModel
 
 from numprune.errors import CancelEvent, Progress, check_cancelled
 from numprune.export.formats import Format, register
 from numprune.export.transformers import explicit_config, loading_code, shapes, unknown_layers, write_companions
+from numprune.models.empty import without_memory
 from numprune.models.layer_sizes import layer_values, text_config
 from numprune.models.model import Model
 from numprune.models.written import write_module
@@ -127,7 +127,7 @@ def _close(own: torch.Tensor, stock: torch.Tensor) -> bool:
 
 def _built(config: Any, model: Model) -> PreTrainedModel:
     """The class of a config, without memory but for its buffers."""
-    with init_empty_weights(include_buffers=False):
+    with without_memory():
         return model.adapter.auto_class.from_config(config)
 
 

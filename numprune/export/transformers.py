@@ -16,7 +16,6 @@ from typing import Any
 
 import torch
 import transformers
-from accelerate import init_empty_weights
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -25,6 +24,7 @@ from numprune.export import _modeling_template as template
 from numprune.export.engines import vllm_notes
 from numprune.export.formats import Format, register
 from numprune.models.adapter import Block
+from numprune.models.empty import without_memory
 from numprune.models.layer_sizes import channels_name, groups_name, groups_per_unit, text_config, write_sizes
 from numprune.models.model import Model
 from numprune.models.written import tidy_config, write_module, write_tokenizer
@@ -152,7 +152,7 @@ def layers_name(model: Model, module: nn.Module) -> str:
 
 def stock_module(model: Model) -> PreTrainedModel:
     """The stock module of a model's config, at full size and without memory."""
-    with init_empty_weights():
+    with without_memory():
         return model.adapter.auto_class.from_config(copy.deepcopy(model.config))
 
 

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import psutil
 import torch
-from accelerate import init_empty_weights
 from transformers import JanusVQVAE, JanusVQVAEConfig
 
 from numprune.errors import InputError, LoadError
@@ -21,6 +20,7 @@ from numprune.llamagen.image_tokenizer import check_vq, make_vq
 from numprune.llamagen.model import LlamaGen, caption_table, captioned
 from numprune.llamagen.network import CaptionProjection, LlamaGenConfig, LlamaGenForImages, fill
 from numprune.llamagen.published import CAPTION_PROJECTION, LAYER_NAMES, NORM_EPS, NULL_CAPTION, PIXELS_PER_CODE
+from numprune.models.empty import without_memory
 from numprune.models.placement import place, resolve_device, resolve_dtype
 
 # Heads by (layers, hidden size): B, L, XL, XXL and 3B. Nothing in a checkpoint says them.
@@ -103,7 +103,7 @@ def load_checkpoint(
     tokenizer = None if vq is None else load_vq(vq, config.grid)
     if tokenizer is not None:
         check_vq(tokenizer, config)
-    with init_empty_weights(include_buffers=False):
+    with without_memory():
         module = LlamaGenForImages(config)
     fill(module, _decoder_weights(path, state, config, wanted, known), path)
     module = place(module, str(path), target)
@@ -235,7 +235,7 @@ def _decoder_weights(
         read = {f"{linear}.weight": take(f"{CAPTION_PROJECTION}.{linear}.weight") for linear in ("fc1", "fc2")}
         read["null"] = take(NULL_CAPTION)
         extra = {f"caption_projection.{name}": value for name, value in read.items()}
-        with init_empty_weights():
+        with without_memory():
             projection = CaptionProjection(config)
         fill(projection, read, path)
         table = caption_table(projection, take("tok_embeddings.weight"), captions)

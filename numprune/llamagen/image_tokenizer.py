@@ -6,12 +6,12 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from accelerate import init_empty_weights
 from safetensors.torch import load_file
 from transformers import JanusVQVAE, JanusVQVAEConfig
 
 from numprune.errors import InputError
 from numprune.llamagen.network import LlamaGenConfig, fill
+from numprune.models.empty import without_memory
 
 VQ_FOLDER = "vq"
 """The folder of the image tokenizer inside a saved folder."""
@@ -33,7 +33,7 @@ def open_vq(folder: Path, config: LlamaGenConfig) -> JanusVQVAE | None:
 
 def make_vq(config: JanusVQVAEConfig, weights: Mapping[str, torch.Tensor], source: Path) -> JanusVQVAE:
     """An image tokenizer of these weights, in float32 on the CPU."""
-    with init_empty_weights(include_buffers=False):
+    with without_memory():
         vq = JanusVQVAE(config)
     fill(vq, {key: value.float() for key, value in weights.items()}, source)
     return vq.eval().requires_grad_(False)

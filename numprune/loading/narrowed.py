@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 import transformers
-from accelerate import init_empty_weights
 from torch import nn
 from transformers import PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
@@ -20,6 +19,7 @@ from numprune.files import MARKER
 from numprune.loading.settings import set_tied
 from numprune.loading.weights import WeightFiles, read_tensors
 from numprune.models.adapter import Adapter, EmptyAttention
+from numprune.models.empty import without_memory
 from numprune.models.layer_sizes import forget_sizes, read_sizes
 from numprune.models.model import FORMAT, Model, slice_module
 from numprune.plan.keys import ModuleKey
@@ -103,7 +103,7 @@ def _times(shape: tuple[int, ...]) -> str:
 
 def _shell(config: Any, adapter: Adapter, dtype: torch.dtype) -> PreTrainedModel:
     """The architecture at full size, without memory but for its buffers."""
-    with init_empty_weights(include_buffers=False):
+    with without_memory():
         return adapter.auto_class.from_config(config, dtype=dtype)
 
 

@@ -10,7 +10,6 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
-from accelerate import init_empty_weights
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
@@ -23,6 +22,7 @@ from numprune.loading.settings import check_known, check_lists, raw_config, set_
 from numprune.loading.sources import Source, attempt, check_folder, fetch_weights, find_source
 from numprune.loading.weights import WeightFiles, chosen_files, only, weight_files
 from numprune.models.adapter import Adapter, adapter_for
+from numprune.models.empty import without_memory
 from numprune.models.model import Model
 from numprune.models.placement import place, resolve_device, resolve_dtype
 from numprune.models.written import made_tokenizer_files, saveable, tokenizer_files
@@ -191,7 +191,7 @@ def _open_gguf(source: Source, dtype: str | torch.dtype, target: torch.device, l
 
 
 def _check_size(name: str, config: Any, limit: int) -> None:
-    with init_empty_weights():
+    with without_memory():
         shell = attempt(name, lambda: adapter_for(config).auto_class.from_config(config))
     shell.tie_weights()
     if shell.num_parameters() > limit:

@@ -9,7 +9,6 @@ from typing import Any
 import gradio as gr
 import numpy as np
 import torch
-from accelerate import init_empty_weights
 from transformers import LlamaForCausalLM
 
 from numprune.calibration import CalibrationStats
@@ -17,6 +16,7 @@ from numprune.errors import NumpruneError, Progress
 from numprune.evaluation.benchmark import Benchmark, Figure
 from numprune.evaluation.random_models import Shape, llama_config
 from numprune.models.adapter import adapter_for
+from numprune.models.empty import without_memory
 from numprune.models.model import Model
 from numprune.scoring.table import ModuleScores, ScoreTable
 from numprune.ui.app import compose
@@ -93,7 +93,7 @@ def _sent(value: Any) -> Any:
 def synthetic(shape: Shape, seed: int = 0) -> Loaded:
     """A model of a shape without weights, with random scores."""
     config = llama_config(shape)
-    with init_empty_weights():
+    with without_memory():
         module = LlamaForCausalLM(config).to(torch.float16)
     model = Model(module=module, tokenizer=None, adapter=adapter_for(config), name="synthetic")
     generator = np.random.default_rng(seed)

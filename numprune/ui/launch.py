@@ -38,7 +38,10 @@ def launch(model: str = DEFAULT_MODEL, serving: Serving | None = None, policy: P
 
 def _warm_up(workbench: Workbench, stop: threading.Event) -> None:
     try:
-        workbench.load(workbench.start, owner="the running program", cancel=stop)
+        loaded = workbench.load(workbench.start, owner="the running program", cancel=stop)
+        from numprune.ui.tabs.export import reasons
+
+        reasons(loaded.model)
     except Cancelled:
         return
     except Exception:

@@ -6,8 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import gradio as gr
+from torch import nn
 
 from numprune.errors import CancelEvent, Progress, check_cancelled
 from numprune.export import FORMATS, Exported, check_export, export, formats_for
@@ -44,7 +46,7 @@ class ExportTab:
 
     def offer(self, view: View) -> Updates:
         """Choose among the dense and the tab's pruned models; the newest is chosen."""
-        models = {DENSE: view.loaded.model, **view.variants}
+        models = offered(view)
         chosen = next(reversed(models))
         return {
             self.model: gr.Dropdown(list(models), value=chosen),
@@ -53,7 +55,8 @@ class ExportTab:
 
     def clear(self, view: View) -> Updates:
         """Empty, with a format that can carry the model."""
-        possible = [name for name, reason in formats_for(view.loaded.model).items() if reason is None]
+        *_, newest = offered(view).values()
+        possible = [name for name, reason in reasons(newest).items() if reason is None]
         return {
             **self.offer(view),
             self.format: first_format(possible),
@@ -69,6 +72,11 @@ class ExportTab:
         return {name: given[control] for name, control in self.options.get(given[self.format], {}).items()}
 
 
+def offered(view: View) -> dict[str, Model]:
+    """The dense model and those pruned from it, the newest last."""
+    return {DENSE: view.loaded.model, **view.variants}
+
+
 def model_called(view: View, name: str) -> Model:
     """The model that is to be exported."""
     return view.loaded.model if name == DENSE else view.workbench.pruned(view.owner, name)
@@ -81,8 +89,18 @@ def first_format(names: Sequence[str]) -> str | None:
 
 def refusals(model: Model) -> str:
     """The formats that cannot carry a model, and why."""
-    reasons = {name: reason for name, reason in formats_for(model).items() if reason is not None}
-    return html.notes(f"Not as {name}: {model.name} {reason}." for name, reason in reasons.items())
+    refused = {name: reason for name, reason in reasons(model).items() if reason is not None}
+    return html.notes(f"Not as {name}: {model.name} {reason}." for name, reason in refused.items())
+
+
+def reasons(model: Model) -> dict[str, str | None]:
+    """`formats_for`, found out once for a model of the page, which never changes."""
+    if model.module not in _reasons:
+        _reasons[model.module] = formats_for(model)
+    return _reasons[model.module]
+
+
+_reasons: WeakKeyDictionary[nn.Module, dict[str, str | None]] = WeakKeyDictionary()
 
 
 def facts(done: Exported, where: str) -> str:
