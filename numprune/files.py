@@ -34,8 +34,7 @@ def atomic_folder(target: str | os.PathLike[str]) -> Iterator[Path]:
     check_output(target)
     with _beside(target) as partial:
         yield partial
-        _permit(partial)
-        _swap(partial, target)
+        replace_folder(partial, target)
 
 
 @contextmanager
@@ -96,6 +95,12 @@ def check_output(target: str | os.PathLike[str]) -> None:
 def replaceable(target: Path) -> bool:
     """Whether a folder is empty or an earlier output of ours."""
     return target.is_dir() and ((target / MARKER).is_file() or not any(target.iterdir()))
+
+
+def replace_folder(partial: Path, target: Path) -> None:
+    """Put a finished folder in the place of `target`, which is missing, empty or an earlier output of ours."""
+    _permit(partial)
+    _swap(partial, target)
 
 
 def _swap(partial: Path, target: Path) -> None:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
 
 from numprune.allocation.swaps import swap_units
-from numprune.calibration.statistics import CalibrationStats
+from numprune.calibration.statistics import CalibrationStats, ModuleStats
 from numprune.errors import CancelEvent, NumericalError, Progress, check_cancelled
 from numprune.fitting.compensation import compensate, lost_mean, relative_errors
 from numprune.fitting.healing import heal, rows_for
 from numprune.fitting.sequential import fit_to_dense
+from numprune.models.adapter import Block
 from numprune.models.model import Model, slice_module
 from numprune.models.placement import dtype_name
 from numprune.plan.keys import ModuleKey
@@ -137,16 +139,30 @@ def _compensated(
         started = time.monotonic()
         kept = plan.keep[block.key]
         if 0 < len(kept) < block.units:
-            dense, gram = block.last.weight.detach(), stats.modules[block.key].gram
-            try:
-                updated = compensate(dense, gram, block.channels(kept), damping=plan.recipe.damping)
-            except NumericalError as error:
-                raise NumericalError(f"Compensating {block.key}: {error}") from error
-            weights[block.key] = updated.to(dense.device, dense.dtype)
+            weights[block.key] = compensated(block, stats.modules[block.key], kept, plan.recipe.damping)
         seconds[block.key] = time.monotonic() - started
         if progress is not None:
             progress(done, len(blocks), f"pruning {block.key}")
     return weights, seconds
+
+
+def compensated(block: Block, stats: ModuleStats, kept: Sequence[int], damping: float) -> torch.Tensor:
+    """The weight of a module's last linear by theorem 3, (out, kept channels), where and as the dense one lies."""
+    dense = block.last.weight.detach()
+    try:
+        updated = compensate(dense, stats.gram, block.channels(kept), damping=damping)
+    except NumericalError as error:
+        raise NumericalError(f"Compensating {block.key}: {error}") from error
+    return updated.to(dense.device, dense.dtype)
+
+
+def mean_bias(block: Block, stats: ModuleStats, kept: Sequence[int]) -> torch.Tensor:
+    """The bias of a module's last linear that makes up for the mean of what was removed, FLAP's, (out,)."""
+    dense = block.last.weight.detach()
+    bias = lost_mean(dense, stats.mean, block.channels(kept))
+    if block.last.bias is not None:
+        bias += block.last.bias.detach().to(bias.device)
+    return bias.to(dense.device, dense.dtype)
 
 
 def _biases(model: Model, plan: PruningPlan, stats: CalibrationStats) -> dict[ModuleKey, torch.Tensor]:
@@ -155,11 +171,7 @@ def _biases(model: Model, plan: PruningPlan, stats: CalibrationStats) -> dict[Mo
     for block in model.blocks:
         kept = plan.keep[block.key]
         if len(kept) < block.units:
-            dense = block.last.weight.detach()
-            bias = lost_mean(dense, stats.modules[block.key].mean, block.channels(kept))
-            if block.last.bias is not None:
-                bias += block.last.bias.detach().to(bias.device)
-            biases[block.key] = bias.to(dense.device, dense.dtype)
+            biases[block.key] = mean_bias(block, stats.modules[block.key], kept)
     return biases
 
 
@@ -169,24 +181,28 @@ def _reports(
     narrow = {block.key: block for block in pruned.blocks}
     reports = []
     for block in dense.blocks:
-        kept = plan.keep[block.key]
-        before = after = 0.0
-        if len(kept) < block.units:
-            weight, gram, channels = block.last.weight.detach(), stats.modules[block.key].gram, block.channels(kept)
-            weights = [weight[:, channels.to(weight.device)]]
-            if block.key in seconds and block.key in narrow:
-                weights.append(narrow[block.key].last.weight.detach())
-            errors = relative_errors(weight, gram, channels, weights)
-            before, after = errors[0], errors[-1]
-        reports.append(
-            ModuleReport(
-                layer=block.key.layer,
-                module=block.key.kind,
-                units=block.units,
-                kept=len(kept),
-                error_before=before,
-                error_after=after,
-                seconds=seconds.get(block.key, 0.0),
-            )
-        )
+        fitted = narrow[block.key].last.weight.detach() if block.key in seconds and block.key in narrow else None
+        took = seconds.get(block.key, 0.0)
+        reports.append(module_report(block, stats.modules[block.key], plan.keep[block.key], fitted, took))
     return reports
+
+
+def module_report(
+    block: Block, stats: ModuleStats, kept: Sequence[int], fitted: torch.Tensor | None, seconds: float
+) -> ModuleReport:
+    """What pruning did to one module of the dense model; `fitted` is its new weight, None where it was left alone."""
+    before = after = 0.0
+    if len(kept) < block.units:
+        weight, channels = block.last.weight.detach(), block.channels(kept)
+        weights = [weight[:, channels.to(weight.device)], *([] if fitted is None else [fitted])]
+        errors = relative_errors(weight, stats.gram, channels, weights)
+        before, after = errors[0], errors[-1]
+    return ModuleReport(
+        layer=block.key.layer,
+        module=block.key.kind,
+        units=block.units,
+        kept=len(kept),
+        error_before=before,
+        error_after=after,
+        seconds=seconds,
+    )

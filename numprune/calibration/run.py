@@ -58,40 +58,14 @@ def calibrate(
         NumericalError: weights or activations are not finite; the tensor or the layer is named.
         Cancelled: `cancel` was set.
     """
-    began = time.monotonic()
-    # A sequence of one token predicts none.
-    for name, value, least in (
-        ("samples", samples, 1),
-        ("sequence_length", sequence_length, 2),
-        ("batch_size", batch_size, 1),
-    ):
-        if value != "auto" and value < least:
-            raise InputError(f"{name} is {value}; give at least {least}.")
-    notes: list[str] = []
-    limit = model.maximum_length
-    if limit is not None and sequence_length > limit:
-        # An image is as long as it is; nobody asked for more.
-        if model.adapter.reads_text:
-            notes.append(f"Sequence length {sequence_length} was capped at {limit}, the most this model supports.")
-            warnings.warn(notes[-1], stacklevel=2)
-        sequence_length = limit
+    began, notes = time.monotonic(), []
     model.check_finite("download the checkpoint again, or load it in float32 or bfloat16")
-    rows = draw_rows(
-        model,
-        data,
-        samples,
-        sequence_length,
-        seed,
-        notes,
-        bos=bos,
-        column=text_column,
-        progress=progress,
-        cancel=cancel,
-    )
-    check_ids([rows], model)
-
+    source = CalibrationRecipe(describe(data), samples, sequence_length, seed, bos, text_column)
+    rows = calibration_rows(model, data, source, notes, progress=progress, cancel=cancel)
     if batch_size == "auto":
-        batch_size = sequences_per_forward(model.device, sequence_length)
+        batch_size = sequences_per_forward(model.device, rows.shape[1])
+    elif batch_size < 1:
+        raise InputError(f"batch_size is {batch_size}; give at least 1.")
     accumulators = _run(model, rows, batch_size, progress, cancel)
     return CalibrationStats(
         modules={key: accumulator.finish() for key, accumulator in accumulators.items()},
@@ -107,6 +81,55 @@ def calibrate(
         seconds=time.monotonic() - began,
         rows=rows.to("cpu", torch.int32),
     )
+
+
+def calibration_rows(
+    model: Model,
+    data: Data,
+    source: CalibrationRecipe,
+    notes: list[str],
+    *,
+    progress: Progress | None = None,
+    cancel: CancelEvent | None = None,
+) -> torch.Tensor:
+    """The token ids a calibration reads, (sequences, tokens); what differs from the request is added to the notes.
+
+    Args:
+        data: what `source` names, or what only the caller has.
+
+    Raises:
+        InputError: the text cannot be read or is too short, or a number is out of range.
+        Cancelled: `cancel` was set.
+    """
+    samples, sequence_length = source.samples, source.sequence_length
+    # A sequence of one token predicts none.
+    for name, value, least in (
+        ("samples", samples, 1),
+        ("sequence_length", sequence_length, 2),
+    ):
+        if value < least:
+            raise InputError(f"{name} is {value}; give at least {least}.")
+    limit = model.maximum_length
+    if limit is not None and sequence_length > limit:
+        # An image is as long as it is; nobody asked for more.
+        if model.adapter.reads_text:
+            notes.append(f"Sequence length {sequence_length} was capped at {limit}, the most this model supports.")
+            warnings.warn(notes[-1], stacklevel=2)
+        sequence_length = limit
+    rows = draw_rows(
+        model,
+        data,
+        samples,
+        sequence_length,
+        source.seed,
+        notes,
+        bos=source.bos,
+        column=source.text_column,
+        progress=progress,
+        cancel=cancel,
+    )
+    check_ids([rows], model)
+    return rows
 
 
 def calibrate_by_recipe(
@@ -149,7 +172,7 @@ def _run(
     blocks = model.adapter.blocks(module)
     device = _gram_device(model, blocks)
     accumulators = {block.key: GramAccumulator(block.last.in_features, device) for block in blocks}
-    collectors = {block.last: _collector(block.key, accumulators[block.key]) for block in blocks}
+    collectors = {block.last: collector(block.key, accumulators[block.key]) for block in blocks}
     with hooked(before=collectors):
         done = 0
         for batch in rows.split(batch_size):
@@ -162,7 +185,9 @@ def _run(
     return accumulators
 
 
-def _collector(key: ModuleKey, accumulator: GramAccumulator) -> Before:
+def collector(key: ModuleKey, accumulator: GramAccumulator) -> Before:
+    """Adds what reaches a module's last linear; raises NumericalError for what is not finite."""
+
     def collect(args: tuple[torch.Tensor, ...], _: dict[str, Any]) -> None:
         x = args[0]
         if not accumulator.add(x.reshape(-1, x.shape[-1])):

@@ -180,18 +180,22 @@ class Adapter(ABC):
 
     def blocks(self, model: nn.Module) -> list[Block]:
         """All prunable modules, attention before MLP in each layer; emptied modules are left out."""
+        layers = enumerate(self.layers(model))
+        return [block for index, layer in layers for block in self.layer_blocks(layer, index, model.config)]
+
+    def layer_blocks(self, layer: nn.Module, index: int, config: Any) -> list[Block]:
+        """The prunable modules of one decoder layer."""
         blocks: list[Block] = []
-        for index, layer in enumerate(self.layers(model)):
-            owner, name = self.attention_owner(layer)
-            attention = getattr(owner, name)
-            if not isinstance(attention, EmptyAttention):
-                block = self.attention(layer, index, model.config)
-                rest = sum(p.numel() for p in attention.parameters()) - block.units * block.cost
-                rest -= 0 if block.last.bias is None else block.last.bias.numel()
-                blocks.append(replace(block, remainder=rest))
-            mlp = self.mlp(layer, index, model.config)
-            if mlp.units:
-                blocks.append(mlp)
+        owner, name = self.attention_owner(layer)
+        attention = getattr(owner, name)
+        if not isinstance(attention, EmptyAttention):
+            block = self.attention(layer, index, config)
+            rest = sum(p.numel() for p in attention.parameters()) - block.units * block.cost
+            rest -= 0 if block.last.bias is None else block.last.bias.numel()
+            blocks.append(replace(block, remainder=rest))
+        mlp = self.mlp(layer, index, config)
+        if mlp.units:
+            blocks.append(mlp)
         return blocks
 
 

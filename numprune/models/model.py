@@ -235,14 +235,49 @@ def slice_module(
         last_biases: replacements (out,) for the bias of a module's last linear, which may have none; used for
             modules that lose units.
     """
-    last_biases = last_biases or {}
+    layers = dict(enumerate(adapter.layers(module)))
+    memo, changed = _narrower(adapter, layers, adapter.blocks(module), keep, last_weights or {}, last_biases or {})
+    sliced = copy.deepcopy(module, memo)
+    for key in changed:
+        if key.kind == "attention" and keep[key]:
+            adapter.resize_attention(adapter.layers(sliced)[key.layer], len(keep[key]), sliced.config)
+    return sliced
+
+
+def slice_layer(
+    layer: nn.Module,
+    adapter: Adapter,
+    index: int,
+    config: Any,
+    keep: Mapping[ModuleKey, Sequence[int]],
+    last_weights: Mapping[ModuleKey, torch.Tensor] | None = None,
+    last_biases: Mapping[ModuleKey, torch.Tensor] | None = None,
+) -> nn.Module:
+    """A copy of one decoder layer, as `slice_module` makes it of a whole model."""
+    blocks = adapter.layer_blocks(layer, index, config)
+    memo, changed = _narrower(adapter, {index: layer}, blocks, keep, last_weights or {}, last_biases or {})
+    sliced = copy.deepcopy(layer, memo)
+    for key in changed:
+        if key.kind == "attention" and keep[key]:
+            adapter.resize_attention(sliced, len(keep[key]), config)
+    return sliced
+
+
+def _narrower(
+    adapter: Adapter,
+    layers: Mapping[int, nn.Module],
+    blocks: Sequence[Block],
+    keep: Mapping[ModuleKey, Sequence[int]],
+    last_weights: Mapping[ModuleKey, torch.Tensor],
+    last_biases: Mapping[ModuleKey, torch.Tensor],
+) -> tuple[dict[int, nn.Module], list[ModuleKey]]:
+    """What stands in a copy for the parts that shrink, by their ids, and the modules that lose units."""
     memo: dict[int, nn.Module] = {}
     changed: list[ModuleKey] = []
-    layers = adapter.layers(module)
-    for block in adapter.blocks(module):
+    for block in blocks:
         kept = keep.get(block.key)
         if kept is None or len(kept) == block.units:
-            if last_weights and block.key in last_weights:
+            if block.key in last_weights:
                 memo[id(block.last)] = make_linear(last_weights[block.key], block.last.bias)
             continue
         changed.append(block.key)
@@ -255,15 +290,11 @@ def slice_module(
         for linear, sections in block.inputs:
             rows = torch.cat([section.indices(kept) for section in sections])
             memo[id(linear)] = narrow_linear(linear, rows=rows)
-        if last_weights and block.key in last_weights:
+        if block.key in last_weights:
             memo[id(block.last)] = make_linear(last_weights[block.key], block.last.bias)
         else:
             memo[id(block.last)] = narrow_linear(block.last, columns=block.channels(kept))
         if block.key in last_biases:
             bias = last_biases[block.key].detach().clone()
             memo[id(block.last)].bias = nn.Parameter(bias, requires_grad=False)
-    sliced = copy.deepcopy(module, memo)
-    for key in changed:
-        if key.kind == "attention" and keep[key]:
-            adapter.resize_attention(adapter.layers(sliced)[key.layer], len(keep[key]), sliced.config)
-    return sliced
+    return memo, changed

@@ -55,6 +55,21 @@ class LayerCalls:
                 model.base_model(input_ids=batch, use_cache=False)
         return calls
 
+    @classmethod
+    def without_layers(cls, model: PreTrainedModel, adapter: Adapter, batches: list[torch.Tensor]) -> LayerCalls:
+        """The same of a model whose layers have no values: `model` is the caller's own, and its layers are replaced
+        by stand-ins that pass on what they are given."""
+        calls = cls(model.config, [], {})
+        layers = adapter.layers(model)
+        for index, layer in enumerate(layers):
+            layers[index] = _StandIn(calls, layer, index)
+        for batch in batches:
+            try:
+                model.base_model(input_ids=batch, use_cache=False)
+            except Enough:
+                continue
+        return calls
+
     def run(self, layer: nn.Module, state: torch.Tensor, index: int) -> torch.Tensor:
         """A decoder layer's output, (batch, tokens, hidden)."""
         args, kwargs = self.arguments[len(state), index]
@@ -83,6 +98,32 @@ class LayerCalls:
         with hooked(after={module: stop}):
             self.run(layer, state, index)
         return outputs[0]
+
+
+class _StandIn(nn.Module):
+    """Notes what a decoder layer is called with."""
+
+    def __init__(self, calls: LayerCalls, layer: nn.Module, index: int) -> None:
+        super().__init__()
+        self.calls, self.index = calls, index
+        # Some models ask their layers which kind of attention they have.
+        for name, value in vars(layer).items():
+            if isinstance(value, str | int | bool) and name != "training":
+                setattr(self, name, value)
+
+    def forward(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        args, kwargs = list(args), dict(kwargs)
+        hidden = kwargs.pop("hidden_states", None)
+        if hidden is None:
+            hidden = args.pop(0)
+        known = (len(hidden), self.index) in self.calls.arguments
+        if self.index == 0:
+            self.calls.states.append(hidden.clone())
+        self.calls.arguments[len(hidden), self.index] = (tuple(args), kwargs)
+        if known:
+            # Batches of one size get the same masks and positions; only their first layer's input differs.
+            raise Enough
+        return hidden
 
 
 class Seen(NamedTuple):

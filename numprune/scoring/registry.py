@@ -58,6 +58,8 @@ class ModelScorer(Protocol):
 
 
 SCORERS: dict[str, ModelScorer] = {}
+BLOCK_SCORERS: dict[str, BlockScorer] = {}
+"""Those of them that look at one module alone, and so need no more of the model at a time."""
 PRICED: set[str] = set()
 """Scorers whose scores are prices: nats a token that go with a unit, for a million parameters."""
 MILLION = 1e6
@@ -79,6 +81,8 @@ def block_scorer(name: str) -> Callable[[BlockScorer], BlockScorer]:
     """Decorator that makes a scorer that needs to know a module's units known by name, as `scorer` does."""
 
     def add(function: BlockScorer) -> BlockScorer:
+        BLOCK_SCORERS[name] = function
+
         @model_scorer(name)
         def of_model(
             model: Model,

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import torch
+
 from numprune.calibration.statistics import CalibrationStats
 from numprune.errors import CancelEvent, NumericalError, Progress
 from numprune.linalg import all_finite
+from numprune.models.adapter import Block
 from numprune.models.model import Model
 from numprune.plan.recipe import check_ratio
 from numprune.scoring.registry import SCORERS, check_scorer
@@ -38,18 +41,7 @@ def score(
     channel_scores = SCORERS[scorer](model, stats, ratio=ratio, progress=progress, cancel=cancel)
     modules = {}
     for block in model.blocks:
-        channels = channel_scores[block.key].cpu()
-        if not all_finite(channels):
-            raise NumericalError(
-                f"Scorer {scorer} gave {block.key} a score that is NaN or infinite; check its weights and the"
-                " calibration data, or load the model in float32."
-            )
-        modules[block.key] = ModuleScores(
-            units=channels.reshape(block.units, block.width).mean(1).numpy(),
-            channels=channels.numpy(),
-            cost=block.cost,
-            remainder=block.remainder,
-        )
+        modules[block.key] = module_scores(block, channel_scores[block.key], scorer)
     return ScoreTable(
         modules=modules,
         scorer=scorer,
@@ -57,4 +49,24 @@ def score(
         model=model.name,
         fingerprint=fingerprint,
         parameters=model.parameters,
+    )
+
+
+def module_scores(block: Block, channels: torch.Tensor, scorer: str) -> ModuleScores:
+    """What a scorer gave the channels of one module, (units * width,), with what allocation needs.
+
+    Raises:
+        NumericalError: a score is not finite.
+    """
+    channels = channels.cpu()
+    if not all_finite(channels):
+        raise NumericalError(
+            f"Scorer {scorer} gave {block.key} a score that is NaN or infinite; check its weights and the"
+            " calibration data, or load the model in float32."
+        )
+    return ModuleScores(
+        units=channels.reshape(block.units, block.width).mean(1).numpy(),
+        channels=channels.numpy(),
+        cost=block.cost,
+        remainder=block.remainder,
     )

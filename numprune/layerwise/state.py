@@ -1,0 +1,241 @@
+"""What a run one layer at a time has finished, beside its output, so that it can go on."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import math
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from numprune.calibration.statistics import ModuleStats
+from numprune.errors import InputError, NumpruneError
+from numprune.files import MARKER, check_output, replace_folder, to_json
+from numprune.linalg import all_finite
+from numprune.models.model import FORMAT, Model
+from numprune.models.placement import dtype_name
+from numprune.models.written import tidy_config, write_tokenizer
+from numprune.plan.keys import ModuleKey
+from numprune.plan.plan import PruningPlan
+from numprune.plan.recipe import Recipe
+from numprune.plan.report import ModuleReport, PruningReport
+from numprune.scoring.table import ModuleScores
+
+if TYPE_CHECKING:
+    from numprune.layerwise.stage import Stage
+
+SETTINGS, ROWS, LOCK, RESULT = "settings.json", "rows.safetensors", "lock", "result"
+
+
+class State:
+    """The folder OUT.partial: settings, calibration rows, moments and scores by layer, and the result so far.
+
+    Every file is written under another name and renamed, so a file that is there is whole.
+    """
+
+    def __init__(self, out: Path, folder: Path) -> None:
+        self.out, self.folder, self.result = out, folder, folder / RESULT
+
+    @classmethod
+    @contextmanager
+    def begin(cls, out: str | Path, settings: Mapping[str, Any]) -> Iterator[State]:
+        """Start, or go on where an earlier run with the same settings ended.
+
+        Raises:
+            InputError: `out` is something else; another run writes it, or one with other settings was interrupted.
+            NumpruneError: the disk refuses.
+        """
+        out = Path(out)
+        check_output(out)
+        folder = out.with_name(f"{out.name}.partial")
+        state = cls(out, folder)
+        try:
+            (folder / RESULT).mkdir(parents=True, exist_ok=True)
+            with (folder / LOCK).open("w") as lock:
+                state._take(lock)
+                state._check(settings)
+                yield state
+        except (OSError, SafetensorError) as error:
+            why = getattr(error, "strerror", None) or error
+            raise NumpruneError(
+                f"Writing {folder} failed: {why}; free some space and run the same command again, which goes on from"
+                " the last finished layer."
+            ) from error
+
+    def _take(self, lock: Any) -> None:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise InputError(
+                f"Another run is writing {self.out}; wait for it, or choose another output folder."
+            ) from error
+
+    def _check(self, settings: Mapping[str, Any]) -> None:
+        file = self.folder / SETTINGS
+        if file.is_file():
+            if json.loads(file.read_text()) != json.loads(to_json(settings)):
+                raise InputError(
+                    f"{self.folder} was left by a run with other settings; delete it, or choose another output folder."
+                )
+            return
+        self._write(file, lambda path: path.write_text(to_json(settings)))
+
+    def rows(self, draw: Callable[[list[str]], torch.Tensor], notes: list[str]) -> torch.Tensor:
+        """The calibration's token ids, drawn once; notes on them are added."""
+        file = self.folder / ROWS
+        if not file.is_file():
+            told: list[str] = []
+            rows = draw(told)
+            self._save({"rows": rows.contiguous()}, file, {"notes": json.dumps(told)})
+        with safe_open(file, framework="pt") as opened:
+            notes += json.loads(opened.metadata()["notes"])
+            return opened.get_tensor("rows")
+
+    # The first pass.
+
+    def _of_layer(self, index: int) -> Path:
+        return self.folder / f"layer-{index:05d}.safetensors"
+
+    def keep(
+        self, index: int, moments: Mapping[ModuleKey, ModuleStats], scores: Mapping[ModuleKey, ModuleScores]
+    ) -> None:
+        """Keep the moments and scores of a layer."""
+        tensors, sizes = {}, {}
+        for key, stats in moments.items():
+            table = scores[key]
+            tensors |= {f"{key}.gram": stats.gram.cpu(), f"{key}.mean": stats.mean.cpu()}
+            tensors |= {
+                f"{key}.{name}": torch.from_numpy(getattr(table, name).copy()) for name in ("units", "channels")
+            }
+            sizes[str(key)] = {"tokens": stats.tokens, "cost": table.cost, "remainder": table.remainder}
+        self._save(tensors, self._of_layer(index), {"sizes": json.dumps(sizes)})
+
+    def scores(self, index: int) -> dict[ModuleKey, ModuleScores] | None:
+        """The scores of a layer; None where it is not finished."""
+        file = self._of_layer(index)
+        if not file.is_file():
+            return None
+        found = {}
+        with safe_open(file, framework="pt") as opened:
+            for name, size in json.loads(opened.metadata()["sizes"]).items():
+                units, channels = (opened.get_tensor(f"{name}.{what}").numpy() for what in ("units", "channels"))
+                found[ModuleKey.parse(name)] = ModuleScores(
+                    units.copy(), channels.copy(), size["cost"], size["remainder"]
+                )
+        return found
+
+    def moments(self, key: ModuleKey) -> ModuleStats:
+        """The moments of a module, read from the file."""
+        with safe_open(self._of_layer(key.layer), framework="pt") as opened:
+            tokens = json.loads(opened.metadata()["sizes"])[str(key)]["tokens"]
+            return ModuleStats(opened.get_tensor(f"{key}.gram"), opened.get_tensor(f"{key}.mean"), tokens)
+
+    # The second pass.
+
+    def reports(self, index: int, layers: int) -> list[ModuleReport] | None:
+        """What was done to a layer that is written; None where it is not."""
+        file = self.folder / f"layer-{index:05d}.json"
+        if not (file.is_file() and (self.result / _shard(index + 1, layers)).is_file()):
+            return None
+        return [ModuleReport(**each) for each in json.loads(file.read_text())]
+
+    def write_layer(
+        self,
+        stage: Stage,
+        index: int,
+        tensors: Mapping[str, torch.Tensor],
+        dtype: torch.dtype,
+        reports: Sequence[ModuleReport],
+    ) -> None:
+        """Write a finished layer into the result, and then what was done to it."""
+        prefix = f"{layers_name(stage.model)}.{index}."
+        named = {f"{prefix}{name}": tensor for name, tensor in tensors.items()}
+        self._save(_converted(named, dtype), self.result / _shard(index + 1, stage.layers), {"format": "pt"})
+        text = to_json([asdict(each) for each in reports])
+        self._write(self.folder / f"layer-{index:05d}.json", lambda path: path.write_text(text))
+
+    def write_rest(self, stage: Stage, dtype: torch.dtype) -> None:
+        """Write all tensors outside the layers."""
+        module, prefix = stage.model.module, f"{layers_name(stage.model)}."
+        tied = set(getattr(module, "all_tied_weights_keys", None) or ())
+        state = {
+            name: tensor
+            for name, tensor in module.state_dict().items()
+            if not name.startswith(prefix) and name not in tied
+        }
+        self._save(_converted(state, dtype), self.result / _shard(0, stage.layers), {"format": "pt"})
+
+    def parameters(self, model: Model) -> int:
+        """Parameters of the result."""
+        buffers = {name for name, _ in model.module.named_buffers()}
+        count = 0
+        for index in range(model.layers + 1):
+            with safe_open(self.result / _shard(index, model.layers), framework="pt") as opened:
+                names = set(opened.keys()) - buffers
+                count += sum(math.prod(opened.get_slice(name).get_shape()) for name in names)
+        return count
+
+    def finish(self, model: Model, plan: PruningPlan, recipe: Recipe, report: PruningReport) -> None:
+        """Complete the result and put it in its place."""
+        folder, layers = self.result, model.layers
+        names = [_shard(index, layers) for index in range(layers + 1)]
+        places: dict[str, str] = {}
+        for name in names:
+            with safe_open(folder / name, framework="pt") as opened:
+                places |= dict.fromkeys(opened.keys(), name)
+        total = sum((folder / name).stat().st_size for name in names)
+        index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(places.items()))}
+        (folder / "model.safetensors.index.json").write_text(to_json(index))
+        model.config.save_pretrained(folder)
+        if model.module.can_generate():
+            model.module.generation_config.save_pretrained(folder)
+        tidy_config(folder, model.written_dtype)
+        write_tokenizer(model.tokenizer, model.tokenizer_files, folder)
+        units = {str(key): len(kept) for key, kept in plan.keep.items()}
+        units |= {str(key): 0 for key, count in model.units().items() if not count}
+        marker = {"format": FORMAT, "base": model.name, "units": units}
+        (folder / MARKER).write_text(to_json(marker))
+        (folder / "recipe.json").write_text(recipe.to_json())
+        (folder / "report.json").write_text(report.to_json())
+        replace_folder(folder, self.out)
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    # Files.
+
+    def _save(self, tensors: Mapping[str, torch.Tensor], file: Path, metadata: Mapping[str, str]) -> None:
+        self._write(file, lambda path: save_file(dict(tensors), path, dict(metadata)))
+
+    @staticmethod
+    def _write(file: Path, write: Callable[[Path], Any]) -> None:
+        partial = file.with_name(f".{file.name}.writing")
+        write(partial)
+        partial.replace(file)
+
+
+def layers_name(model: Model) -> str:
+    """Where the decoder layers are in the module."""
+    layers = model.adapter.layers(model.module)
+    return next(name for name, part in model.module.named_modules() if part is layers)
+
+
+def _shard(number: int, layers: int) -> str:
+    return f"model-{number + 1:05d}-of-{layers + 1:05d}.safetensors"
+
+
+def _converted(tensors: Mapping[str, torch.Tensor], dtype: torch.dtype) -> dict[str, torch.Tensor]:
+    made = {}
+    for name, tensor in tensors.items():
+        made[name] = (tensor.to(dtype) if tensor.is_floating_point() else tensor).cpu().contiguous()
+        if not all_finite(made[name]):
+            raise NumpruneError(
+                f"Tensor {name} has weights beyond {dtype_name(dtype)}; give --dtype float32 or bfloat16."
+            )
+    return made
