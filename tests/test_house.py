@@ -24,6 +24,7 @@ ORDER = (
     ("fitting/", "scoring/", "slicing/"),
     ("allocation/",),
     ("pruning.py",),
+    ("layerwise/",),
     ("evaluation/",),
     ("export/",),
     ("__init__.py",),

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numprune
 from numprune.cli.calibration import add_calibration, asked_calibration, calibrate_model, sized_for
 from numprune.cli.console import Console, labelled
-from numprune.cli.options import Commands, add_command, add_model, describe, given, load_model
+from numprune.cli.options import Commands, add_command, add_model, describe, given, load_model, quiet_libraries
 from numprune.files import check_output
 
 if TYPE_CHECKING:
@@ -37,6 +37,13 @@ def add(commands: Commands) -> None:
     )
     parser.add_argument("--out", required=True, metavar="DIR", help="folder to write; an earlier output is replaced")
     parser.add_argument("--recipe", metavar="FILE", help="a recipe.json to start from")
+    parser.add_argument(
+        "--memory",
+        default="auto",
+        metavar="BYTES",
+        help="what pruning may take, such as 24G; where the model with its copy and its moments takes more it is pruned"
+        " layer by layer from its files, and goes on after a stop (default auto: what is free on the device)",
+    )
     add_calibration(parser)
     group = parser.add_argument_group("pruning")
     group.add_argument("--ratio", type=float, metavar="R", help="share of prunable parameters to remove (default 0.3)")
@@ -135,6 +142,10 @@ def run(args: argparse.Namespace, console: Console) -> None:
     name = args.model or recipe.model
     if name is None:
         raise numprune.InputError("There is no model to prune; give MODEL or a --recipe that names one.")
+    why, model = _layer_by_layer(name, recipe, args, console)
+    if why is not None:
+        _pruned_by_layers(model, recipe, why, args, console, began)
+        return
     model = load_model(name, args, console)
     recipe = model.adopt(recipe)
     if recipe.removal == "slicegpt":
@@ -145,6 +156,42 @@ def run(args: argparse.Namespace, console: Console) -> None:
     stats = calibrate_model(model, recipe.calibration, console)
     pruned = _pruned(model, stats, recipe, args, console)
     pruned.save(args.out)
+    _report(args.out, model, pruned, time.monotonic() - began, console)
+
+
+def _layer_by_layer(
+    name: str, recipe: Recipe, args: argparse.Namespace, console: Console
+) -> tuple[str | None, Model | None]:
+    """Why the model is to be pruned layer by layer, and the model as it lies in its files; None where it is held."""
+    from numprune.layerwise import layer_by_layer, may_be_large, memory_of
+
+    memory = memory_of(args.memory)
+    if memory is None and not may_be_large(name):
+        return None, None
+    with quiet_libraries(console):
+        model = numprune.load(name, device="cpu", dtype="checkpoint")
+    if not model.adapter.reads_text:
+        return None, None
+    recipe = recipe.replace(calibration=sized_for(model, args, recipe.calibration, Console(quiet=True)))
+    suggests = _suggests(args)
+    why = layer_by_layer(model, recipe, memory, args.device, args.dtype)
+    if why is not None and suggests:
+        raise numprune.InputError(
+            f"Suggested ratios need {name} in memory, and it does not fit; leave --suggest out, or allow more --memory."
+        )
+    return why, model
+
+
+def _pruned_by_layers(
+    model: Model, recipe: Recipe, why: str, args: argparse.Namespace, console: Console, began: float
+) -> None:
+    from numprune.layerwise import prune_layerwise
+
+    recipe = recipe.replace(calibration=sized_for(model, args, recipe.calibration, console))
+    with console.progress() as progress:
+        prune_layerwise(model, recipe, args.out, device=args.device, dtype=args.dtype, why=why, progress=progress)
+    with quiet_libraries(console):
+        pruned = numprune.load(args.out, device="cpu", dtype="checkpoint")
     _report(args.out, model, pruned, time.monotonic() - began, console)
 
 

@@ -1,5 +1,6 @@
 """Pruning a model one decoder layer at a time, so that it need not fit into memory."""
 
+from numprune.layerwise.road import layer_by_layer, may_be_large, memory_of
 from numprune.layerwise.run import prune_layerwise
 
-__all__ = ["prune_layerwise"]
+__all__ = ["layer_by_layer", "may_be_large", "memory_of", "prune_layerwise"]
