@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -15,7 +16,7 @@ from numprune.files import to_json, write_text
 if TYPE_CHECKING:
     from numprune.evaluation.benchmark import Benchmark
 
-BENCHMARKS = ("score", "eliminate", "calibrate", "prune", "speed", "images", "dashboard")
+BENCHMARKS = ("score", "eliminate", "calibrate", "prune", "speed", "images", "dashboard", "scale")
 
 EXAMPLE = """\
   numprune bench score --sizes 4096 --json
@@ -26,7 +27,7 @@ EXAMPLE = """\
 def add(commands: Commands) -> None:
     parser = add_command(commands, "bench", "measure what the method costs, on random data", example=EXAMPLE)
     parser.add_argument(
-        "which", nargs="?", choices=BENCHMARKS, help="one of the benchmarks (default: all but dashboard)"
+        "which", nargs="?", choices=BENCHMARKS, help="one of the benchmarks (default: all but dashboard and scale)"
     )
     add_device(parser)
     parser.add_argument("--repetitions", type=int, default=3, metavar="N", help="of every measurement (default 3)")
@@ -40,7 +41,7 @@ def add(commands: Commands) -> None:
         metavar="N",
         help="steps of the loop to time; 50 is extrapolated from fewer (default: 50, but 2 above 4096 on a CPU)",
     )
-    group = parser.add_argument_group("calibrate, prune, speed, images")
+    group = parser.add_argument_group("calibrate, prune, speed, images, scale")
     group.add_argument("--hidden", type=int, metavar="N", help="hidden size of the random model (default 1024)")
     group.add_argument("--channels", type=int, metavar="N", help="MLP channels (default 2816)")
     group.add_argument("--layers", type=int, metavar="N", help="decoder layers (default 2)")
@@ -116,6 +117,13 @@ def _chosen(args: argparse.Namespace, sizes: list[int]) -> Iterator[Callable[...
 
         for size in (SEVEN_BILLION, SEVENTY_BILLION):
             yield partial(bench_dashboard, size, repetitions=max(args.repetitions, 20))
+    if args.which == "scale":
+        from numprune.evaluation import scale
+
+        large = Shape(**{**vars(scale.MEASURED), **given(hidden=args.hidden, channels=args.channels)})
+        large = replace(large, **given(layers=args.layers, heads=args.heads))
+        size = {"samples": args.samples, "sequence_length": args.sequence_length, "ratio": args.ratio}
+        yield partial(scale.bench_scale, large, **size)
 
 
 def _table(result: Benchmark) -> str:
