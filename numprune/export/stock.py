@@ -18,7 +18,6 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers import MistralConfig, PreTrainedModel
 
 from numprune.errors import CancelEvent, Progress, check_cancelled
-from numprune.export.formats import Format, register
 from numprune.export.transformers import explicit_config, loading_code, shapes, unknown_layers, write_companions
 from numprune.models.layer_sizes import layer_values, text_config
 from numprune.models.model import Model
@@ -129,15 +128,3 @@ def _built(config: Any, model: Model) -> PreTrainedModel:
     """The class of a config, without memory but for its buffers."""
     with init_empty_weights(include_buffers=False):
         return model.adapter.auto_class.from_config(config)
-
-
-register(
-    "stock",
-    Format(
-        about="a folder for transformers and what reads its folders, no custom code; equal counts in all layers",
-        suffix="",
-        refusal=refusal,
-        write=write,
-        snippet=snippet,
-    ),
-)
