@@ -1,7 +1,7 @@
 """Formats a model can be written in, known by name to the package, the command line and the dashboard.
 
-A format is one file in this folder and its `Format` at the end of this one; what is common to all (refusing a model before anything
-is written, options, writing beside the target, sizes) is here.
+A format is one file in this folder and its `Format` at the end of this one; what is common to all (refusing a model
+before anything is written, options, writing beside the target, sizes) is here.
 """
 
 from __future__ import annotations

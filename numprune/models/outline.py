@@ -16,6 +16,15 @@ if TYPE_CHECKING:
     from numprune.plan.recipe import Recipe
 
 
+DTYPE_NAMES = ("float32", "float16", "bfloat16")
+"""Names of the data types a model can have."""
+
+
+def dtype_name(dtype: Any) -> str:
+    """The name a data type goes by in commands, reports and files, such as "bfloat16"."""
+    return str(dtype).removeprefix("torch.")
+
+
 @dataclass(frozen=True)
 class Sizes:
     """Sizes of a model, exact.
@@ -227,7 +236,7 @@ def counted(model: Model, fingerprint: str = "", earlier_fingerprint: str = "") 
         name=model.name,
         architecture=model.architecture,
         device=str(model.device),
-        dtype=str(model.dtype).removeprefix("torch."),
+        dtype=dtype_name(model.dtype),
         layers=model.layers,
         parameters=model.parameters,
         bytes=model.bytes,

@@ -9,14 +9,13 @@ from typing import Any
 
 import gradio as gr
 
-from numprune.calibration import DATASETS
-from numprune.calibration.data import documents
-from numprune.calibration.self_samples import cache_folder
+from numprune.calibration.names import DATASETS, cache_folder
 from numprune.calibration.text_files import ACCEPTED, KINDS
 from numprune.errors import InputError
 from numprune.files import write_bytes
-from numprune.models.placement import DTYPES
+from numprune.models.outline import DTYPE_NAMES
 from numprune.plan.recipe import CalibrationRecipe
+from numprune.ui import engine
 from numprune.ui.header import CLOSE
 from numprune.ui.session import LoadRequest
 from numprune.ui.shared import QUICK, Shared, Updates, owner_of
@@ -59,7 +58,7 @@ def build(shared: Shared) -> ModelForm:
                 scale=3,
             )
             device = gr.Dropdown(["auto", "cuda", "mps", "cpu"], value="auto", label="Device", min_width=90)
-            dtype = gr.Dropdown(["auto", *DTYPES], value="auto", label="Data type", min_width=110)
+            dtype = gr.Dropdown(["auto", *DTYPE_NAMES], value="auto", label="Data type", min_width=110)
         with gr.Row():
             data = gr.Dropdown(
                 [
@@ -123,7 +122,7 @@ def source_of(data: str | None, upload: str | None, text: str | None) -> str:
     if data == UPLOADED:
         if not upload:
             raise InputError(f"There is no uploaded file; drop one into the box first ({ACCEPTED}).")
-        documents(upload, "train")
+        engine.documents(upload, "train")
         return keep_bytes(Path(upload).read_bytes(), "".join(Path(upload.lower()).suffixes[-2:]))
     if not data:
         raise InputError("There is no calibration text; choose a source.")

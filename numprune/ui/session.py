@@ -16,12 +16,14 @@ HISTORY = 100
 
 @dataclass(frozen=True)
 class LoadRequest:
-    """A model and what it is calibrated on; equal requests share one loaded model."""
+    """A model and what it is calibrated on; equal requests share one loaded model. `scores` is the hash of the file of
+    scores that is opened instead of the model, empty for none."""
 
     model: str
     device: str = "auto"
     dtype: str = "auto"
     calibration: CalibrationRecipe = field(default_factory=CalibrationRecipe)
+    scores: str = ""
 
 
 class Unit(NamedTuple):

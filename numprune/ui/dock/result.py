@@ -4,17 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import gradio as gr
 
-from numprune.models import Model
-from numprune.models.placement import dtype_name
+from numprune.models.outline import dtype_name
 from numprune.plan.report import ModuleReport
 from numprune.ui import html, numbers
 from numprune.ui.figures import error_bars
 from numprune.ui.making import MEASURED, TEXTS
 from numprune.ui.shared import Shared, Updates, View
 from numprune.ui.side import PAIR, side_by_side
+
+if TYPE_CHECKING:
+    from numprune.models import Model
+
 
 WAITING = (
     "Press Prune and compare: the dense and the pruned model make the same thing here, with what the pruning cost and"
