@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import TYPE_CHECKING, Any
 
 from numprune.errors import InputError
+from numprune.models.dtypes import dtype_name
 from numprune.plan.keys import ModuleKey
 
 if TYPE_CHECKING:
@@ -14,15 +15,6 @@ if TYPE_CHECKING:
     from numprune.models.model import Model
     from numprune.plan.plan import PruningPlan
     from numprune.plan.recipe import Recipe
-
-
-DTYPE_NAMES = ("float32", "float16", "bfloat16")
-"""Names of the data types a model can have."""
-
-
-def dtype_name(dtype: Any) -> str:
-    """The name a data type goes by in commands, reports and files, such as "bfloat16"."""
-    return str(dtype).removeprefix("torch.")
 
 
 @dataclass(frozen=True)

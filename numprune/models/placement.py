@@ -8,7 +8,7 @@ import torch
 from transformers import PreTrainedModel
 
 from numprune.errors import InputError, LoadError
-from numprune.models.outline import DTYPE_NAMES, dtype_name  # noqa: F401  (the name is asked for here)
+from numprune.models.dtypes import DTYPE_NAMES, dtype_name  # noqa: F401  (the name is asked for here)
 
 DTYPES = {name: getattr(torch, name) for name in DTYPE_NAMES}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -37,11 +38,13 @@ class ScoreFile:
         tables: scores by scorer, in the order they were written; all of one model and one calibration.
         calibration: they were made from.
         outline: the model they are of, without its weights; None in files of numprune 0.1.
+        digest: short hash of all of it, by which a program knows it.
     """
 
     tables: dict[str, ScoreTable]
     calibration: CalibrationRecipe
     outline: Outline | None = None
+    digest: str = ""
 
 
 def write_scores(
@@ -103,27 +106,33 @@ def read_scores(path: str | os.PathLike[str]) -> tuple[ScoreTable, CalibrationRe
     return next(iter(found.tables.values())), found.calibration
 
 
-def read_score_file(path: str | os.PathLike[str]) -> ScoreFile:
+def read_score_file(path: str | os.PathLike[str], name: str = "") -> ScoreFile:
     """Everything in a file that `write_scores` wrote.
+
+    Args:
+        name: what errors call the file; its path by default.
 
     Raises:
         InputError: the file is something else, damaged, incomplete, contradicts itself, or holds a score that is not
             finite.
     """
+    name = name or str(path)
     try:
         with safe_open(path, framework="np") as file:
             metadata = file.metadata() or {}
             if metadata.get("format") not in (FORMAT, EARLIER):
                 raise InputError(
-                    f"{path} holds no scores that this numprune reads; write them again by numprune score."
+                    f"{name} holds no scores that this numprune reads; write them by numprune score MODEL --out"
+                    f" FILE{SUFFIX}."
                 )
             about = json.loads(metadata["about"])
             if metadata["format"] == EARLIER:
                 about = {"scores": [{"scorer": about.pop("scorer"), "ratio": about.pop("ratio")}], **about}
-            return _file(file, about, earlier=metadata["format"] == EARLIER)
+            found = _file(file, about, earlier=metadata["format"] == EARLIER)
+        return replace(found, digest=hashlib.sha256(Path(path).read_bytes()).hexdigest()[:16])
     except (OSError, SafetensorError, KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
         what = str(error) or type(error).__name__
-        raise InputError(f"The scores in {path} cannot be read ({what}); write them again.") from error
+        raise InputError(f"The scores in {name} cannot be read ({what}); write them again.") from error
 
 
 def _file(file: Any, about: dict[str, Any], *, earlier: bool) -> ScoreFile:

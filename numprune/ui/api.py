@@ -13,7 +13,7 @@ import gradio as gr
 
 from numprune.allocation.threshold import allocate
 from numprune.errors import InputError
-from numprune.models.outline import dtype_name
+from numprune.models.dtypes import dtype_name
 from numprune.plan.recipe import CalibrationRecipe, Recipe
 from numprune.ui import engine
 from numprune.ui.comparison import DENSE, measure_models, prompts_of

@@ -18,7 +18,7 @@ def chip(loaded: Loaded, calibration: CalibrationRecipe) -> str:
     parts = [
         html.count(model.parameters),
         f"{model.layers} × {units(loaded, 'attention')} {unit_name(loaded)}s × {units(loaded, 'mlp')} channels",
-        f"{model.dtype} {model.device}",
+        f"{model.dtype} {model.device}" if loaded.weights.elsewhere is None else f"{model.dtype}, scores only",
         f"{calibration.samples} × {calibration.sequence_length} {source(calibration.data)}",
     ]
     notes = [*model.notes, *(() if loaded.stats is None else loaded.stats.notes)]

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import threading
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
-from numprune.errors import Cancelled, InputError
+from numprune.errors import Cancelled
 from numprune.models.embedded import DEFAULT_MODEL
 from numprune.plan.recipe import CalibrationRecipe
 from numprune.scoring.score_file import read_score_file, shipped_for, shipped_outline
@@ -74,19 +72,7 @@ def of_file(path: str, policy: Policy | None = None) -> Workbench:
     Raises:
         InputError: the file cannot be read.
     """
-    return Workbench.of_scores(read_score_file(path), digest_of(path), policy)
-
-
-def digest_of(path: str | Path) -> str:
-    """The hash a file of scores is known by.
-
-    Raises:
-        InputError: the file cannot be read.
-    """
-    try:
-        return hashlib.sha256(Path(path).read_bytes()).hexdigest()[:16]
-    except OSError as error:
-        raise InputError(f"The scores in {path} cannot be read ({error}); choose another file.") from error
+    return Workbench.of_scores(read_score_file(path), policy)
 
 
 def shown_at_once(model: str, load: Callable[[], Any], policy: Policy | None = None) -> Workbench | None:

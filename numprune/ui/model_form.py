@@ -13,10 +13,12 @@ from numprune.calibration.names import DATASETS, cache_folder
 from numprune.calibration.text_files import ACCEPTED, KINDS
 from numprune.errors import InputError
 from numprune.files import write_bytes
-from numprune.models.outline import DTYPE_NAMES
+from numprune.models.dtypes import DTYPE_NAMES
 from numprune.plan.recipe import CalibrationRecipe
+from numprune.scoring.score_file import SUFFIX, read_score_file
 from numprune.ui import engine
 from numprune.ui.header import CLOSE
+from numprune.ui.records import Loaded
 from numprune.ui.session import LoadRequest
 from numprune.ui.shared import QUICK, Shared, Updates, owner_of
 
@@ -37,6 +39,7 @@ class ModelForm:
     length: gr.Number
     seed: gr.Number
     open: gr.Button
+    scores: gr.UploadButton
 
     @property
     def inputs(self) -> set[Any]:
@@ -80,8 +83,12 @@ def build(shared: Shared) -> ModelForm:
             label="File of text or rows", file_types=[*KINDS, ".gz"], type="filepath", visible=False, height=120
         )
         text = gr.Textbox(label="Calibration text to paste", lines=4, visible=False)
-        button = gr.Button("Open and score", variant="primary", size="md")
-    form = ModelForm(model, device, dtype, data, upload, text, samples, length, seed, button)
+        with gr.Row():
+            button = gr.Button("Open and score", variant="primary", size="md", min_width=160)
+            scores = gr.UploadButton(
+                "Open scores without the model", size="md", file_types=[SUFFIX], type="filepath", min_width=160
+            )
+    form = ModelForm(model, device, dtype, data, upload, text, samples, length, seed, button, scores)
     shared.redraw("opened", {model}, lambda view: {model: view.session.dense.model})
     shared.later(lambda: _wire(shared, form))
     return form
@@ -169,11 +176,22 @@ def _wire(shared: Shared, form: ModelForm) -> None:
             loaded = workbench.load(
                 wanted, owner, own_texts=str(texts_folder()), progress=job.progress, cancel=job.cancel
             )
-            workbench.enter(owner, workbench.fresh(loaded, workbench.ratio(owner)))
-            workbench.release(owner, keep=wanted)
-            view = shared.view(request)
-            say_refusal(workbench.refusal(view.session))
-            return shared.updates(view, "opened", "planned")
+            return entered(loaded, request)
+
+    def open_scores(file: str, request: gr.Request) -> Updates:
+        """Show the scores of a model whose weights are elsewhere."""
+        with shared.job(request):
+            held = read_score_file(file, name=Path(file).name)
+            return entered(shared.workbench.put_scores(held, owner_of(request)), request)
+
+    def entered(loaded: Loaded, request: gr.Request) -> Updates:
+        """Leave what was open for what is opened."""
+        owner, workbench = owner_of(request), shared.workbench
+        workbench.enter(owner, workbench.fresh(loaded, workbench.ratio(owner)))
+        workbench.release(owner, keep=loaded.request)
+        view = shared.view(request)
+        say_refusal(workbench.refusal(view.session))
+        return shared.updates(view, "opened", "planned")
 
     def show_source(data: str) -> Updates:
         return {
@@ -182,5 +200,9 @@ def _wire(shared: Shared, form: ModelForm) -> None:
         }
 
     form.data.change(show_source, form.data, {form.upload, form.text}, **QUICK)
-    event = shared.long(form.open.click, open_model, form.inputs, shared.outputs("opened", "planned"))
-    event.success(None, None, None, js=CLOSE, api_visibility="private", queue=False)
+    outputs = shared.outputs("opened", "planned")
+    for event in (
+        shared.long(form.open.click, open_model, form.inputs, outputs),
+        shared.long(form.scores.upload, open_scores, form.scores, outputs),
+    ):
+        event.success(None, None, None, js=CLOSE, api_visibility="private", queue=False)

@@ -37,13 +37,13 @@ def models_of(view: View, names: Sequence[str]) -> dict[str, Model]:
     """The dense model and these pruned ones by name.
 
     Raises:
-        InputError: there is no pruned model.
+        InputError: there is no pruned model, or only the scores of the dense one are here.
     """
-    variants = view.variants
+    dense, variants = view.loaded.model, view.variants
     if not variants:
         raise InputError("There is no pruned model yet; press Prune and compare.")
     chosen = [name for name in variants if name in names] or [next(reversed(variants))]
-    return {DENSE: view.loaded.model, **{name: variants[name] for name in chosen}}
+    return {DENSE: dense, **{name: variants[name] for name in chosen}}
 
 
 def side_by_side(view: View, names: Sequence[str], *, figures: bool) -> str:

@@ -82,9 +82,9 @@ class Workbench(Visits):
             self._claim(self.start, Opened(self._first, None, dict(scores)), PROGRAM)
 
     @classmethod
-    def of_scores(cls, file: ScoreFile, digest: str, policy: Policy | None = None) -> Workbench:
+    def of_scores(cls, file: ScoreFile, policy: Policy | None = None) -> Workbench:
         """A workbench that starts with the scores of a model whose weights are elsewhere."""
-        return cls(Elsewhere(outline_in(file)), policy=policy, scores=file.tables, start=request_for(file, digest))
+        return cls(Elsewhere(outline_in(file)), policy=policy, scores=file.tables, start=request_for(file))
 
     @property
     def used_weights(self) -> Weights:
@@ -142,13 +142,13 @@ class Workbench(Visits):
         scores = {loaded.scores.scorer: loaded.scores}
         self._claim(loaded.request, Opened(loaded.weights, loaded.stats, scores), owner)
 
-    def put_scores(self, file: ScoreFile, digest: str, owner: str) -> Loaded:
+    def put_scores(self, file: ScoreFile, owner: str) -> Loaded:
         """Open a file of scores, of a model whose weights are elsewhere; `owner` keeps it.
 
         Raises:
             InputError: the file does not say what it takes to show it.
         """
-        request = request_for(file, digest)
+        request = request_for(file)
         with self._lock:
             opened = self._opened.get(request) or Opened(Elsewhere(outline_in(file)), None, dict(file.tables))
             self._claim(request, opened, owner)
@@ -399,9 +399,9 @@ def outline_in(file: ScoreFile) -> Outline:
     return file.outline
 
 
-def request_for(file: ScoreFile, digest: str) -> LoadRequest:
-    """What opens a file of scores, known by its hash."""
-    return LoadRequest(outline_in(file).name, calibration=file.calibration, scores=digest)
+def request_for(file: ScoreFile) -> LoadRequest:
+    """What opens a file of scores."""
+    return LoadRequest(outline_in(file).name, calibration=file.calibration, scores=file.digest)
 
 
 def _device(opened: Model | Weights) -> str:

@@ -47,7 +47,7 @@ def test_channels_are_written_only_where_they_say_more_than_their_units(tmp_path
     scores = ScoreTable(modules, "newton", 0.5, "table", "abc", 100)
     numprune.write_scores(tmp_path / "scores.safetensors", scores, SOURCE)
     with safe_open(tmp_path / "scores.safetensors", framework="np") as file:
-        assert set(file.keys()) == {"0.attention", "0.attention.channels", "0.mlp"}
+        assert set(file.keys()) == {"newton/0.attention", "newton/0.attention.channels", "newton/0.mlp"}
     same(scores, numprune.read_scores(tmp_path / "scores.safetensors")[0])
 
 
@@ -64,12 +64,12 @@ def damaged(tmp_path, what):
             tensors, metadata = {name: file.get_tensor(name) for name in file.keys()}, file.metadata()  # noqa: SIM118
         about = json.loads(metadata["about"])
         if what == "other format":
-            metadata["format"] = "numprune scores 2"
+            metadata["format"] = "numprune scores 3"
         elif what == "not finite":
-            tensors["0.mlp"][1] = np.nan
+            tensors["fisher/0.mlp"][1] = np.nan
         elif what == "another shape":
             about["modules"]["0.mlp"]["width"] = 2
-            tensors["0.mlp.channels"] = np.ones(5)
+            tensors["fisher/0.mlp.channels"] = np.ones(5)
         elif what == "module without scores":
             about["modules"]["1.mlp"] = about["modules"]["0.mlp"]
         elif what == "unknown entry":

@@ -10,7 +10,7 @@ from numprune.loading import load
 from numprune.plan.keys import ModuleKey
 from numprune.plan.presets import DEFAULT_PRESET, method_of
 from numprune.plan.recipe import CalibrationRecipe, Recipe
-from numprune.ui import workbench
+from numprune.ui import engine
 from numprune.ui.jobs import Jobs
 from numprune.ui.serving import Policy
 from numprune.ui.session import LoadRequest, Session
@@ -258,8 +258,8 @@ def test_a_model_the_default_cannot_score_opens_by_the_paper_s_method_and_says_w
             raise InputError("It has no gradients.")
         return real(model, stats, scorer=scorer, **options)
 
-    real = workbench.score
-    monkeypatch.setattr(workbench, "score", score)
+    real = engine.score
+    monkeypatch.setattr(engine, "score", score)
     bench = Workbench(load("tiny-stories"))
     session = opened(bench, request_)
     assert method_of(session.recipe) == "paper"

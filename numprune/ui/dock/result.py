@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import gradio as gr
 
-from numprune.models.outline import dtype_name
+from numprune.models.dtypes import dtype_name
 from numprune.plan.report import ModuleReport
 from numprune.ui import html, numbers
 from numprune.ui.figures import error_bars

@@ -132,11 +132,12 @@ def chosen(view: View, names: Sequence[str] | None) -> dict[str, Model]:
     """The dense model and the pruned ones of these names.
 
     Raises:
-        InputError: there is none.
+        InputError: there is none, or only the scores of the dense one are here.
     """
+    dense = view.loaded.model
     if not names:
         raise InputError("There is no pruned model chosen; press Prune and compare, or choose one.")
-    return {DENSE: view.loaded.model, **{name: view.workbench.pruned(view.owner, name) for name in names}}
+    return {DENSE: dense, **{name: view.workbench.pruned(view.owner, name) for name in names}}
 
 
 def shape(model: Model, text: str | None, new_tokens: int) -> dict[str, Any]:
