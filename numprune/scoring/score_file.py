@@ -19,7 +19,7 @@ from numprune.files import write_bytes
 from numprune.models.embedded import embedded_model
 from numprune.models.outline import Outline
 from numprune.plan.keys import ModuleKey
-from numprune.plan.recipe import CalibrationRecipe
+from numprune.plan.recipe import CalibrationRecipe, check_ratio
 from numprune.scoring.table import ModuleScores, ScoreTable
 
 if TYPE_CHECKING:
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 FORMAT, EARLIER = "numprune scores 2", "numprune scores 1"
 """What the metadata of a file says; files of the earlier format have one scorer and no outline of the model."""
 SUFFIX = ".safetensors"
+WIDEST = 2**16
+"""Channels of one unit; more would be no file of a model but a way to fill the memory."""
 
 
 @dataclass(frozen=True)
@@ -56,10 +58,10 @@ def write_scores(
     """Write scores and what they were made from.
 
     Every module has a tensor `newton/3.mlp` of its units, (units,) float64: whole, so that a plan made from the file
-    is the plan made from the scores, to the unit. Where the channels of a unit have scores of their own they are there
-    too, as `newton/3.attention.channels`. The metadata is text: `format`, and `about`, a JSON of scores (scorer and
-    ratio each), model, fingerprint, parameters, calibration, outline and, by module, cost, remainder and width. A
-    scorer takes 8 bytes a channel: 49 kB for 6,000, 19 MB for the 80 x 28,672 of a 70B model.
+    is the plan made from the scores, to the unit. The scores of the single channels of a head are left out: nothing
+    that is made from a file needs them, and as read every channel has its unit's. The metadata is text: `format`, and
+    `about`, a JSON of scores (scorer and ratio each), model, fingerprint, parameters, calibration, outline and, by
+    module, cost, remainder and width. A scorer takes 8 bytes a unit, 18.4 MB for the 80 x 28,680 of a 70B model.
 
     Args:
         scores: of one scorer or of several, all of one model.
@@ -79,8 +81,6 @@ def write_scores(
     for table in tables:
         for key, module in table.modules.items():
             tensors[f"{table.scorer}/{key}"] = np.ascontiguousarray(module.units)
-            if not np.array_equal(module.channels, np.repeat(module.units, module.width)):
-                tensors[f"{table.scorer}/{key}.channels"] = np.ascontiguousarray(module.channels)
     about = {
         "scores": [{"scorer": table.scorer, "ratio": table.ratio} for table in tables],
         "model": first.model,
@@ -144,6 +144,7 @@ def _file(file: Any, about: dict[str, Any], *, earlier: bool) -> ScoreFile:
         prefix = "" if earlier else f"{each['scorer']}/"
         if not isinstance(each["scorer"], str) or each["scorer"] in tables:
             raise ValueError(f"there are two scorers called {each['scorer']}")
+        check_ratio(each["ratio"])
         held = {ModuleKey.parse(name): _module(file, names, prefix + name, **sizes) for name, sizes in modules.items()}
         tables[each["scorer"]] = ScoreTable(modules=held, **each, **about)
     if not tables or not modules:
@@ -174,6 +175,8 @@ def _module(file: Any, names: set[str], name: str, cost: int, remainder: int, wi
     for what, value in (("cost", cost), ("remainder", remainder), ("width", width)):
         if not isinstance(value, int) or isinstance(value, bool) or value < (what != "remainder"):
             raise ValueError(f"{name} has {what} {value!r}")
+    if width > WIDEST:
+        raise ValueError(f"{name} has units of {width} channels")
     if name not in names:
         raise ValueError(f"{name} is missing")
     units = file.get_tensor(name)

@@ -62,7 +62,7 @@ def build(workbench: Workbench, jobs: Jobs) -> Header:
         activity = gr.HTML(
             "", html_template=ACTIVITY, js_on_load=JS, server_functions=[running], token=None, elem_id="np-activity"
         )
-    notice = gr.HTML("", visible=False, elem_id="np-elsewhere", js_on_load=None)
+    notice = gr.HTML("", visible=False, elem_id="np-elsewhere", js_on_load=None, padding=False)
     return Header(chip, activity, model, share, notice)
 
 

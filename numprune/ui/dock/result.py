@@ -60,7 +60,14 @@ def compared(view: View) -> str:
     """The newest pruned model beside the dense one."""
     variants = view.variants
     newest = next(reversed(variants), None)
-    return html.empty(WAITING) if newest is None else side_by_side(view, [newest], figures=False) or pruned(newest)
+    if newest is None:
+        return waiting(view)
+    return side_by_side(view, [newest], figures=False) or pruned(newest)
+
+
+def waiting(view: View) -> str:
+    """What to do for a result; why there is none where weights are elsewhere."""
+    return html.empty(view.loaded.weights.elsewhere or WAITING)
 
 
 def pruned(name: str) -> str:
@@ -71,7 +78,7 @@ def shown(result: Result, view: View) -> Updates:
     variants = view.variants
     if not variants:
         empty = {result.print: "", result.errors: gr.Plot(None), result.part: gr.Accordion(visible=False)}
-        return {result.columns: html.empty(WAITING), **empty}
+        return {result.columns: waiting(view), **empty}
     newest = next(reversed(variants))
     model = variants[newest]
     return {
