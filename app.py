@@ -1,4 +1,4 @@
-"""Starts the dashboard: python app.py [--model NAME] [--host HOST] [--port PORT]."""
+"""Starts the dashboard: python app.py [--model NAME | --scores FILE] [--host HOST] [--port PORT]."""
 
 import sys
 

@@ -49,7 +49,7 @@ _NAMES = {
     "numprune.pruning": "prune",
     "numprune.scoring": "PRICED SCORERS ScoreTable check_scorer score scorer",
     "numprune.scoring.comparison": "agreement",
-    "numprune.scoring.score_file": "read_scores shipped_scores write_scores",
+    "numprune.scoring.score_file": "ScoreFile read_score_file read_scores shipped_scores write_scores",
     "numprune.slicing.principal": "slicegpt",
 }
 """The public names by the module they are defined in."""

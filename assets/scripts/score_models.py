@@ -6,6 +6,7 @@ Run it after training and after `draw_self_samples.py`; a file says which weight
 """
 
 import numprune
+from numprune.models.outline import outline_of
 from numprune.scoring.score_file import shipped_file
 
 
@@ -19,7 +20,7 @@ def main() -> None:
         for method in ("paper", numprune.DEFAULT_PRESET):
             scorer = numprune.preset(method).settings["scorer"]
             path = shipped_file(name, scorer)
-            numprune.write_scores(path, numprune.score(model, stats, scorer=scorer), stats.source)
+            numprune.write_scores(path, numprune.score(model, stats, scorer=scorer), stats.source, outline_of(model))
             print(path)
 
 

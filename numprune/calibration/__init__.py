@@ -1,7 +1,12 @@
 """Calibration: text in, one Gram matrix per module out."""
 
-from numprune.calibration.data import DATASETS
-from numprune.calibration.run import calibrate, calibrate_by_recipe
-from numprune.calibration.statistics import CalibrationStats, ModuleStats
+from numprune.lazy import lazily
 
-__all__ = ["DATASETS", "CalibrationStats", "ModuleStats", "calibrate", "calibrate_by_recipe"]
+__all__, __getattr__ = lazily(
+    __name__,
+    {
+        "numprune.calibration.names": "DATASETS",
+        "numprune.calibration.run": "calibrate calibrate_by_recipe",
+        "numprune.calibration.statistics": "CalibrationStats ModuleStats",
+    },
+)

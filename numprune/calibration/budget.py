@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
-from numprune.calibration.sources import SELF, parse_sources
-from numprune.models.model import Model
+from numprune.calibration.names import SELF, parse_sources
 from numprune.plan.recipe import CalibrationRecipe
+
+if TYPE_CHECKING:
+    from numprune.models.model import Model
+    from numprune.models.outline import Outline
 
 SIZES = (
     (128, 2048),
@@ -27,7 +31,7 @@ WRITTEN_ON_CPU = 1.2e12
 
 
 def sized(
-    model: Model, recipe: CalibrationRecipe, *, samples: int | None = None, sequence_length: int | None = None
+    model: Model | Outline, recipe: CalibrationRecipe, *, samples: int | None = None, sequence_length: int | None = None
 ) -> CalibrationRecipe:
     """The recipe with sequences and tokens in each as asked, and where nothing is asked as many as are taken by
     default: the paper's 128 x 2048, on a CPU the largest of `SIZES` that the model reads, or writes, in minutes. That
@@ -38,7 +42,7 @@ def sized(
     """
     sizes = [(samples or one, sequence_length or other) for one, other in SIZES]
     count, length = sizes[0]
-    if model.device.type == "cpu" and model.adapter.reads_text:
+    if str(model.device) == "cpu" and model.reads_text:
         budget = (WRITTEN_ON_CPU if SELF in parse_sources(recipe.data or SELF) else READ_ON_CPU) / model.parameters
         longest = model.maximum_length or SIZES[0][1]
         count, length = next((size for size in sizes if size[0] * min(size[1], longest) <= budget), sizes[-1])

@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import torch
 
+from numprune.calibration.names import DATASETS, Split
 from numprune.calibration.rows import RowReader
 from numprune.calibration.text_files import ACCEPTED, SEPARATOR, find_files, kind_of, read_file
 from numprune.errors import InputError, pip_install
@@ -20,53 +20,10 @@ if TYPE_CHECKING:
 
     from numprune.models.model import Model
 
-Split = Literal["train", "test"]
 Data = str | os.PathLike[str] | Sequence[str] | torch.Tensor
 HUB_ROWS = 20_000
 """Rows that are read of a dataset on the hub that is named by OWNER/NAME."""
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
-
-
-@dataclass(frozen=True)
-class DatasetSource:
-    """A public dataset: where it is, the splits, and how the usual evaluation joins its rows."""
-
-    path: str
-    config: str | None
-    column: str
-    splits: dict[Split, str]
-    joined_by: str
-    rows: int | None = None
-    revision: str | None = None
-    data_files: dict[Split, str] | None = None
-
-
-DATASETS: dict[str, DatasetSource] = {
-    "wikitext2": DatasetSource(
-        "Salesforce/wikitext", "wikitext-2-raw-v1", "text", {"train": "train", "test": "test"}, "\n\n"
-    ),
-    "c4": DatasetSource(
-        "allenai/c4",
-        None,
-        "text",
-        {"train": "train", "test": "validation"},
-        " ",
-        rows=1100,
-        data_files={"train": "en/c4-train.00000-of-01024.json.gz", "test": "en/c4-validation.00000-of-00008.json.gz"},
-    ),
-    # The dataset's own loading script no longer runs; the hub keeps a Parquet conversion.
-    "ptb": DatasetSource(
-        "ptb-text-only/ptb_text_only",
-        None,
-        "sentence",
-        {"train": "train", "test": "test"},
-        " ",
-        revision="refs/convert/parquet",
-    ),
-    "tinystories": DatasetSource(
-        "roneneldan/TinyStories", None, "text", {"train": "train", "test": "validation"}, SEPARATOR, rows=20000
-    ),
-}
 
 
 def describe(data: Data) -> str:

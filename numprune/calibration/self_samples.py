@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from contextlib import suppress
 from pathlib import Path
 
@@ -10,20 +9,13 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from numprune.calibration.names import cache_folder
 from numprune.errors import CancelEvent, NumpruneError, Progress
 from numprune.files import atomic_file
 from numprune.generation.text import Sampling, sample_tokens, start_token
 from numprune.models.batches import SAMPLED_SEQUENCES
 from numprune.models.embedded import embedded_model
 from numprune.models.model import Model
-
-
-def cache_folder() -> Path:
-    """Where samples are kept: $NUMPRUNE_CACHE, or numprune inside the user's cache folder."""
-    chosen = os.environ.get("NUMPRUNE_CACHE")
-    if chosen:
-        return Path(chosen)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "numprune"
 
 
 def self_samples(

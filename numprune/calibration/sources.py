@@ -9,50 +9,11 @@ from pathlib import Path
 
 import torch
 
-from numprune.calibration.data import DATASETS, Data, spelled, token_rows, window_start
+from numprune.calibration.data import Data, spelled, token_rows, window_start
+from numprune.calibration.names import SELF, parse_sources
 from numprune.calibration.self_samples import self_samples
-from numprune.calibration.text_files import find_files
 from numprune.errors import CancelEvent, InputError, Progress
 from numprune.models.model import Model
-
-SELF = "self"
-"""The model's own samples."""
-
-
-def parse_sources(data: str | os.PathLike[str]) -> dict[str, float]:
-    """The sources a name stands for, by their weights: "c4,wikitext2,self", or "c4=2,wikitext2=1".
-
-    A name that is a file or dataset as it stands is one source, commas and all.
-
-    Raises:
-        InputError: a source has no name, is there twice, or its weight is not a positive number.
-    """
-    text = os.fspath(data)
-    if text == SELF or text in DATASETS or _is_files(text) or not ("," in text or "=" in text):
-        return {text: 1.0}
-    sources: dict[str, float] = {}
-    for part in text.split(","):
-        name, _, weight = (part if "=" in part else f"{part}=1").rpartition("=")
-        name = name.strip()
-        try:
-            share = float(weight)
-        except ValueError:
-            share = math.nan
-        if not name or name in sources or not (math.isfinite(share) and share > 0):
-            raise InputError(
-                f"'{part.strip()}' in the calibration '{text[:80]}' is no source of its own; write names with commas"
-                " between them, each once, and weights such as c4=2,wikitext2=1."
-            )
-        sources[name] = share
-    return sources
-
-
-def _is_files(text: str) -> bool:
-    """Whether a name, commas and all, is that of a file or folder or matches some."""
-    try:
-        return find_files(text, "train") is not None
-    except InputError:  # a folder or a pattern without text, which is said where it is read
-        return Path(text).expanduser().is_dir()
 
 
 def shares(weights: Mapping[str, float], samples: int) -> dict[str, int]:

@@ -9,11 +9,17 @@ from typing import TYPE_CHECKING
 import numprune
 from numprune.cli.calibration import add_calibration, asked_calibration, calibrate_model, sized_for
 from numprune.cli.console import Console
-from numprune.cli.options import Commands, add_command, add_model, describe, given, load_model
+from numprune.cli.options import Commands, add_command, add_model, describe, load_model
 from numprune.files import write_text
+
+SUFFIX = ".safetensors"
 
 if TYPE_CHECKING:
     import pandas as pd
+
+    from numprune.calibration import CalibrationStats
+    from numprune.models import Model
+    from numprune.scoring import ScoreTable
 
 EXAMPLE = """\
   numprune score tiny-stories --samples 32 --sequence-length 128 --out scores.csv
@@ -22,7 +28,12 @@ EXAMPLE = """\
 
   numprune score tiny-stories --against wanda_sp --samples 32 --sequence-length 128
 
-  adds how far both methods agree on the order of the units; --json also names the units they disagree on."""
+  adds how far both methods agree on the order of the units; --json also names the units they disagree on.
+
+  numprune score tiny-stories --method fisher,newton --out scores.safetensors
+  python app.py --scores scores.safetensors
+
+  keeps the scores with everything the dashboard needs, which then opens on a machine without the model."""
 
 
 def add(commands: Commands) -> None:
@@ -31,9 +42,9 @@ def add(commands: Commands) -> None:
     add_calibration(parser)
     parser.add_argument(
         "--method",
-        metavar="NAME",
+        metavar="NAMES",
         help="newton (the default: the paper's), fisher, newton_loop, newton_boxed, newton_greedy, osscar, taylor,"
-        " flap, wanda_sp, magnitude or random",
+        " flap, wanda_sp, magnitude or random; several with commas between them, for a file that ends in .safetensors",
     )
     parser.add_argument(
         "--against",
@@ -44,26 +55,39 @@ def add(commands: Commands) -> None:
     parser.add_argument(
         "--score-ratio", type=float, metavar="R", help="sparsity the scores are computed for (default 0.5)"
     )
-    parser.add_argument("--out", metavar="FILE", help="write the scores of all units as CSV")
+    parser.add_argument(
+        "--out",
+        metavar="FILE",
+        help="write the scores of all units: as CSV, or as FILE.safetensors, which numprune serve --scores opens"
+        " without the model (8 bytes a unit and method)",
+    )
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace, console: Console) -> None:
     began = time.monotonic()
     # A recipe checks names and numbers before the model is loaded.
+    first, *others = _methods(args.method)
     recipe = numprune.Recipe(
         calibration=asked_calibration(args, numprune.CalibrationRecipe()),
         ratio=0.5 if args.score_ratio is None else args.score_ratio,
-        **given(scorer=args.method),
+        scorer=first,
     )
-    for name in filter(None, (recipe.scorer, args.against)):
+    for name in filter(None, (first, *others, args.against)):
         numprune.check_scorer(name)
+    whole = args.out is not None and args.out.endswith(SUFFIX)
+    if others and not whole:
+        raise numprune.InputError(
+            f"--method names {1 + len(others)} methods; give one, or --out FILE{SUFFIX} to keep the scores of all."
+        )
     model = load_model(args.model, args, console)
     stats = calibrate_model(model, sized_for(model, args, recipe.calibration, console), console)
     with console.progress() as progress:
         scores = numprune.score(model, stats, scorer=recipe.scorer, ratio=recipe.ratio, progress=progress)
     units = scores.to_pandas()
-    if args.out:
+    if whole:
+        _keep(args.out, model, stats, [scores], others, console)
+    elif args.out:
         write_text(args.out, units.to_csv(index=False))
     table = _per_module(units)
     if args.against:
@@ -91,6 +115,31 @@ def run(args: argparse.Namespace, console: Console) -> None:
         "seconds": time.monotonic() - began,
     }
     console.result(result, table.to_string(index=False, float_format="{:.4f}".format))
+
+
+def _methods(text: str | None) -> list[str]:
+    """The names of methods, each once."""
+    names = [name.strip() for name in (text or numprune.Recipe().scorer).split(",")]
+    if len(set(names)) < len(names) or not all(names):
+        raise numprune.InputError(f"--method is '{text}'; give each method once, with commas between them.")
+    return names
+
+
+def _keep(
+    path: str,
+    model: Model,
+    stats: CalibrationStats,
+    tables: list[ScoreTable],
+    others: list[str],
+    console: Console,
+) -> None:
+    """Score by the other methods too, and write all that the page needs without the model."""
+    from numprune.models.outline import outline_of
+
+    for name in others:
+        with console.progress() as progress:
+            tables.append(numprune.score(model, stats, scorer=name, ratio=tables[0].ratio, progress=progress))
+    numprune.write_scores(path, tables, stats.source, outline_of(model))
 
 
 def _per_module(units: pd.DataFrame) -> pd.DataFrame:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+from functools import partial
 from pathlib import Path
 
 from numprune.cli.console import Console
@@ -13,7 +14,11 @@ from numprune.errors import InputError
 EXAMPLE = """\
   numprune serve --model tiny-stories --port 7860
 
-  opens the dashboard on http://127.0.0.1:7860."""
+  opens the dashboard on http://127.0.0.1:7860.
+
+  numprune serve --scores scores.safetensors
+
+  shows scores that were made elsewhere, of a model this machine may be too small for."""
 LOCAL = ("127.0.0.1", "localhost", "::1")
 SIZES = {"K": 1e3, "M": 1e6, "B": 1e9}
 
@@ -21,6 +26,12 @@ SIZES = {"K": 1e3, "M": 1e6, "B": 1e9}
 def add(commands: Commands) -> None:
     parser = add_command(commands, "serve", "start the dashboard", example=EXAMPLE, json=False)
     parser.add_argument("--model", default="tiny-stories", metavar="MODEL", help="model to open (default tiny-stories)")
+    parser.add_argument(
+        "--scores",
+        metavar="FILE",
+        help="open the scores that numprune score MODEL --out FILE.safetensors wrote, without the model: its plan is"
+        " made here, and numprune prune --recipe carries it out where the model is",
+    )
     group = parser.add_argument_group("serving")
     # Hosts of Gradio programs, Hugging Face Spaces among them, say by these variables where to listen.
     host, port = os.environ.get("GRADIO_SERVER_NAME", "127.0.0.1"), os.environ.get("GRADIO_SERVER_PORT", "7860")
@@ -50,20 +61,18 @@ def run(args: argparse.Namespace, console: Console) -> None:
     from numprune.ui.starting import uncollected
 
     with uncollected():
-        import numprune.ui.app  # noqa: F401  (what `launch` needs last takes as long as all the rest)
         from numprune.ui.launch import launch
         from numprune.ui.serving import Policy, Serving
 
-    quiet_libraries(console)
     serving = Serving(host=args.host, port=args.port, auth=_auth(args.auth), root_path=args.root_path, share=args.share)
     policy = Policy(
-        models=_names(args.allow_models, args.model),
+        models=_names(args.allow_models, None if args.scores else args.model),
         max_parameters=_count(args.max_model_params),
         exports=_exports(args),
         push=not _served(args),
     )
     try:
-        launch(args.model, serving, policy)
+        launch(args.model, serving, policy, scores=args.scores, prepare=partial(quiet_libraries, console))
     except OSError as error:
         raise InputError(f"Cannot listen on {args.host}:{args.port} ({error}); choose another --port.") from error
 
@@ -89,11 +98,11 @@ def _served(args: argparse.Namespace) -> bool:
     return args.host not in LOCAL or bool(args.root_path) or args.share or args.allow_models is not None
 
 
-def _names(text: str | None, opened: str) -> tuple[str, ...] | None:
+def _names(text: str | None, opened: str | None) -> tuple[str, ...] | None:
     if text is None:
         return None
     names = tuple(name for part in text.split(",") if (name := part.strip()))
-    return tuple(dict.fromkeys([opened, *names]))
+    return tuple(dict.fromkeys([*filter(None, [opened]), *names]))
 
 
 def _count(text: str | None) -> int | None:

@@ -13,11 +13,9 @@ from torch import nn
 
 from numprune.errors import CancelEvent, InputError, Progress
 from numprune.evaluation.footprint import sizes
+from numprune.evaluation.repeats import FEWEST
 from numprune.evaluation.speed import Record, Run, Speed, gain_over, measure_in_turn, speed_of
 from numprune.models.model import Model
-
-FEWEST = 3
-"""Timed runs of each model at least; two cannot show a spread."""
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 from numprune.errors import CancelEvent, Progress
-from numprune.export.formats import Format, register
 from numprune.models.model import Model
+
+
+def refusal(model: Model) -> str | None:
+    """None: every model can be written so."""
+    return None
 
 
 def write(model: Model, folder: Path, *, progress: Progress | None, cancel: CancelEvent | None) -> list[str]:
@@ -17,15 +21,3 @@ def write(model: Model, folder: Path, *, progress: Progress | None, cancel: Canc
 
 def snippet(model: Model, path: Path) -> str:
     return f'import numprune\n\nmodel = numprune.load("{path}")'
-
-
-register(
-    "numprune",
-    Format(
-        about="a folder for numprune itself, every architecture and every plan, image models whole",
-        suffix="",
-        refusal=lambda model: None,
-        write=write,
-        snippet=snippet,
-    ),
-)

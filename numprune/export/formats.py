@@ -1,7 +1,7 @@
 """Formats a model can be written in, known by name to the package, the command line and the dashboard.
 
-A format is one file in this folder that registers a `Format`; what is common to all (refusing a model before anything
-is written, options, writing beside the target, sizes) is here.
+A format is one file in this folder and its `Format` at the end of this one; what is common to all (refusing a model
+before anything is written, options, writing beside the target, sizes) is here.
 """
 
 from __future__ import annotations
@@ -9,12 +9,15 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from numprune.errors import CancelEvent, InputError, Progress
 from numprune.files import MARKER, atomic_file, atomic_folder, to_json
-from numprune.models.model import Model
+
+if TYPE_CHECKING:
+    from numprune.models.model import Model
 
 
 @dataclass(frozen=True)
@@ -133,3 +136,29 @@ def export(
                 (partial / MARKER).write_text(to_json({"export": format, "base": model.name}))
         size = sum(file.stat().st_size for file in target.rglob("*") if file.is_file())
     return Exported(target, format, size, notes, chosen.snippet(model, target))
+
+
+def _built_in(
+    name: str, about: str, suffix: str = "", *, file: str = "", options: Mapping[str, tuple[str, ...]] | None = None
+) -> None:
+    """Register a format of this folder; its file, which needs torch, is imported when it is first asked something."""
+
+    def late(what: str) -> Callable[..., Any]:
+        return lambda *given, **named: getattr(import_module(f"{__package__}.{file or name}"), what)(*given, **named)
+
+    register(name, Format(about, suffix, late("refusal"), late("write"), late("snippet"), options or {}))
+
+
+_built_in(
+    "numprune", "a folder for numprune itself, every architecture and every plan, image models whole", file="folder"
+)
+_built_in(
+    "gguf",
+    "one file for llama.cpp and what embeds it, tokenizer included",
+    ".gguf",
+    options={"dtype": ("f16", "f32", "bf16", "q8_0")},
+)
+_built_in("llamagen", "LlamaGen's own .pt, for LlamaGen decoders with equal layers", ".pt")
+_built_in("transformers", "a folder for AutoModel of transformers, every architecture and every plan")
+_built_in("onnx", "a folder with one graph for ONNX Runtime and others, with a cache")
+_built_in("stock", "a folder for transformers and what reads its folders, no custom code; equal counts in all layers")

@@ -17,7 +17,6 @@ from typing import Any
 import numpy as np
 
 from numprune.errors import CancelEvent, InputError, NumpruneError, Progress, check_cancelled, pip_install
-from numprune.export.formats import Format, register
 from numprune.export.gguf_layers import (
     FileLayer,
     FileTensor,
@@ -234,16 +233,3 @@ print(model("Once upon a time", max_tokens=64)["choices"][0]["text"])
 #   llama-completion -m {file} -no-cnv -p "Once upon a time" -n 64
 #   llama-quantize {file} {smaller} Q4_K_M
 """
-
-
-register(
-    "gguf",
-    Format(
-        about="one file for llama.cpp and what embeds it, tokenizer included",
-        suffix=".gguf",
-        refusal=refusal,
-        write=write,
-        snippet=snippet,
-        options={"dtype": ("f16", "f32", "bf16", "q8_0")},
-    ),
-)

@@ -13,7 +13,6 @@ from typing import Any
 import torch
 
 from numprune.errors import CancelEvent, Progress, check_cancelled
-from numprune.export.formats import Format, register
 from numprune.llamagen import LlamaGen, LlamaGenConfig
 from numprune.llamagen.published import (
     CAPTION_PROJECTION,
@@ -143,15 +142,3 @@ def model_args(config: LlamaGenConfig, units: dict[Any, int]) -> dict[str, Any]:
         "cls_token_num": config.condition_tokens,
         **({"caption_dim": config.caption_size} if text else {"num_classes": config.classes}),
     }
-
-
-register(
-    "llamagen",
-    Format(
-        about="LlamaGen's own .pt, for LlamaGen decoders with equal layers",
-        suffix=".pt",
-        refusal=refusal,
-        write=write,
-        snippet=snippet,
-    ),
-)

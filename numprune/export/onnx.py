@@ -22,7 +22,6 @@ from torch import nn
 from transformers import Cache, DynamicLayer, PreTrainedModel
 
 from numprune.errors import CancelEvent, InputError, NumpruneError, Progress, check_cancelled, pip_install
-from numprune.export.formats import Format, register
 from numprune.export.transformers import pruned_config
 from numprune.models.model import Model, twin
 from numprune.models.written import tidy_config, write_tokenizer
@@ -250,15 +249,3 @@ for _ in range(50):
         break
     ids = np.concatenate([ids, step], 1)
 print(tokenizer.decode(ids[0], skip_special_tokens=True))'''
-
-
-register(
-    "onnx",
-    Format(
-        about="a folder with one graph for ONNX Runtime and others, with a cache",
-        suffix="",
-        refusal=refusal,
-        write=write,
-        snippet=snippet,
-    ),
-)

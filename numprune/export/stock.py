@@ -17,7 +17,6 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers import MistralConfig, PreTrainedModel
 
 from numprune.errors import CancelEvent, Progress, check_cancelled
-from numprune.export.formats import Format, register
 from numprune.export.transformers import explicit_config, loading_code, shapes, unknown_layers, write_companions
 from numprune.models.empty import without_memory
 from numprune.models.layer_sizes import layer_values, text_config
@@ -129,15 +128,3 @@ def _built(config: Any, model: Model) -> PreTrainedModel:
     """The class of a config, without memory but for its buffers."""
     with without_memory():
         return model.adapter.auto_class.from_config(config)
-
-
-register(
-    "stock",
-    Format(
-        about="a folder for transformers and what reads its folders, no custom code; equal counts in all layers",
-        suffix="",
-        refusal=refusal,
-        write=write,
-        snippet=snippet,
-    ),
-)

@@ -22,7 +22,6 @@ from transformers import PreTrainedModel
 from numprune.errors import CancelEvent, Progress, check_cancelled
 from numprune.export import _modeling_template as template
 from numprune.export.engines import vllm_notes
-from numprune.export.formats import Format, register
 from numprune.models.adapter import Block
 from numprune.models.empty import without_memory
 from numprune.models.layer_sizes import channels_name, groups_name, groups_per_unit, text_config, write_sizes
@@ -235,15 +234,3 @@ def modelling_source(model: Model) -> str:
 def base_class(model: Model) -> str:
     """The stock class without the output layer."""
     return type(model.module.base_model).__name__
-
-
-register(
-    "transformers",
-    Format(
-        about="a folder for AutoModel of transformers, every architecture and every plan",
-        suffix="",
-        refusal=refusal,
-        write=write,
-        snippet=snippet,
-    ),
-)

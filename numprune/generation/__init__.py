@@ -1,5 +1,5 @@
 """Writing text with a dense or a pruned model."""
 
-from numprune.generation.text import Sampling, generate, stream_text
+from numprune.lazy import lazily
 
-__all__ = ["Sampling", "generate", "stream_text"]
+__all__, __getattr__ = lazily(__name__, {"numprune.generation.text": "Sampling generate stream_text"})

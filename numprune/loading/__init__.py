@@ -1,5 +1,5 @@
 """Opening models: embedded names, hub ids, folders and checkpoints."""
 
-from numprune.loading.opening import load
+from numprune.lazy import lazily
 
-__all__ = ["load"]
+__all__, __getattr__ = lazily(__name__, {"numprune.loading.opening": "load"})

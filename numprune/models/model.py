@@ -19,6 +19,16 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from numprune.errors import InputError, NumericalError, NumpruneError
 from numprune.files import MARKER, atomic_folder, to_json
 from numprune.linalg import all_finite
+from numprune.models import (  # noqa: F401  (each registers its adapter)
+    gpt_neox,
+    granite,
+    llama,
+    multimodal,
+    olmo2,
+    opt,
+    phi3,
+    stablelm,
+)
 from numprune.models.adapter import Adapter, Block, EmptyAttention, blocks_parameters, make_linear, narrow_linear
 from numprune.models.identity import fingerprint
 from numprune.models.pieces import pieces
@@ -104,6 +114,11 @@ class Model:
     def stored_bytes(self) -> int:
         """What the weights take on disk, in bytes."""
         return self.bytes if self.stored_dtype is None else self.parameters * self.stored_dtype.itemsize
+
+    @property
+    def reads_text(self) -> bool:
+        """Whether it reads text; image models read classes."""
+        return self.adapter.reads_text
 
     @property
     def maximum_length(self) -> int | None:

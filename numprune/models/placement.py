@@ -8,8 +8,9 @@ import torch
 from transformers import PreTrainedModel
 
 from numprune.errors import InputError, LoadError
+from numprune.models.dtypes import DTYPE_NAMES, dtype_name  # noqa: F401  (the name is asked for here)
 
-DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+DTYPES = {name: getattr(torch, name) for name in DTYPE_NAMES}
 
 
 def place(module: PreTrainedModel, name: str, device: torch.device) -> PreTrainedModel:
@@ -36,11 +37,6 @@ def resolve_device(device: str) -> torch.device:
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise InputError(f"Device '{device}' is not available here; use auto, cpu, cuda or mps.") from error
     return resolved
-
-
-def dtype_name(dtype: torch.dtype) -> str:
-    """The name a data type goes by in commands, reports and files, such as "bfloat16"."""
-    return str(dtype).removeprefix("torch.")
 
 
 def resolve_dtype(dtype: str | torch.dtype, config: Any, device: torch.device) -> torch.dtype:

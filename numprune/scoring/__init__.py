@@ -1,8 +1,12 @@
 """Scores: how much every head and every channel matters."""
 
-from numprune.scoring import baselines, elimination, fisher, newton, taylor  # noqa: F401  (each registers its scorers)
-from numprune.scoring.registry import PRICED, SCORERS, Scorer, check_scorer, scorer
-from numprune.scoring.run import score
-from numprune.scoring.table import ModuleScores, ScoreTable
+from numprune.lazy import lazily
 
-__all__ = ["PRICED", "SCORERS", "ModuleScores", "ScoreTable", "Scorer", "check_scorer", "score", "scorer"]
+__all__, __getattr__ = lazily(
+    __name__,
+    {
+        "numprune.scoring.registry": "BUILT_IN PRICED Scorer scorer",
+        "numprune.scoring.run": "SCORERS check_scorer score",
+        "numprune.scoring.table": "ModuleScores ScoreTable",
+    },
+)

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
-import torch
-
-from numprune.calibration.statistics import CalibrationStats, ModuleStats
 from numprune.errors import CancelEvent, InputError, Progress, check_cancelled
-from numprune.linalg import float64_device
-from numprune.models.adapter import Block
-from numprune.models.model import Model
-from numprune.plan.keys import ModuleKey
+
+if TYPE_CHECKING:
+    import torch
+
+    from numprune.calibration.statistics import CalibrationStats, ModuleStats
+    from numprune.models.adapter import Block
+    from numprune.models.model import Model
+    from numprune.plan.keys import ModuleKey
 
 
 class Scorer(Protocol):
@@ -60,7 +61,21 @@ class ModelScorer(Protocol):
 SCORERS: dict[str, ModelScorer] = {}
 BLOCK_SCORERS: dict[str, BlockScorer] = {}
 """Those of them that look at one module alone, and so need no more of the model at a time."""
-PRICED: set[str] = set()
+BUILT_IN = (
+    "magnitude",
+    "wanda_sp",
+    "flap",
+    "random",
+    "newton",
+    "newton_loop",
+    "newton_boxed",
+    "osscar",
+    "newton_greedy",
+    "fisher",
+    "taylor",
+)
+"""Names that `SCORERS` has once `numprune.scoring.run` is imported, which takes torch."""
+PRICED = {"fisher"}
 """Scorers whose scores are prices: nats a token that go with a unit, for a million parameters."""
 MILLION = 1e6
 
@@ -92,6 +107,8 @@ def block_scorer(name: str) -> Callable[[BlockScorer], BlockScorer]:
             progress: Progress | None = None,
             cancel: CancelEvent | None = None,
         ) -> dict[ModuleKey, torch.Tensor]:
+            from numprune.linalg import float64_device
+
             blocks, scores = model.blocks, {}
             for done, block in enumerate(blocks, 1):
                 check_cancelled(cancel)

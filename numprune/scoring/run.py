@@ -10,6 +10,7 @@ from numprune.linalg import all_finite
 from numprune.models.adapter import Block
 from numprune.models.model import Model
 from numprune.plan.recipe import check_ratio
+from numprune.scoring import baselines, elimination, fisher, newton, taylor  # noqa: F401  (each registers its scorers)
 from numprune.scoring.registry import SCORERS, check_scorer
 from numprune.scoring.table import ModuleScores, ScoreTable
 

@@ -13,9 +13,9 @@ import gradio as gr
 
 from numprune.allocation.threshold import allocate
 from numprune.errors import InputError
-from numprune.generation import Sampling, generate
-from numprune.models.placement import dtype_name
+from numprune.models.dtypes import dtype_name
 from numprune.plan.recipe import CalibrationRecipe, Recipe
+from numprune.ui import engine
 from numprune.ui.comparison import DENSE, measure_models, prompts_of
 from numprune.ui.downloads import Downloads
 from numprune.ui.given_numbers import number, whole
@@ -131,12 +131,13 @@ def add(workbench: Workbench, jobs: Jobs, downloads: Downloads) -> None:
             loaded = opened(request, str(wanted.model), wanted.calibration, wanted.scorer)
             if not loaded.model.adapter.reads_text:
                 raise InputError(f"{wanted.model} draws images; use the endpoint draw.")
-            sampling = Sampling(max_new_tokens=whole(max_new_tokens, "max_new_tokens"), seed=whole(seed, "seed"))
+            lengths = whole(max_new_tokens, "max_new_tokens"), whole(seed, "seed")
+            sampling = engine.Sampling(max_new_tokens=lengths[0], seed=lengths[1])
             prompts = prompts_of(prompt)
             models = {"dense": loaded.model, "pruned": workbench.pruned(owner_of(request), name)}
             return {
                 figures.name: {
-                    "texts": generate(figures.model, prompts, **asdict(sampling)),
+                    "texts": engine.generate(figures.model, prompts, **asdict(sampling)),
                     "parameters": figures.model.parameters,
                     **figures.perplexity.to_dict(),
                     "speed": figures.speed.to_dict(),

@@ -18,12 +18,14 @@ from numprune.evaluation.random_models import Shape, llama_config
 from numprune.models.adapter import adapter_for
 from numprune.models.empty import without_memory
 from numprune.models.model import Model
+from numprune.models.outline import counted
 from numprune.scoring.table import ModuleScores, ScoreTable
 from numprune.ui.app import compose
 from numprune.ui.channel import previewed
 from numprune.ui.records import Loaded
 from numprune.ui.session import LoadRequest
 from numprune.ui.shared import Shared, View
+from numprune.ui.weights import Here
 from numprune.ui.workbench import Workbench
 
 SEVEN_BILLION = Shape(hidden=4096, channels=11008, layers=32, heads=32, vocabulary=32000)
@@ -42,7 +44,7 @@ def bench_dashboard(
     The model has the stated shape and no memory (meta tensors), its scores are random; nothing here reads weights.
     """
     loaded = synthetic(shape)
-    workbench = Workbench(loaded.model, budget=0)
+    workbench = Workbench(loaded.weights, budget=0)
     workbench.put(loaded, OWNER)
     _, shared = compose(workbench)
     workbench.enter(OWNER, workbench.fresh(loaded))
@@ -104,4 +106,4 @@ def synthetic(shape: Shape, seed: int = 0) -> Loaded:
         modules[block.key] = ModuleScores(units, channels, block.cost, block.remainder)
     scores = ScoreTable(modules, "fisher", 0.5, model.name, "synthetic", model.parameters)
     stats = CalibrationStats({}, "self", 0, 0, 0, 0, "synthetic")
-    return Loaded(LoadRequest(model.name), model, scores, stats)
+    return Loaded(LoadRequest(model.name), Here(model, counted(model, "synthetic")), scores, stats)

@@ -7,17 +7,19 @@ import math
 from collections.abc import Sequence
 from html import escape
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from numprune.errors import InputError
 from numprune.evaluation.cells import DENSE, EXCESS_LOSS, JUDGE_DISTANCE, Cell, summary
-from numprune.evaluation.reproduction import curves_for
-from numprune.models import Model
 from numprune.plan.presets import METHODS, preset
 from numprune.plan.recipe import Recipe
-from numprune.ui import html
+from numprune.ui import engine, html
 from numprune.ui.figures import methods_chart
 from numprune.ui.records import Point
+
+if TYPE_CHECKING:
+    from numprune.models import Model
+
 
 JS = (Path(__file__).parent / "cells.js").read_text(encoding="utf8")
 COMMON = ("damping", "scarcity", "round_heads", "round_channels", "allow_empty")
@@ -99,7 +101,7 @@ def cells_chart(cells: Sequence[Cell], model: Model | None = None) -> Any:
         return None
     if cells[0].perplexity is None:
         return methods_chart(summary(cells), JUDGE_DISTANCE)
-    curves = curves_for(model, cells[0].data) if model is not None and model.name == cells[0].model else None
+    curves = engine.curves_for(model, cells[0].data) if model is not None and model.name == cells[0].model else None
     if curves is None:
         return methods_chart(summary(cells), EXCESS_LOSS)
     figure = methods_chart(summary(cells), EXCESS_LOSS, paper=curves.table)

@@ -9,11 +9,11 @@ from typing import Any
 
 import gradio as gr
 
-from numprune.allocation.search import sensitivity, suggest, uses_curves
 from numprune.allocation.threshold import allocate
 from numprune.errors import InputError, NumpruneError
 from numprune.plan.presets import METHODS
 from numprune.plan.recipe import Recipe
+from numprune.ui import engine
 from numprune.ui.edits import UNREADABLE, NeedsWork, Situation, adopted, applied, decisions, numbered
 from numprune.ui.figures import sensitivity_curves
 from numprune.ui.map_data import plan_data
@@ -194,10 +194,10 @@ def suggested(shared: Shared, owner: str, session: Session, recipe: Recipe, step
     stats = workbench.stats(session, **steps)
     loaded = workbench.scored_by(session, recipe.scorer)
     parts = (loaded.model, stats, loaded.scores, recipe)
-    if not uses_curves(loaded.scores, recipe):
-        return suggest(*parts, **steps).ratios
-    found = sensitivity(*parts, **steps)
-    ratios = suggest(*parts, curves=found, **steps).ratios
+    if not engine.uses_curves(loaded.scores, recipe):
+        return engine.suggest(*parts, **steps).ratios
+    found = engine.sensitivity(*parts, **steps)
+    ratios = engine.suggest(*parts, curves=found, **steps).ratios
     table = found.to_pandas()
     workbench.find(owner, SENSITIVITY, table, sensitivity_curves(table))
     return ratios

@@ -5,19 +5,21 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from html import escape
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
 from numprune.errors import CancelEvent, InputError, Progress
-from numprune.evaluation.footprint import sizes
-from numprune.evaluation.perplexity import Perplexity, perplexity
-from numprune.evaluation.speed import Speed
-from numprune.evaluation.speed_comparison import compare_speed
-from numprune.generation import Sampling, stream_text
-from numprune.models import Model, held_out_text
-from numprune.ui import html
+from numprune.models.embedded import held_out_text
+from numprune.ui import engine, html
 from numprune.ui.texts import side_by_side
+
+if TYPE_CHECKING:
+    from numprune.evaluation.perplexity import Perplexity
+    from numprune.evaluation.speed import Speed
+    from numprune.generation import Sampling
+    from numprune.models import Model
+
 
 DENSE = "Dense"
 DECODE, PREFILL = "Decode, tokens/s", "Prefill, tokens/s"
@@ -76,7 +78,9 @@ def write_all(
     models: Mapping[str, Model], prompts: Sequence[str], sampling: Sampling, cancel: CancelEvent | None
 ) -> Iterator[Written]:
     """All texts so far, token by token: the models take turns."""
-    streams = {name: stream_text(model, list(prompts), sampling, cancel=cancel) for name, model in models.items()}
+    streams = {
+        name: engine.stream_text(model, list(prompts), sampling, cancel=cancel) for name, model in models.items()
+    }
     texts: dict[str, Sequence[str]] = {name: list(prompts) for name in models}
     while True:
         steps = {name: next(stream, None) for name, stream in streams.items()}
@@ -103,7 +107,7 @@ def measure_models(
     length = min(model.maximum_length or 2048 for model in models.values())
     values = {
         name: (known or {}).get(name)
-        or perplexity(
+        or engine.perplexity(
             model,
             measured_on(text),
             sequence_length=min(2048, model.maximum_length or 2048),
@@ -114,7 +118,7 @@ def measure_models(
         for name, model in models.items()
     }
     prompt = min(64, length // 2)
-    timed = compare_speed(
+    timed = engine.compare_speed(
         models, prompt_tokens=prompt, new_tokens=min(64, length - prompt), progress=progress, cancel=cancel
     ).models
     return [
@@ -205,7 +209,7 @@ def spread(values: tuple[float, float, float], scale: float = 1.0, digits: int =
 def figure_rows(each: Measured) -> list[tuple[str, str, float]]:
     """Name, text and value of every figure of a model."""
     value, speed = each.perplexity, each.speed
-    kv = sizes(each.model).kv_bytes * 1000
+    kv = engine.sizes(each.model).kv_bytes * 1000
     rows = [
         ("Parameters", f"{each.model.parameters:,}", each.model.parameters),
         ("Weights", html.memory(each.model.bytes), each.model.bytes),

@@ -5,7 +5,6 @@ from __future__ import annotations
 from html import escape
 from pathlib import Path
 
-from numprune.models.placement import dtype_name
 from numprune.plan.keys import Kind
 from numprune.plan.recipe import CalibrationRecipe
 from numprune.ui import html
@@ -15,11 +14,11 @@ from numprune.ui.records import Loaded
 
 def chip(loaded: Loaded, calibration: CalibrationRecipe) -> str:
     """What is open, in one line; the rest as a tooltip."""
-    model = loaded.model
+    model = loaded.outline
     parts = [
         html.count(model.parameters),
         f"{model.layers} × {units(loaded, 'attention')} {unit_name(loaded)}s × {units(loaded, 'mlp')} channels",
-        f"{dtype_name(model.dtype)} {model.device}",
+        f"{model.dtype} {model.device}" if loaded.weights.elsewhere is None else f"{model.dtype}, scores only",
         f"{calibration.samples} × {calibration.sequence_length} {source(calibration.data)}",
     ]
     notes = [*model.notes, *(() if loaded.stats is None else loaded.stats.notes)]
@@ -30,8 +29,8 @@ def chip(loaded: Loaded, calibration: CalibrationRecipe) -> str:
 
 def facts(loaded: Loaded, calibration: CalibrationRecipe) -> str:
     """The same in figures, one a card."""
-    model, stats = loaded.model, loaded.stats
-    query_heads, unit = model.config.get_text_config().num_attention_heads, unit_name(loaded)
+    model, stats = loaded.outline, loaded.stats
+    query_heads, unit = model.query_heads, unit_name(loaded)
     heads = units(loaded, "attention")
     items = [
         (model.name, model.architecture),
@@ -39,7 +38,7 @@ def facts(loaded: Loaded, calibration: CalibrationRecipe) -> str:
         (str(model.layers), "layers"),
         (heads, f"{unit}s{'' if unit == 'head' else f' of {query_heads} query heads'} a layer"),
         (units(loaded, "mlp"), "MLP channels a layer"),
-        (html.memory(model.bytes), f"weights, {dtype_name(model.dtype)} on {model.device}"),
+        (html.memory(model.bytes), f"weights, {model.dtype} on {model.device}"),
         (
             f"{calibration.samples} x {calibration.sequence_length}",
             f"calibration tokens ({source(calibration.data)})" + ("" if stats is None else f", {stats.seconds:.1f} s"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import gradio as gr
 
 from numprune.ui.facts import chip
 from numprune.ui.jobs import Jobs
-from numprune.ui.shared import QUICK, Shared, Updates, owner_of
+from numprune.ui.shared import QUICK, Shared, Updates, View, owner_of
 from numprune.ui.workbench import Workbench
 
 JS = (Path(__file__).parent / "activity.js").read_text(encoding="utf8")
@@ -41,6 +42,7 @@ class Header:
     activity: gr.HTML
     model: gr.Button
     share: gr.Button
+    notice: gr.HTML
 
 
 def build(workbench: Workbench, jobs: Jobs) -> Header:
@@ -60,10 +62,18 @@ def build(workbench: Workbench, jobs: Jobs) -> Header:
         activity = gr.HTML(
             "", html_template=ACTIVITY, js_on_load=JS, server_functions=[running], token=None, elem_id="np-activity"
         )
-    return Header(chip, activity, model, share)
+    notice = gr.HTML("", visible=False, elem_id="np-elsewhere", js_on_load=None, padding=False)
+    return Header(chip, activity, model, share, notice)
+
+
+def elsewhere(view: View) -> gr.HTML:
+    """What is off where only the scores of a model are open."""
+    why = view.loaded.weights.elsewhere
+    return gr.HTML("" if why is None else f"<p role='note'>{escape(why)}</p>", visible=why is not None)
 
 
 def wire(shared: Shared, header: Header, blocks: gr.Blocks) -> None:
+    shared.redraw("opened", {header.notice}, lambda view: {header.notice: elsewhere(view)})
     shared.redraw(
         "opened", {header.chip}, lambda view: {header.chip: chip(view.loaded, view.session.recipe.calibration)}
     )

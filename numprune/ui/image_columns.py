@@ -4,18 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from html import escape
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
 from numprune.errors import CancelEvent, InputError, Progress
-from numprune.evaluation.images.judge import panel_of
-from numprune.evaluation.images.quality import ImageQuality
-from numprune.evaluation.speed import now
-from numprune.llamagen import LlamaGen
-from numprune.models import Model
-from numprune.ui import html
+from numprune.ui import engine, html
 from numprune.ui.pictures import Drawn, Exhibition
+
+if TYPE_CHECKING:
+    from numprune.evaluation.images.quality import ImageQuality
+    from numprune.llamagen import LlamaGen
+    from numprune.models import Model
+
 
 MOST_IMAGES = 64
 
@@ -43,15 +44,15 @@ def exhibition(
         )
     seeds = [seed + index for index in range(len(wanted))]
     dense = next(iter(models.values()))
-    panel = panel_of(dense)
+    panel = engine.panel_of(dense)
     drawn: dict[str, Drawn] = {}
     for name, model in models.items():
         # The first run in a process also pays for what is set up once.
         model.generate(wanted[:1], seed=seed, cancel=cancel, **settings)
-        started = now(model.device)
+        started = engine.now(model.device)
         codes = model.generate(wanted, seed=seed, progress=progress, cancel=cancel, **settings)
         images = model.decode(codes)
-        seconds = now(model.device) - started
+        seconds = engine.now(model.device) - started
         drawn[name] = Drawn.of(images, seconds, None if panel is None else panel.verdicts(images))
         yield Exhibition(dense.class_names, wanted, seeds, dict(drawn))
 

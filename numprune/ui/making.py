@@ -4,16 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 
 from numprune.errors import InputError
-from numprune.evaluation.images.features import METRICS
-from numprune.evaluation.images.judge import panel_of
-from numprune.evaluation.images.quality import image_quality
-from numprune.generation import Sampling
-from numprune.models import Model
+from numprune.ui import engine
 from numprune.ui.comparison import (
     DENSE,
     MOST_PROMPTS,
@@ -28,6 +24,11 @@ from numprune.ui.given_numbers import number, whole
 from numprune.ui.image_columns import MOST_IMAGES, exhibition, quality_frame, quality_table
 from numprune.ui.jobs import Job
 from numprune.ui.workbench import Workbench
+
+if TYPE_CHECKING:
+    from numprune.generation import Sampling
+    from numprune.models import Model
+
 
 PROMPT = "Once upon a time, a little rabbit found a red box in the garden."
 TEXTS, MEASURED, IMAGES, QUALITY = "Texts", "Measured", "Images", "Image quality"
@@ -101,7 +102,7 @@ def build() -> Making:
 
 
 def sampling_of(making: Making, given: Mapping[Any, Any]) -> Sampling:
-    return Sampling(
+    return engine.Sampling(
         max_new_tokens=whole(given[making.tokens], "Tokens"),
         temperature=number(given[making.temperature], "Temperature"),
         top_k=whole(given[making.top_k], "Top-k", empty=0),
@@ -162,19 +163,19 @@ def measure(
         shown = columns(list(found), None, found, predicted=workbench.predicted(owner), figures=True)
         workbench.find(owner, MEASURED, measured_table(list(found.values())), shown)
         return
-    panel = panel_of(models[DENSE])
+    panel = engine.panel_of(models[DENSE])
     if panel is None:
         raise InputError(
             "This model came without a classifier to judge its images; measure it with Inception features by"
             " numprune eval MODEL --images N --reference FILE.npz."
         )
     quality = {
-        name: image_quality(
+        name: engine.image_quality(
             model,
             whole(given[making.samples], "Images to measure", empty=0),
             panel,
             panel.reference,
-            METRICS,
+            engine.METRICS,
             seed=whole(given[making.image_seed], "First seed", empty=0),
             progress=job.progress,
             cancel=job.cancel,

@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 
-from numprune.evaluation.footprint import sizes
 from numprune.plan.keys import KINDS, Kind, ModuleKey
 from numprune.plan.plan import PruningPlan
 from numprune.plan.presets import method_of
@@ -32,7 +31,7 @@ def rows_of(loaded: Loaded, plan: PruningPlan, kind: Kind) -> Rows:
     """Scores, and whether the plan prunes them, layer by layer."""
     scores: list[np.ndarray | None] = []
     pruned: list[np.ndarray | None] = []
-    for layer in range(loaded.model.layers):
+    for layer in range(loaded.outline.layers):
         module = loaded.scores.modules.get(ModuleKey(layer, kind))
         scores.append(None if module is None else module.units)
         pruned.append(None if module is None else plan.removed(ModuleKey(layer, kind)))
@@ -41,14 +40,12 @@ def rows_of(loaded: Loaded, plan: PruningPlan, kind: Kind) -> Rows:
 
 def unit_name(loaded: Loaded) -> str:
     """What one attention unit of the model is called."""
-    config = loaded.model.config.get_text_config()
-    heads = config.num_attention_heads
-    return "head" if getattr(config, "num_key_value_heads", None) in (None, heads) else "KV group"
+    return loaded.outline.unit
 
 
 def scores_data(loaded: Loaded, look: Look) -> dict[str, Any]:
     """The scores of the map: a grid for heads in their order, one for channels by score or by index."""
-    layers = loaded.model.layers
+    layers = loaded.outline.layers
     modules = {kind: [loaded.scores.modules.get(ModuleKey(layer, kind)) for layer in range(layers)] for kind in KINDS}
     parts = {kind: [None if each is None else each.units for each in row] for kind, row in modules.items()}
     empty = [None] * layers
@@ -89,7 +86,7 @@ def _grid(rows: Rows, scale: Scale, order: Order) -> dict[str, Any]:
 
 def plan_data(loaded: Loaded, plan: PruningPlan, look: Look) -> dict[str, Any]:
     """The plan as the map, the table of layers and the rail draw it."""
-    recipe, layers = plan.recipe, range(loaded.model.layers)
+    recipe, layers = plan.recipe, range(loaded.outline.layers)
     data: dict[str, Any] = {
         "gone": {
             kind: [plan.units[key] - len(plan.keep[key]) if key in plan.keep else 0 for key in keys]
@@ -116,7 +113,7 @@ def plan_data(loaded: Loaded, plan: PruningPlan, look: Look) -> dict[str, Any]:
 
 def budget(loaded: Loaded, plan: PruningPlan) -> dict[str, Any]:
     """What would be left, exact to the parameter."""
-    before, after = (sizes(loaded.model, each, context=CONTEXT) for each in (None, plan))
+    before, after = (loaded.outline.sizes(each, context=CONTEXT) for each in (None, plan))
     return {
         "before": {**before.to_dict(), "kv": before.kv_bytes * 1000},
         "after": {**after.to_dict(), "kv": after.kv_bytes * 1000},

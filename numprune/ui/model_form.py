@@ -9,15 +9,15 @@ from typing import Any
 
 import gradio as gr
 
-from numprune.calibration import DATASETS
 from numprune.calibration.budget import size_note
-from numprune.calibration.data import documents
-from numprune.calibration.self_samples import cache_folder
+from numprune.calibration.names import DATASETS, cache_folder
 from numprune.calibration.text_files import ACCEPTED, KINDS
 from numprune.errors import InputError
 from numprune.files import write_bytes
-from numprune.models.placement import DTYPES
+from numprune.models.dtypes import DTYPE_NAMES
 from numprune.plan.recipe import CalibrationRecipe
+from numprune.scoring.score_file import SUFFIX, read_score_file
+from numprune.ui import engine
 from numprune.ui.given_numbers import whole
 from numprune.ui.header import CLOSE
 from numprune.ui.records import Loaded
@@ -43,6 +43,7 @@ class ModelForm:
     length: gr.Number
     seed: gr.Number
     open: gr.Button
+    scores: gr.UploadButton
 
     @property
     def inputs(self) -> set[Any]:
@@ -64,7 +65,7 @@ def build(shared: Shared) -> ModelForm:
                 scale=3,
             )
             device = gr.Dropdown(["auto", "cuda", "mps", "cpu"], value="auto", label="Device", min_width=90)
-            dtype = gr.Dropdown(["auto", *DTYPES], value="auto", label="Data type", min_width=110)
+            dtype = gr.Dropdown(["auto", *DTYPE_NAMES], value="auto", label="Data type", min_width=110)
         with gr.Row():
             data = gr.Dropdown(
                 [
@@ -87,8 +88,12 @@ def build(shared: Shared) -> ModelForm:
             label="File of text or rows", file_types=[*KINDS, ".gz"], type="filepath", visible=False, height=120
         )
         text = gr.Textbox(label="Calibration text to paste", lines=4, visible=False)
-        button = gr.Button("Open and score", variant="primary", size="md")
-    form = ModelForm(model, device, dtype, data, upload, text, column, samples, length, seed, button)
+        with gr.Row():
+            button = gr.Button("Open and score", variant="primary", size="md", min_width=160)
+            scores = gr.UploadButton(
+                "Open scores without the model", size="md", file_types=[SUFFIX], type="filepath", min_width=160
+            )
+    form = ModelForm(model, device, dtype, data, upload, text, column, samples, length, seed, button, scores)
     shared.redraw("opened", {model}, lambda view: {model: view.session.dense.model})
     shared.later(lambda: _wire(shared, form))
     return form
@@ -132,7 +137,7 @@ def source_of(data: str | None, upload: str | None, text: str | None, column: st
     if data == UPLOADED:
         if not upload:
             raise InputError(f"There is no uploaded file; drop one into the box first ({ACCEPTED}).")
-        documents(upload, "train", column=column)
+        engine.documents(upload, "train", column=column)
         return keep_bytes(Path(upload).read_bytes(), "".join(Path(upload.lower()).suffixes[-2:]))
     if not data:
         raise InputError("There is no calibration text; choose a source.")
@@ -175,12 +180,24 @@ def _wire(shared: Shared, form: ModelForm) -> None:
             loaded = workbench.load(
                 wanted, owner, own_texts=str(texts_folder()), progress=job.progress, cancel=job.cancel
             )
-            workbench.enter(owner, workbench.fresh(loaded, workbench.ratio(owner)))
-            workbench.release(owner, keep=loaded.request)
-            view = shared.view(request)
+            updates = entered(loaded, request)
             say_size(wanted, loaded)
-            say_refusal(workbench.refusal(view.session))
-            return shared.updates(view, "opened", "planned")
+            return updates
+
+    def open_scores(file: str, request: gr.Request) -> Updates:
+        """Show the scores of a model whose weights are elsewhere."""
+        with shared.job(request):
+            held = read_score_file(file, name=Path(file).name)
+            return entered(shared.workbench.put_scores(held, owner_of(request)), request)
+
+    def entered(loaded: Loaded, request: gr.Request) -> Updates:
+        """Leave what was open for what is opened."""
+        owner, workbench = owner_of(request), shared.workbench
+        workbench.enter(owner, workbench.fresh(loaded, workbench.ratio(owner)))
+        workbench.release(owner, keep=loaded.request)
+        view = shared.view(request)
+        say_refusal(workbench.refusal(view.session))
+        return shared.updates(view, "opened", "planned")
 
     def show_source(data: str) -> Updates:
         return {
@@ -189,5 +206,9 @@ def _wire(shared: Shared, form: ModelForm) -> None:
         }
 
     form.data.change(show_source, form.data, {form.upload, form.text}, **QUICK)
-    event = shared.long(form.open.click, open_model, form.inputs, shared.outputs("opened", "planned"))
-    event.success(None, None, None, js=CLOSE, api_visibility="private", queue=False)
+    outputs = shared.outputs("opened", "planned")
+    for event in (
+        shared.long(form.open.click, open_model, form.inputs, outputs),
+        shared.long(form.scores.upload, open_scores, form.scores, outputs),
+    ):
+        event.success(None, None, None, js=CLOSE, api_visibility="private", queue=False)

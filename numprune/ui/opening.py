@@ -48,7 +48,9 @@ def first_visit(shared: Shared, blocks: gr.Blocks, kept: gr.BrowserState) -> Non
             view = shared.view(request)
             say_refusal(workbench.refusal(session))
             goes = {shared.tabs: gr.Tabs(selected=asked["view"])} if asked.get("view") in VIEWS else {}
-            return {**shared.updates(view, *MOMENTS), **goes}
+            answer = {**shared.updates(view, *MOMENTS), **goes}
+            workbench.visited.set()
+            return answer
 
     outputs = shared.outputs(*MOMENTS) | {shared.tabs}
     kept.change(None, kept, None, js=REMEMBER, api_visibility="private", queue=False, trigger_mode="multiple")
@@ -61,13 +63,13 @@ def resumed(shared: Shared, owner: str, text: str, why: str, job: Job) -> Sessio
     workbench = shared.workbench
     try:
         recipe = unpacked(text) if why == "link" else Recipe.from_json(text)
-        request = request_of(workbench.start, recipe)
+        request = workbench.scores_of(recipe) or request_of(workbench.start, recipe)
         steps = {"progress": job.progress, "cancel": job.cancel}
         loaded = workbench.load(request, owner, own_texts=str(texts_folder()), **steps)
         session = workbench.fresh(loaded)
         if recipe.removal == "units":
             workbench.score_by(session, recipe.scorer, **steps)
-        return adopted(session, loaded.model.adopt(recipe), situation(workbench, session))
+        return adopted(session, loaded.weights.adopt(recipe), situation(workbench, session))
     except InputError as error:
         gr.Warning(f"The recipe of the {why} was not opened: {error}", title="Another recipe")
     except NumpruneError as error:

@@ -7,13 +7,18 @@ import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
+from typing import TYPE_CHECKING
 
 import pandas as pd
-import torch
 from PIL import Image
 
-from numprune.evaluation.images.judge import Verdicts
-from numprune.generation.images import picture
+from numprune.ui import engine
+
+if TYPE_CHECKING:
+    import torch
+
+    from numprune.evaluation.images.judge import Verdicts
+
 
 CSS = """
 .np-pictures { display: grid; grid-template-columns: repeat(var(--n, 2), minmax(0, 1fr)); gap: .6rem; }
@@ -58,6 +63,8 @@ class Drawn:
     @classmethod
     def of(cls, images: torch.Tensor, seconds: float, verdicts: Verdicts | None) -> Drawn:
         """From floats in [0, 1]."""
+        import torch
+
         return cls((images * 255).round().to("cpu", torch.uint8), seconds, verdicts)
 
 
@@ -144,7 +151,7 @@ class Exhibition:
 
 def shown(image: torch.Tensor) -> Image.Image:
     """A Pillow picture of an image (3, height, width), uint8."""
-    return picture(image.float() / 255)
+    return engine.picture(image.float() / 255)
 
 
 def enlarged(image: Image.Image) -> Image.Image:

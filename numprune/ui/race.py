@@ -6,10 +6,14 @@ import json
 from collections.abc import Sequence
 from html import escape
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from numprune.evaluation.speed_comparison import SpeedComparison, Timed
 from numprune.ui import html
 from numprune.ui.chart_style import SERIES
+
+if TYPE_CHECKING:
+    from numprune.evaluation.speed_comparison import SpeedComparison, Timed
+
 
 JS = (Path(__file__).parent / "race.js").read_text(encoding="utf8")
 CSS = (Path(__file__).parent / "race.css").read_text(encoding="utf8")

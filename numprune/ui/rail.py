@@ -85,6 +85,7 @@ def build(shared: Shared) -> Rail:
     shared.redraw("planned", rail.controls, lambda view: shown(rail, view))
     for moment in ("opened", "kept", "measured"):
         shared.redraw(moment, {frontier}, lambda view: {frontier: gr.HTML(points=points(view))})
+    shared.redraw("opened", {prune, suggest}, lambda view: working(rail, view))
     shared.later(lambda: _wire(rail))
     return rail
 
@@ -101,6 +102,12 @@ def shown(rail: Rail, view: View) -> Updates:
         rail.settings["allocation"]: allocation_of(recipe, view.loaded.scores),
         **{rail.settings[name]: getattr(recipe, name) for name in names},
     }
+
+
+def working(rail: Rail, view: View) -> Updates:
+    """The buttons that need weights are off where there are none."""
+    here = view.loaded.weights.elsewhere is None
+    return {rail.prune: gr.Button(interactive=here), rail.suggest: gr.Button(interactive=here)}
 
 
 def points(view: View) -> list[dict[str, Any]]:

@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import secrets
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from numprune.calibration import CalibrationStats
 from numprune.evaluation.cells import Cell
-from numprune.evaluation.images.quality import ImageQuality
-from numprune.models import Model
+from numprune.models.outline import Outline
 from numprune.plan.recipe import Recipe
 from numprune.scoring import ScoreTable
 from numprune.ui.comparison import Measured, Written
 from numprune.ui.pictures import Exhibition
 from numprune.ui.session import LoadRequest, Look, Session
+from numprune.ui.weights import Weights
+
+if TYPE_CHECKING:
+    from numprune.calibration import CalibrationStats
+    from numprune.evaluation.images.quality import ImageQuality
+    from numprune.models import Model
 
 
 @dataclass(frozen=True)
@@ -27,9 +31,19 @@ class Loaded:
     """
 
     request: LoadRequest
-    model: Model
+    weights: Weights
     scores: ScoreTable
     stats: CalibrationStats | None
+
+    @property
+    def model(self) -> Model:
+        """The model itself, waited for while it is loaded; raises InputError where only its scores are here."""
+        return self.weights.model
+
+    @property
+    def outline(self) -> Outline:
+        """The model without its weights, which is there at once."""
+        return self.weights.outline
 
 
 @dataclass
@@ -37,7 +51,7 @@ class Opened:
     """A dense model, its statistics once they were taken, and its scores by scorer; `refused` says why a scorer could
     not score it."""
 
-    model: Model
+    weights: Weights
     stats: CalibrationStats | None = None
     scores: dict[str, ScoreTable] = field(default_factory=dict)
     refused: dict[str, str] = field(default_factory=dict)
@@ -46,7 +60,7 @@ class Opened:
     def bytes(self) -> int:
         """Memory of the weights and of the Gram matrices."""
         grams = () if self.stats is None else (module.gram for module in self.stats.modules.values())
-        return self.model.bytes + sum(gram.numel() * gram.element_size() for gram in grams)
+        return self.weights.bytes + sum(gram.numel() * gram.element_size() for gram in grams)
 
 
 @dataclass(frozen=True)

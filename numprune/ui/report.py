@@ -11,8 +11,6 @@ from typing import Any
 
 import pandas as pd
 import plotly.graph_objects as go
-import torch
-import transformers
 
 from numprune import __version__
 from numprune.ui import heatmap, html, pictures, race, texts
@@ -106,6 +104,9 @@ def report_html(sections: Sequence[Section], *, title: str, facts: Mapping[str, 
 
 def environment() -> dict[str, str]:
     """Versions and machine, for the facts of a report."""
+    import torch
+    import transformers
+
     gpu = {"GPU": torch.cuda.get_device_name()} if torch.cuda.is_available() else {}
     return {
         "numprune": __version__,

@@ -6,8 +6,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
-from numprune.calibration import DATASETS
-from numprune.calibration.sources import SELF, parse_sources
+from numprune.calibration.names import DATASETS, SELF, parse_sources
 from numprune.errors import InputError
 from numprune.ui.session import LoadRequest
 

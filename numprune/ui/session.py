@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from numprune.calibration.budget import sized
 from numprune.errors import InputError
-from numprune.models import Model
 from numprune.plan.keys import ModuleKey
 from numprune.plan.recipe import CalibrationRecipe, Recipe
 from numprune.ui.heatmap import Order, View
+
+if TYPE_CHECKING:
+    from numprune.models.outline import Outline
 
 HISTORY = 100
 """Steps that can be undone."""
@@ -21,6 +23,7 @@ class LoadRequest:
     """A model and what it is calibrated on; equal requests share one loaded model.
 
     Attributes:
+        scores: hash of the file of scores that is opened instead of the model, empty for none.
         by_model: the sizes of the calibration that follow from the model instead: "samples", "sequence_length".
     """
 
@@ -28,13 +31,14 @@ class LoadRequest:
     device: str = "auto"
     dtype: str = "auto"
     calibration: CalibrationRecipe = field(default_factory=CalibrationRecipe)
+    scores: str = ""
     by_model: frozenset[str] = frozenset()
 
-    def for_model(self, model: Model) -> LoadRequest:
+    def for_model(self, outline: Outline) -> LoadRequest:
         """The request with all sizes said."""
         sizes = ("samples", "sequence_length")
         asked = {name: getattr(self.calibration, name) for name in sizes if name not in self.by_model}
-        return replace(self, calibration=sized(model, self.calibration, **asked), by_model=frozenset())
+        return replace(self, calibration=sized(outline, self.calibration, **asked), by_model=frozenset())
 
 
 class Unit(NamedTuple):

@@ -5,10 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from datetime import datetime
 from html import escape
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from numprune.evaluation.footprint import sizes
-from numprune.models import Model
 from numprune.plan.keys import KINDS, Kind, ModuleKey
 from numprune.plan.plan import PruningPlan
 from numprune.scoring import ScoreTable
@@ -25,6 +23,9 @@ from numprune.ui.records import Finding, Loaded
 from numprune.ui.report import Section, environment, report_html
 from numprune.ui.score_figures import layer_profile, ratio_bars, score_distribution
 
+if TYPE_CHECKING:
+    from numprune.models import Model
+
 
 def session_report(
     loaded: Loaded,
@@ -34,7 +35,7 @@ def session_report(
     rival: ScoreTable | None = None,
 ) -> str:
     """The page, asking no server for anything."""
-    by_layer = [ratios_by_layer(plan, loaded.model.layers, kind) for kind in KINDS]
+    by_layer = [ratios_by_layer(plan, loaded.outline.layers, kind) for kind in KINDS]
     recipe = plan.recipe
     body: list[Any]
     sections = [
@@ -73,8 +74,8 @@ def session_report(
             ],
         )
     )
-    shown = {"Model": loaded.model.name, "Made": datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z")}
-    return report_html(sections, title=f"numprune: {loaded.model.name}", facts={**shown, **environment()})
+    shown = {"Model": loaded.outline.name, "Made": datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z")}
+    return report_html(sections, title=f"numprune: {loaded.outline.name}", facts={**shown, **environment()})
 
 
 def score_pictures(loaded: Loaded, plan: PruningPlan) -> list[Any]:
@@ -91,7 +92,7 @@ def score_pictures(loaded: Loaded, plan: PruningPlan) -> list[Any]:
 
 def budget_cards(loaded: Loaded, plan: PruningPlan) -> str:
     """What would be left, exact to the parameter."""
-    before, after = (sizes(loaded.model, each, context=CONTEXT) for each in (None, plan))
+    before, after = (loaded.outline.sizes(each, context=CONTEXT) for each in (None, plan))
     items = [
         (
             f"{after.parameters:,}",

@@ -86,7 +86,7 @@ def wire(shared: Shared, panel: SharePanel, button: gr.Button) -> None:
         with shared.job(request) as job:
             recipe = Recipe.read(Path(file))
             owner = owner_of(request)
-            adopted = shared.view(request).loaded.model.adopt(recipe)
+            adopted = shared.view(request).loaded.weights.adopt(recipe)
             message = json.dumps({"kind": "recipe", "recipe": adopted.to_dict()})
             worked(shared, owner, message, job.progress, job.cancel)
             return shared.updates(shared.view(request), "planned")

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import logging
 import re
+import sys
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import gradio as gr
-import torch
 
 from numprune.errors import Cancelled, NumpruneError
-from numprune.models import Model
 from numprune.plan.plan import PruningPlan
 from numprune.ui.downloads import Downloads
 from numprune.ui.jobs import Job, Jobs
@@ -23,6 +22,10 @@ from numprune.ui.making import Making
 from numprune.ui.records import Finding, Loaded, Point
 from numprune.ui.session import Session
 from numprune.ui.workbench import Workbench
+
+if TYPE_CHECKING:
+    from numprune.models import Model
+
 
 logger = logging.getLogger("numprune")
 
@@ -241,6 +244,11 @@ def tell_time(sentence: str) -> None:
     gr.Info(f"{sentence} Stop, at the top, ends it.", title="This takes a while")
 
 
+def out_of_memory() -> tuple[type[BaseException], ...]:
+    """The errors that say so; torch's own can only come once torch is imported."""
+    return MemoryError, getattr(sys.modules.get("torch"), "OutOfMemoryError", MemoryError)
+
+
 @contextmanager
 def toasts() -> Iterator[None]:
     """Turn errors into toasts."""
@@ -250,7 +258,7 @@ def toasts() -> Iterator[None]:
         raise gr.Error(str(error), title="Stopped", print_exception=False) from error
     except NumpruneError as error:
         raise gr.Error(str(error), title="That did not work", print_exception=False) from error
-    except (torch.OutOfMemoryError, MemoryError) as error:
+    except out_of_memory() as error:
         raise gr.Error(
             "The device ran out of memory; load the model in bfloat16, use a shorter sequence length, or use the CPU.",
             title="Out of memory",

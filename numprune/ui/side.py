@@ -5,16 +5,19 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 
 from numprune.errors import InputError
-from numprune.models import Model
 from numprune.ui.comparison import DENSE, columns
 from numprune.ui.edits import UNREADABLE
 from numprune.ui.image_columns import quality_columns, quality_line, quality_print
 from numprune.ui.shared import QUICK, Shared, Updates, View, owner_of, toasts
+
+if TYPE_CHECKING:
+    from numprune.models import Model
+
 
 PAIR = """element.addEventListener("click", (event) => {
   const button = event.target.closest("[data-pair]");
@@ -34,13 +37,13 @@ def models_of(view: View, names: Sequence[str]) -> dict[str, Model]:
     """The dense model and these pruned ones by name.
 
     Raises:
-        InputError: there is no pruned model.
+        InputError: there is no pruned model, or only the scores of the dense one are here.
     """
-    variants = view.variants
+    dense, variants = view.loaded.model, view.variants
     if not variants:
         raise InputError("There is no pruned model yet; press Prune and compare.")
     chosen = [name for name in variants if name in names] or [next(reversed(variants))]
-    return {DENSE: view.loaded.model, **{name: variants[name] for name in chosen}}
+    return {DENSE: dense, **{name: variants[name] for name in chosen}}
 
 
 def side_by_side(view: View, names: Sequence[str], *, figures: bool) -> str:
@@ -52,7 +55,7 @@ def side_by_side(view: View, names: Sequence[str], *, figures: bool) -> str:
     """
     bench, owner = view.workbench, view.owner
     shown = [DENSE, *names]
-    if view.loaded.model.adapter.reads_text:
+    if view.loaded.outline.reads_text:
         found = bench.written(owner), bench.measured(owner)
         return columns(shown, *found, predicted=bench.predicted(owner), figures=figures)
     quality = bench.quality(owner)
@@ -70,7 +73,7 @@ def side_by_side(view: View, names: Sequence[str], *, figures: bool) -> str:
 
 def parameters(view: View, names: Mapping[str, Any]) -> dict[str, int]:
     variants = view.variants
-    return {name: (view.loaded.model if name == DENSE else variants[name]).parameters for name in names}
+    return {name: (view.loaded.outline if name == DENSE else variants[name]).parameters for name in names}
 
 
 @dataclass

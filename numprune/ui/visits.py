@@ -5,19 +5,21 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
 from numprune.errors import InputError
 from numprune.evaluation.cells import Cell
-from numprune.evaluation.images.quality import ImageQuality
-from numprune.models import Model
 from numprune.plan.recipe import Recipe
 from numprune.ui.comparison import DENSE, Measured, Written
 from numprune.ui.pictures import Exhibition
 from numprune.ui.records import Finding, Point, Tab
 from numprune.ui.session import Look, Session
+
+if TYPE_CHECKING:
+    from numprune.evaluation.images.quality import ImageQuality
+    from numprune.models import Model
 
 
 class Visits:

@@ -3,42 +3,48 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 import psutil
-import torch
 
 from numprune.allocation.threshold import allocate
-from numprune.calibration.run import calibrate_by_recipe, within_length
-from numprune.calibration.statistics import CalibrationStats
 from numprune.errors import CancelEvent, InputError, Progress, check_cancelled
-from numprune.evaluation.uniform import cost_of_uniform
-from numprune.loading import load
-from numprune.models import Model, embedded_models
+from numprune.models.embedded import embedded_models
+from numprune.models.outline import Outline
 from numprune.plan.plan import PruningPlan
 from numprune.plan.presets import DEFAULT_PRESET, PRESETS, method_of
 from numprune.plan.recipe import CalibrationRecipe, Recipe
-from numprune.pruning import prune
-from numprune.scoring import ScoreTable, score
-from numprune.scoring.score_file import shipped_scores
+from numprune.scoring.score_file import ScoreFile
+from numprune.scoring.table import ScoreTable
+from numprune.ui import engine
 from numprune.ui.priced import predicted_loss
 from numprune.ui.records import Loaded, Opened
 from numprune.ui.serving import Policy
 from numprune.ui.session import LoadRequest, Session
 from numprune.ui.visits import Visits
+from numprune.ui.weights import Elsewhere, Here, Weights
+
+if TYPE_CHECKING:
+    from numprune.calibration.statistics import CalibrationStats
+    from numprune.models import Model
 
 DEFAULT = PRESETS[DEFAULT_PRESET]
 FALLBACK = PRESETS["paper"]
 """Where a model cannot be scored for the default method."""
 BY_MODEL = frozenset({"samples", "sequence_length"})
 """Sizes of a calibration that nobody asked for."""
+PROGRAM = "the running program"
+"""Owns what the program starts with."""
 FIRST_SCORERS = (DEFAULT.settings["scorer"], FALLBACK.settings["scorer"])
 
 
-def default_budget(device: torch.device) -> int:
+def default_budget(device: Any) -> int:
     """Four fifths of the memory of a device, in bytes."""
-    if device.type == "cuda":
+    if str(device).startswith("cuda"):
+        import torch
+
         total = torch.cuda.get_device_properties(device).total_memory
     else:
         total = psutil.virtual_memory().total
@@ -48,11 +54,20 @@ def default_budget(device: torch.device) -> int:
 class Workbench(Visits):
     """Models by request, shared, and pruned models by tab, freed when their (last) browser tab closes.
 
-    `opened` is the model the program starts with; `start` is the request a first visit makes. `budget` bounds
-    the bytes of all models and Gram matrices that are kept.
+    `opened` is the model the program starts with, or where its weights are; `scores` are those that are known of it.
+    `start` is the request a first visit makes, `visited` is set once it was answered. `budget` bounds the bytes of all
+    models and Gram matrices that are kept.
     """
 
-    def __init__(self, opened: Model, *, policy: Policy | None = None, budget: int | None = None) -> None:
+    def __init__(
+        self,
+        opened: Model | Weights,
+        *,
+        policy: Policy | None = None,
+        budget: int | None = None,
+        scores: Mapping[str, ScoreTable] | None = None,
+        start: LoadRequest | None = None,
+    ) -> None:
         super().__init__()
         # Two computations at once share the threads of the linear algebra, and its rounding depends on how many there
         # are: only one at a time gives the same bits each time.
@@ -60,10 +75,25 @@ class Workbench(Visits):
         self._building: dict[LoadRequest, threading.Lock] = {}
         self._opened: dict[LoadRequest, Opened] = {}
         self._claims: dict[LoadRequest, set[str]] = {}
-        self._first = opened
+        self._first = opened if isinstance(opened, Weights) else Here(opened)
+        self.visited = threading.Event()
         self.policy = policy or Policy()
-        self.budget = default_budget(opened.device) if budget is None else budget
-        self.start = LoadRequest(model=opened.name, by_model=BY_MODEL).for_model(opened)
+        self.budget = default_budget(_device(opened)) if budget is None else budget
+        name = opened.outline.name if isinstance(opened, Weights) else opened.name
+        outline = opened.outline if isinstance(opened, Weights) else opened
+        self.start = start or LoadRequest(name, by_model=BY_MODEL).for_model(outline)
+        if scores:
+            self._claim(self.start, Opened(self._first, None, dict(scores)), PROGRAM)
+
+    @classmethod
+    def of_scores(cls, file: ScoreFile, policy: Policy | None = None) -> Workbench:
+        """A workbench that starts with the scores of a model whose weights are elsewhere."""
+        return cls(Elsewhere(outline_in(file)), policy=policy, scores=file.tables, start=request_for(file))
+
+    @property
+    def used_weights(self) -> Weights:
+        """Those of the model the program starts with."""
+        return self._first
 
     @property
     def choices(self) -> list[str]:
@@ -95,11 +125,11 @@ class Workbench(Visits):
         """
         if request != self.start:
             self.policy.check(request, own_texts)
-        model = None
+        weights = None
         if request.by_model:
             with self._building_of(request):
-                model = self._model(request, progress)
-                request = request.for_model(model)
+                weights = self._weights(request, progress)
+                request = request.for_model(weights.outline)
         with self._building_of(request):
             with self._lock:
                 opened = self._opened.get(request)
@@ -107,17 +137,44 @@ class Workbench(Visits):
             if opened is None or scorer is None:
                 with self._computing:
                     check_cancelled(cancel)
-                    opened = opened or Opened(model or self._model(request, progress))
+                    opened = opened or Opened(weights or self._weights(request, progress))
                     scorer = self._score_first(request, opened, scorers, progress, cancel)
             # A tab that closed meanwhile has set it; nobody would free the model.
             check_cancelled(cancel)
             self._claim(request, opened, owner)
-        return Loaded(request, opened.model, opened.scores[scorer], opened.stats)
+        return Loaded(request, opened.weights, opened.scores[scorer], opened.stats)
 
     def put(self, loaded: Loaded, owner: str) -> None:
         """Keep a model that is scored already; `owner` keeps it alive."""
         scores = {loaded.scores.scorer: loaded.scores}
-        self._claim(loaded.request, Opened(loaded.model, loaded.stats, scores), owner)
+        self._claim(loaded.request, Opened(loaded.weights, loaded.stats, scores), owner)
+
+    def put_scores(self, file: ScoreFile, owner: str) -> Loaded:
+        """Open a file of scores, of a model whose weights are elsewhere; `owner` keeps it.
+
+        Raises:
+            InputError: the file does not say what it takes to show it.
+        """
+        request = request_for(file)
+        with self._lock:
+            opened = self._opened.get(request) or Opened(Elsewhere(outline_in(file)), None, dict(file.tables))
+            self._claim(request, opened, owner)
+        scorer = next((each for each in FIRST_SCORERS if each in opened.scores), next(iter(opened.scores)))
+        return Loaded(request, opened.weights, opened.scores[scorer], None)
+
+    def scores_of(self, recipe: Recipe) -> LoadRequest | None:
+        """The file of scores, open in any tab, that a recipe was made by; None when there is none."""
+        with self._lock:
+            return next(
+                (
+                    request
+                    for request, opened in self._opened.items()
+                    if request.scores
+                    and request.calibration == recipe.calibration
+                    and opened.weights.outline.fingerprint == recipe.fingerprint
+                ),
+                None,
+            )
 
     def _building_of(self, request: LoadRequest) -> threading.Lock:
         """Held by whoever builds what a request asks for."""
@@ -129,17 +186,20 @@ class Workbench(Visits):
             self._opened[request] = opened
             self._claims.setdefault(request, set()).add(owner)
 
-    def _model(self, request: LoadRequest, progress: Progress | None) -> Model:
+    def _weights(self, request: LoadRequest, progress: Progress | None) -> Weights:
         """The model of `request`, from another calibration of it when there is one."""
         with self._lock:
-            present = {each: opened.model for each, opened in self._opened.items()} | {self.start: self._first}
-        for other, model in present.items():
-            if (other.model, other.device, other.dtype) == (request.model, request.device, request.dtype):
-                return model
+            present = {each: opened.weights for each, opened in self._opened.items()} | {self.start: self._first}
+        for other, weights in present.items():
+            same = (other.model, other.device, other.dtype) == (request.model, request.device, request.dtype)
+            if same and weights.elsewhere is None:
+                return weights
         if progress is not None:
             progress(0, 1, f"loading {request.model}")
-        return load(
-            request.model, device=request.device, dtype=request.dtype, max_parameters=self.policy.max_parameters
+        return Here(
+            engine.load(
+                request.model, device=request.device, dtype=request.dtype, max_parameters=self.policy.max_parameters
+            )
         )
 
     def _score(
@@ -150,10 +210,10 @@ class Workbench(Visits):
         progress: Progress | None,
         cancel: CancelEvent | None,
     ) -> None:
-        scores = shipped_scores(opened.model, scorer, request.calibration)
+        scores = engine.shipped_scores(opened.weights.model, scorer, request.calibration)
         if scores is None:
             stats = self._calibrate(request, opened, progress, cancel)
-            scores = score(opened.model, stats, scorer=scorer, progress=progress, cancel=cancel)
+            scores = engine.score(opened.weights.model, stats, scorer=scorer, progress=progress, cancel=cancel)
         opened.scores[scorer] = scores
 
     def _score_first(
@@ -182,10 +242,12 @@ class Workbench(Visits):
         """The statistics of a model, taken once."""
         if opened.stats is not None:
             return opened.stats
-        model, source = opened.model, request.calibration
+        model, source = opened.weights.model, request.calibration
         grams = 8 * sum(block.last.in_features**2 for block in model.blocks)
         self._check_budget(model.bytes + grams, f"{request.model} with its Gram matrices")
-        opened.stats = calibrate_by_recipe(model, used_calibration(model, source), progress=progress, cancel=cancel)
+        opened.stats = engine.calibrate_by_recipe(
+            model, used_calibration(opened.weights.outline, source), progress=progress, cancel=cancel
+        )
         return opened.stats
 
     def _check_budget(self, wanted: int, what: str) -> None:
@@ -216,7 +278,7 @@ class Workbench(Visits):
         opened = self._of(session)
         if scorer not in opened.scores:
             raise InputError(f"The model is not scored by {scorer} yet; choose a method that uses it.")
-        return Loaded(session.dense, opened.model, opened.scores[scorer], opened.stats)
+        return Loaded(session.dense, opened.weights, opened.scores[scorer], opened.stats)
 
     def first(self, session: Session) -> Loaded:
         """The session's dense model, with the scores it was opened by."""
@@ -270,9 +332,9 @@ class Workbench(Visits):
     def recipe(self, loaded: Loaded, ratio: float = Recipe().ratio) -> Recipe:
         """A recipe by the scores of a model, with nothing else decided."""
         return Recipe(
-            model=loaded.model.name,
+            model=loaded.outline.name,
             fingerprint=loaded.scores.fingerprint,
-            calibration=used_calibration(loaded.model, loaded.request.calibration, loaded.stats),
+            calibration=used_calibration(loaded.outline, loaded.request.calibration, loaded.stats),
             scorer=loaded.scores.scorer,
             ratio=ratio,
         )
@@ -298,11 +360,13 @@ class Workbench(Visits):
         loaded, recipe = self.dense(session), session.recipe
         plan = allocate(loaded.scores, recipe)
         wanted = name.strip()[:40] or f"{recipe.ratio:.0%} {method_of(recipe) or 'by hand'}"
-        self._check_budget(loaded.model.bytes * plan.parameters_after // plan.parameters_before, f"'{wanted}'")
+        self._check_budget(loaded.outline.bytes * plan.parameters_after // plan.parameters_before, f"'{wanted}'")
         with self._computing:
-            model = prune(loaded.model, plan, stats, progress=progress, cancel=cancel)
+            model = engine.prune(loaded.model, plan, stats, progress=progress, cancel=cancel)
             if recipe.uniform:
-                cost = cost_of_uniform(loaded.model, model, stats, loaded.scores, progress=progress, cancel=cancel)
+                cost = engine.cost_of_uniform(
+                    loaded.model, model, stats, loaded.scores, progress=progress, cancel=cancel
+                )
                 model.report.notes.append(cost)
         check_cancelled(cancel)
         with self._lock:
@@ -329,9 +393,28 @@ class Workbench(Visits):
 
 
 def used_calibration(
-    model: Model, asked: CalibrationRecipe, stats: CalibrationStats | None = None
+    outline: Outline, asked: CalibrationRecipe, stats: CalibrationStats | None = None
 ) -> CalibrationRecipe:
     """The calibration a model is really scored with: no sequence is longer than it reads, and a text may be short."""
     if stats is not None:
         return replace(asked, samples=stats.samples, sequence_length=stats.sequence_length)
-    return within_length(model, asked)
+    return replace(asked, sequence_length=min(asked.sequence_length, outline.maximum_length or asked.sequence_length))
+
+
+def outline_in(file: ScoreFile) -> Outline:
+    """The outline of a file of scores; raises InputError when it has none."""
+    if file.outline is None:
+        raise InputError(
+            "The file of scores does not tell the sizes of its model; write it again by numprune score MODEL --out"
+            " scores.safetensors."
+        )
+    return file.outline
+
+
+def request_for(file: ScoreFile) -> LoadRequest:
+    """What opens a file of scores."""
+    return LoadRequest(outline_in(file).name, calibration=file.calibration, scores=file.digest)
+
+
+def _device(opened: Model | Weights) -> str:
+    return opened.outline.device if isinstance(opened, Weights) else str(opened.device)

@@ -283,7 +283,7 @@ def served(monkeypatch):
     """What `serve` hands to the dashboard, without opening one."""
     calls = []
     page = types.ModuleType("numprune.ui.launch")
-    page.launch = lambda model, serving, policy: calls.append((model, serving, policy))
+    page.launch = lambda model, serving, policy, **_: calls.append((model, serving, policy))
     monkeypatch.setitem(sys.modules, "numprune.ui.launch", page)
     monkeypatch.delenv("GRADIO_SERVER_NAME", raising=False)
     return calls
@@ -323,7 +323,7 @@ def test_serve_refuses_limits_it_cannot_read(run, served, flags):
 
 
 def test_serve_names_a_port_that_is_taken(run, monkeypatch):
-    def launch(model, serving, policy):
+    def launch(model, serving, policy, **_):
         raise OSError("in use")
 
     page = types.ModuleType("numprune.ui.launch")

@@ -36,7 +36,7 @@ def test_the_peak_of_a_process_is_seen(tmp_path):
 
 
 def test_a_process_that_fails_is_told(tmp_path):
-    with pytest.raises(NumpruneError, match="failed: .*no luck"):
+    with pytest.raises(NumpruneError, match=r"failed: .*no luck"):
         scale._watched([sys.executable, "-c", "raise SystemExit('no luck')"], tmp_path / "log")
 
 

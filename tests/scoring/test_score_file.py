@@ -1,5 +1,6 @@
 import dataclasses
 import json
+import pickle
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from safetensors.numpy import save_file
 
 import numprune
 from numprune import CalibrationRecipe, InputError, ModuleKey, Recipe, ScoreTable, allocate
+from numprune.models.outline import ModuleOutline, Outline, outline_of
 from numprune.scoring import ModuleScores
 from numprune.scoring.score_file import shipped_file
 
@@ -23,7 +25,7 @@ def same(first, second):
         other = second.modules[key]
         assert (module.cost, module.remainder, module.width) == (other.cost, other.remainder, other.width)
         assert np.array_equal(module.units, other.units)
-        assert np.array_equal(module.channels, other.channels)
+        assert np.array_equal(other.channels, np.repeat(module.units, module.width))
         assert module.units.dtype == np.float64
 
 
@@ -38,7 +40,7 @@ def test_what_is_read_is_what_was_written(model, stats, tmp_path, scorer):
     assert allocate(again, recipe) == allocate(scores, recipe)
 
 
-def test_channels_are_written_only_where_they_say_more_than_their_units(tmp_path):
+def test_one_score_a_unit_is_written(tmp_path):
     units = np.array([1.0, 2.0])
     modules = {
         ModuleKey(0, "attention"): ModuleScores(units, np.array([0.0, 2.0, 2.0, 2.0]), 4, 1),
@@ -47,7 +49,7 @@ def test_channels_are_written_only_where_they_say_more_than_their_units(tmp_path
     scores = ScoreTable(modules, "newton", 0.5, "table", "abc", 100)
     numprune.write_scores(tmp_path / "scores.safetensors", scores, SOURCE)
     with safe_open(tmp_path / "scores.safetensors", framework="np") as file:
-        assert set(file.keys()) == {"0.attention", "0.attention.channels", "0.mlp"}
+        assert set(file.keys()) == {"newton/0.attention", "newton/0.mlp"}
     same(scores, numprune.read_scores(tmp_path / "scores.safetensors")[0])
 
 
@@ -64,12 +66,11 @@ def damaged(tmp_path, what):
             tensors, metadata = {name: file.get_tensor(name) for name in file.keys()}, file.metadata()  # noqa: SIM118
         about = json.loads(metadata["about"])
         if what == "other format":
-            metadata["format"] = "numprune scores 2"
+            metadata["format"] = "numprune scores 3"
         elif what == "not finite":
-            tensors["0.mlp"][1] = np.nan
+            tensors["fisher/0.mlp"][1] = np.nan
         elif what == "another shape":
-            about["modules"]["0.mlp"]["width"] = 2
-            tensors["0.mlp.channels"] = np.ones(5)
+            tensors["fisher/0.mlp"] = np.ones((3, 2))
         elif what == "module without scores":
             about["modules"]["1.mlp"] = about["modules"]["0.mlp"]
         elif what == "unknown entry":
@@ -85,7 +86,7 @@ def damaged(tmp_path, what):
         ("missing", "cannot be read"),
         ("other format", "holds no scores that this numprune reads"),
         ("not finite", "0.mlp has a score that is NaN or infinite"),
-        ("another shape", "0.mlp has 5 channels for 3 units of 2"),
+        ("another shape", r"float64 of shape \(3, 2\)"),
         ("module without scores", "cannot be read"),
         ("unknown entry", "colour"),
     ],
@@ -93,6 +94,132 @@ def damaged(tmp_path, what):
 def test_damaged_files_are_refused(tmp_path, what, says):
     with pytest.raises(InputError, match=says):
         numprune.read_scores(damaged(tmp_path, what))
+
+
+def test_several_scorers_and_the_model_without_its_weights_are_kept(model, stats, tmp_path):
+    tables = [numprune.score(model, stats, scorer=name) for name in ("fisher", "newton", "wanda_sp")]
+    path = tmp_path / "scores.safetensors"
+    numprune.write_scores(path, tables, SOURCE, outline_of(model))
+    found = numprune.read_score_file(path)
+    assert (list(found.tables), found.calibration) == (["fisher", "newton", "wanda_sp"], SOURCE)
+    for table in tables:
+        same(table, found.tables[table.scorer])
+        plan = allocate(table, Recipe(scorer=table.scorer, ratio=0.4))
+        assert allocate(found.tables[table.scorer], plan.recipe) == plan
+        for context in (0, 5000):
+            assert found.outline.sizes(plan, context=context) == numprune.sizes(model, plan, context=context)
+    assert found.outline == outline_of(model)
+    assert (found.outline.fingerprint, found.outline.layers) == (model.fingerprint(), model.layers)
+    assert found.outline.prunable_parameters == model.prunable_parameters
+
+
+def test_a_file_holds_one_model_and_every_scorer_once(model, stats, tmp_path):
+    scores = numprune.score(model, stats, scorer="random")
+    other = dataclasses.replace(scores, scorer="magnitude", fingerprint="0123456789abcdef")
+    for tables, says in (
+        ([], "give each scorer once"),
+        ([scores] * 2, "give each scorer once"),
+        ([scores, other], "one"),
+    ):
+        with pytest.raises(InputError, match=says):
+            numprune.write_scores(tmp_path / "scores.safetensors", tables, SOURCE)
+    with pytest.raises(InputError, match="more than one model"):
+        numprune.write_scores(tmp_path / "s.safetensors", other, SOURCE, outline_of(model))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_files_of_the_earlier_format_are_read(tmp_path):
+    about = {"scorer": "fisher", "ratio": 0.5, "model": "m", "fingerprint": "abc", "parameters": 15}
+    about |= {"calibration": dataclasses.asdict(SOURCE), "modules": {"0.mlp": {"cost": 5, "remainder": 0, "width": 1}}}
+    path = tmp_path / "earlier.safetensors"
+    save_file({"0.mlp": np.ones(3)}, path, {"format": "numprune scores 1", "about": json.dumps(about)})
+    scores, source = numprune.read_scores(path)
+    assert (scores.scorer, scores.model, source) == ("fisher", "m", SOURCE)
+    assert numprune.read_score_file(path).outline is None
+
+
+def seventy_billion():
+    """Made-up scores in the shape of a 70B model: 80 layers of 8 KV groups of 8 heads and 28,672 channels."""
+    draw = np.random.default_rng(0)
+    modules, outlines = {}, {}
+    for layer in range(80):
+        for kind, units, width, cost in (("attention", 8, 1024, 2 * 8192 * 1152), ("mlp", 28672, 1, 3 * 8192)):
+            key = ModuleKey(layer, kind)
+            channels = draw.gamma(0.5, size=(units, width))
+            modules[key] = ModuleScores(channels.mean(1), channels.reshape(-1), cost)
+            outlines[key] = ModuleOutline(units, width, 256 * (kind == "attention"), cost, 0, cost, 2)
+    total = 70_553_706_496
+    names = {"architecture": "LlamaForCausalLM", "device": "cuda", "dtype": "bfloat16", "unit": "KV group"}
+    counts = {"layers": 80, "parameters": total, "bytes": 2 * total, "query_heads": 64, "cache_itemsize": 2}
+    rest = {"maximum_length": 8192, "reads_text": True, "class_names": (), "earlier_fingerprint": "b" * 16, "notes": ()}
+    outline = Outline(
+        name="seventy", fingerprint="a" * 16, windows=(None,) * 80, multiply_adds=total, modules=outlines, **names,
+        **counts, **rest,
+    )  # fmt: skip
+    return ScoreTable(modules, "fisher", 0.5, "seventy", "a" * 16, total), outline
+
+
+def test_scores_of_seventy_billion_parameters_take_20_mb_at_most(tmp_path):
+    scores, outline = seventy_billion()
+    path = tmp_path / "scores.safetensors"
+    numprune.write_scores(path, scores, SOURCE, outline)
+    assert path.stat().st_size <= 20e6
+    found = numprune.read_score_file(path)
+    assert found.outline == outline
+    plan = allocate(found.tables["fisher"], Recipe(scorer="fisher"))
+    assert plan == allocate(scores, plan.recipe)
+
+
+def changed(path, change):
+    """The file with other tensors or another description."""
+    with safe_open(path, framework="np") as file:
+        tensors, metadata = {name: file.get_tensor(name) for name in file.keys()}, file.metadata()  # noqa: SIM118
+    about = json.loads(metadata["about"])
+    change(tensors, about)
+    save_file(tensors, path, {**metadata, "about": json.dumps(about)})
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda tensors, about: about.pop("calibration"), "calibration"),
+        (lambda tensors, about: about.pop("scores"), "scores"),
+        (lambda tensors, about: about["scores"].clear(), "no scores"),
+        (lambda tensors, about: about["scores"].append(about["scores"][0]), "two scorers"),
+        (lambda tensors, about: about["outline"].pop("layers"), "lacks or has too much of layers"),
+        (lambda tensors, about: about["outline"].update(parameters="many"), "parameters 'many'"),
+        (lambda tensors, about: about["outline"].update(bytes=-1), "bytes '-1'"),
+        (lambda tensors, about: about["outline"].update(windows=[]), "window of every layer"),
+        (lambda tensors, about: about["outline"]["modules"].popitem(), "another model"),
+        (lambda tensors, about: about["outline"].update(fingerprint="0" * 16), "another model"),
+        (lambda tensors, about: about["modules"]["0.mlp"].update(cost=0), "cost 0"),
+        (lambda tensors, about: about["modules"]["0.mlp"].update(width=10**12), "units of 1000000000000 channels"),
+        (lambda tensors, about: about["scores"][0].update(ratio=1.5), "ratio is 1.5"),
+        (lambda tensors, about: about.update(parameters="many"), "parameters is no int"),
+        (lambda tensors, about: tensors.pop("random/0.mlp"), "random/0.mlp is missing"),
+        (lambda tensors, about: tensors.update({"random/0.mlp": np.ones(8, dtype=np.float32)}), "float32"),
+    ],
+)
+def test_files_that_lack_something_or_contradict_themselves_are_refused(model, stats, tmp_path, change, says):
+    path = tmp_path / "scores.safetensors"
+    numprune.write_scores(path, numprune.score(model, stats, scorer="random"), SOURCE, outline_of(model))
+    changed(path, change)
+    with pytest.raises(InputError, match=says):
+        numprune.read_score_file(path)
+
+
+class Trap:
+    def __reduce__(self):
+        return (pytest.fail, ("a pickle was run",))
+
+
+@pytest.mark.parametrize("data", [b"", b"GGUF", b'{"version": 3}', pickle.dumps(Trap()), bytes(100)])
+def test_other_files_are_refused_in_a_sentence(tmp_path, data):
+    path = tmp_path / "scores.safetensors"
+    path.write_bytes(data)
+    with pytest.raises(InputError, match="write them") as refused:
+        numprune.read_score_file(path)
+    assert "\n" not in str(refused.value)
 
 
 def test_weights_are_not_scores():

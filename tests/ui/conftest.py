@@ -122,7 +122,7 @@ def seen(open_page):
 def short_measures(monkeypatch):
     """On the server, which runs in this process: what is measured is not what these tests are about."""
     monkeypatch.setattr(
-        "numprune.ui.comparison.compare_speed",
+        "numprune.ui.engine.compare_speed",
         lambda *models, **given: compare_speed(*models, **given | {"new_tokens": 4}),
     )
     monkeypatch.setattr("numprune.ui.comparison.MOST_MEASURED", 512)

@@ -7,7 +7,7 @@ import pytest
 from numprune.errors import InputError
 from numprune.evaluation.speed_comparison import compare_speed
 from numprune.generation import Sampling, generate
-from numprune.ui import comparison
+from numprune.ui import engine
 from numprune.ui.comparison import (
     DENSE,
     Written,
@@ -35,7 +35,7 @@ def models(pruned):
 @pytest.fixture
 def measured(models, monkeypatch):
     few = {"prompt_tokens": 4, "new_tokens": 4}
-    monkeypatch.setattr(comparison, "compare_speed", lambda models, **given: compare_speed(models, **given | few))
+    monkeypatch.setattr(engine, "compare_speed", lambda models, **given: compare_speed(models, **given | few))
     return {each.name: each for each in measure_models(models, TEXT, None, None)}
 
 
@@ -79,7 +79,7 @@ def test_a_perplexity_that_is_known_is_not_measured_again(models, measured, monk
     def refuse(*args, **options):
         raise AssertionError("measured again")
 
-    monkeypatch.setattr(comparison, "perplexity", refuse)
+    monkeypatch.setattr(engine, "perplexity", refuse)
     known = {name: each.perplexity for name, each in measured.items()}
     assert [each.perplexity for each in measure_models(models, TEXT, None, None, known)] == list(known.values())
 

@@ -2,6 +2,7 @@ import json
 import threading
 import zipfile
 from types import SimpleNamespace
+from weakref import WeakKeyDictionary
 
 import gradio as gr
 import pytest
@@ -11,7 +12,7 @@ from numprune.errors import Cancelled, InputError, check_cancelled
 from numprune.export import formats
 from numprune.export.formats import Format
 from numprune.loading import load
-from numprune.ui import making
+from numprune.ui import engine, making
 from numprune.ui.app import compose
 from numprune.ui.comparison import DENSE
 from numprune.ui.downloads import Downloads
@@ -19,7 +20,7 @@ from numprune.ui.jobs import Jobs
 from numprune.ui.serving import Policy
 from numprune.ui.session_report import session_report
 from numprune.ui.shared import Shared, file_name
-from numprune.ui.tabs import export, hub
+from numprune.ui.tabs import export
 from numprune.ui.tabs.export import default_name, packed, refusals
 from numprune.ui.workbench import Workbench
 
@@ -28,6 +29,7 @@ from numprune.ui.workbench import Workbench
 def fakes(monkeypatch):
     """A format of a folder, one of a file with an option, and one that takes dense models only."""
     monkeypatch.setattr(formats, "FORMATS", {})
+    monkeypatch.setattr(export, "_reasons", WeakKeyDictionary())
     for module in ("numprune.export", "numprune.ui.tabs.export"):
         monkeypatch.setattr(f"{module}.FORMATS", formats.FORMATS)
 
@@ -181,7 +183,7 @@ def pushing(monkeypatch, pruned):
         uploads.append({"model": model, "repo_id": repo_id, **options})
         return f"https://huggingface.co/{repo_id}"
 
-    monkeypatch.setattr(hub, "push_to_hub", push)
+    monkeypatch.setattr(engine, "push_to_hub", push)
     blocks, shared = compose(bench)
     parts = parts_of(blocks)
     given = {

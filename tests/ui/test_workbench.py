@@ -11,7 +11,7 @@ from numprune.loading import load
 from numprune.plan.keys import ModuleKey
 from numprune.plan.presets import DEFAULT_PRESET, method_of
 from numprune.plan.recipe import CalibrationRecipe, Recipe
-from numprune.ui import workbench
+from numprune.ui import engine
 from numprune.ui.jobs import Jobs
 from numprune.ui.serving import Policy
 from numprune.ui.session import LoadRequest, Session
@@ -259,8 +259,8 @@ def test_a_model_the_default_cannot_score_opens_by_the_paper_s_method_and_says_w
             raise InputError("It has no gradients.")
         return real(model, stats, scorer=scorer, **options)
 
-    real = workbench.score
-    monkeypatch.setattr(workbench, "score", score)
+    real = engine.score
+    monkeypatch.setattr(engine, "score", score)
     bench = Workbench(load("tiny-stories"))
     session = opened(bench, request_)
     assert method_of(session.recipe) == "paper"
@@ -362,7 +362,7 @@ def test_the_model_of_a_request_without_sizes_is_loaded_once(monkeypatch, tmp_pa
     tiny_model(tokenizer=make_tokenizer()).save(tmp_path / "tiny")
     seen = []
     monkeypatch.setattr("numprune.calibration.budget.SIZES", ((4, 32),))
-    monkeypatch.setattr("numprune.ui.workbench.load", lambda name, **how: seen.append(name) or load(name, **how))
+    monkeypatch.setattr("numprune.ui.engine.load", lambda name, **how: seen.append(name) or load(name, **how))
     size = CalibrationRecipe("self", 4, 32)
     bench.load(LoadRequest(str(tmp_path / "tiny"), "cpu", calibration=size, by_model=frozenset({"samples"})), "tab")
     assert seen == [str(tmp_path / "tiny")]

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import gradio as gr
 
-from numprune.models import Model
-from numprune.models.placement import dtype_name
+from numprune.models.dtypes import dtype_name
 from numprune.plan.report import ModuleReport
 from numprune.ui import html, numbers
 from numprune.ui.figures import error_bars
 from numprune.ui.making import MEASURED, TEXTS
 from numprune.ui.shared import Shared, Updates, View
 from numprune.ui.side import PAIR, side_by_side
+
+if TYPE_CHECKING:
+    from numprune.models import Model
+
 
 WAITING = (
     "Press Prune and compare: the dense and the pruned model make the same thing here, with what the pruning cost and"
@@ -56,7 +60,14 @@ def compared(view: View) -> str:
     """The newest pruned model beside the dense one."""
     variants = view.variants
     newest = next(reversed(variants), None)
-    return html.empty(WAITING) if newest is None else side_by_side(view, [newest], figures=False) or pruned(newest)
+    if newest is None:
+        return waiting(view)
+    return side_by_side(view, [newest], figures=False) or pruned(newest)
+
+
+def waiting(view: View) -> str:
+    """What to do for a result; why there is none where weights are elsewhere."""
+    return html.empty(view.loaded.weights.elsewhere or WAITING)
 
 
 def pruned(name: str) -> str:
@@ -67,7 +78,7 @@ def shown(result: Result, view: View) -> Updates:
     variants = view.variants
     if not variants:
         empty = {result.print: "", result.errors: gr.Plot(None), result.part: gr.Accordion(visible=False)}
-        return {result.columns: html.empty(WAITING), **empty}
+        return {result.columns: waiting(view), **empty}
     newest = next(reversed(variants))
     model = variants[newest]
     return {

@@ -12,8 +12,9 @@ from numprune.allocation.threshold import allocate
 from numprune.errors import InputError
 from numprune.plan.keys import KINDS, Kind, ModuleKey
 from numprune.plan.plan import PruningPlan
-from numprune.scoring import SCORERS, ScoreTable
 from numprune.scoring.comparison import agreement
+from numprune.scoring.registry import BUILT_IN, SCORERS
+from numprune.scoring.table import ScoreTable
 from numprune.ui import heatmap, html, numbers
 from numprune.ui.edits import UNREADABLE, checked_unit
 from numprune.ui.heatmap import Rows, difference_heatmap, most_apart
@@ -51,7 +52,7 @@ class Rivalry:
     def rows(self, kind: Kind) -> tuple[Rows, Rows]:
         """What each of them says of the units of one kind of module."""
         name = unit_name(self.loaded) if kind == "attention" else "channel"
-        keys = [ModuleKey(layer, kind) for layer in range(self.loaded.model.layers)]
+        keys = [ModuleKey(layer, kind) for layer in range(self.loaded.outline.layers)]
         return tuple(
             Rows(
                 [table.modules[key].units if key in table.modules else None for key in keys],
@@ -120,7 +121,7 @@ class Rivalry:
         spearman = agreement(self.loaded.scores, self.rival).set_index(["layer", "module"])["spearman"]
         rows = []
         gone = common = 0
-        for layer in range(self.loaded.model.layers):
+        for layer in range(self.loaded.outline.layers):
             cells: list[str] = []
             for kind in KINDS:
                 key = ModuleKey(layer, kind)
@@ -193,7 +194,8 @@ def compared(view: View) -> pd.DataFrame:
 
 def build(shared: Shared, map_: gr.HTML) -> RivalsPart:
     with gr.Row(equal_height=False, elem_classes="np-line"):
-        against = gr.Dropdown(list(SCORERS), value="wanda_sp", label="Other scorer", min_width=160, scale=1)
+        scorers = list(dict.fromkeys([*BUILT_IN, *SCORERS]))
+        against = gr.Dropdown(scorers, value="wanda_sp", label="Other scorer", min_width=160, scale=1)
         compare = gr.Button("Compare scores", variant="secondary", scale=0, min_width=140)
         gr.HTML(
             "<p class='np-notes'>Ranks run from 0 to 1 in every layer. A cross, or white in the strip under a layer,"

@@ -11,9 +11,8 @@ import numpy as np
 import pandas as pd
 
 from numprune.errors import InputError
-from numprune.evaluation.attention import attention_patterns
 from numprune.plan.plan import PruningPlan
-from numprune.ui import html, numbers
+from numprune.ui import engine, html, numbers
 from numprune.ui.edits import parse_unit
 from numprune.ui.map import ring, selecting
 from numprune.ui.map_data import unit_name
@@ -70,7 +69,7 @@ def build(shared: Shared, map_: gr.HTML) -> UnitPart:
         "opened",
         opened,
         lambda view: {
-            sentence: gr.Textbox(visible=view.loaded.model.adapter.reads_text),
+            sentence: gr.Textbox(visible=view.loaded.outline.reads_text and view.loaded.weights.elsewhere is None),
             pattern: gr.Plot(None, visible=False),
         },
     )
@@ -99,16 +98,14 @@ def how_forced(session: Session, unit: Unit) -> str:
 
 
 def unit_card(loaded: Loaded, plan: PruningPlan, unit: Unit) -> str:
-    """Everything known about one unit; its activation once the model was calibrated."""
+    """Everything known about one unit; of its weights where they are, of its activation once the model was
+    calibrated."""
     key, index = unit
     module = loaded.scores.modules[key]
-    block = next(block for block in loaded.model.blocks if block.key == key)
-    channels = block.channels([index])
     score = float(module.units[index])
     everything = [scores.units for scores in loaded.scores.modules.values()]
     total = sum(len(scores) for scores in everything)
     rank = sum(int((scores < score).sum()) for scores in everything) + 1
-    weight = float(block.last.weight.detach()[:, channels.to(block.last.weight.device)].float().norm())
     name = unit_name(loaded) if key.kind == "attention" else "channel"
     how = "pruned" if plan.removed(key)[index] else "kept"
     forced = {"keep": "forced to stay", "prune": "forced to go"}.get(
@@ -120,8 +117,13 @@ def unit_card(loaded: Loaded, plan: PruningPlan, unit: Unit) -> str:
         (f"{int((module.units < score).sum()) + 1} of {len(module.units)}", "rank in its layer, 1 is the lowest"),
         (f"{rank:,} of {total:,}", "rank in the whole model"),
         (f"{module.cost:,}", "parameters go with it"),
-        (f"{weight:.3g}", f"norm of its weights in {'o_proj' if key.kind == 'attention' else 'down_proj'}"),
     ]
+    if loaded.weights.elsewhere is not None:
+        return html.cards(items)
+    block = next(block for block in loaded.model.blocks if block.key == key)
+    channels = block.channels([index])
+    weight = float(block.last.weight.detach()[:, channels.to(block.last.weight.device)].float().norm())
+    items.append((f"{weight:.3g}", f"norm of its weights in {'o_proj' if key.kind == 'attention' else 'down_proj'}"))
     if loaded.stats is not None:
         rms = loaded.stats.modules[key].rms
         activation = float(rms[channels.to(rms.device)].square().mean().sqrt())
@@ -140,7 +142,7 @@ def _wire(shared: Shared, part: UnitPart, map_: gr.HTML) -> None:
         with shared.job(request) as job:
             view = shared.view(request)
             unit = view.session.selected
-            if unit is None:
+            if unit is None or (unit.key.kind == "attention" and view.loaded.weights.elsewhere is not None):
                 return {part.pattern: gr.Plot(visible=False)}
             figure, label, table = unit_picture(shared, view, unit, sentence, job)
             shared.workbench.find(owner_of(request), SELECTED, table, f"<p>{escape(label)}</p>", figure)
@@ -163,10 +165,10 @@ def unit_picture(shared: Shared, view: View, unit: Unit, sentence: str, job: Any
     if loaded.model.adapter.reads_text:
         if not sentence.strip():
             raise InputError("There is no sentence; write one to see the attention on it.")
-        patterns = attention_patterns(loaded.model, sentence, key.layer)
+        patterns = engine.attention_patterns(loaded.model, sentence, key.layer)
     else:
         stats = shared.workbench.stats(view.session, progress=job.progress, cancel=job.cancel)
-        patterns = attention_patterns(loaded.model, stats.rows[0], key.layer, limit=IMAGE_TOKENS)
+        patterns = engine.attention_patterns(loaded.model, stats.rows[0], key.layer, limit=IMAGE_TOKENS)
     heads = list(patterns.heads_of_unit(index))
     weights = patterns.weights[heads].numpy()
     figure = attention_pattern(patterns.tokens, weights, [f"Query head {head}" for head in heads])

@@ -6,20 +6,23 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 import pandas as pd
 
 from numprune.errors import InputError
-from numprune.evaluation.divergence import Divergence, divergence
-from numprune.ui import html, numbers
+from numprune.ui import engine, html, numbers
 from numprune.ui.comparison import measured_on
 from numprune.ui.edits import UNREADABLE
 from numprune.ui.figures import divergence_chart
 from numprune.ui.making import FIRST_CLASSES, IMAGES, MEASURED, QUALITY, TEXTS, make, measure
 from numprune.ui.shared import QUICK, Shared, Updates, View, owner_of, toasts
 from numprune.ui.side import PAIR, models_of, side_by_side
+
+if TYPE_CHECKING:
+    from numprune.evaluation.divergence import Divergence
+
 
 CHIPS = (Path(__file__).parents[1] / "chips.js").read_text(encoding="utf8")
 DISTRIBUTIONS = "Next-token distributions"
@@ -86,9 +89,9 @@ def build(shared: Shared) -> None:
 
     def suit(view: View) -> Updates:
         """The controls of a language or of an image model, and nothing of an earlier one."""
-        model = view.loaded.model
-        reads = model.adapter.reads_text
-        classes = [] if reads else [(name, index) for index, name in enumerate(model.class_names)]
+        outline = view.loaded.outline
+        reads = outline.reads_text
+        classes = [(name, index) for index, name in enumerate(outline.class_names)]
         return {
             texts: gr.Column(visible=reads),
             of_texts: gr.Row(visible=reads),
@@ -174,7 +177,7 @@ def _wire(shared: Shared, tab: CompareTab) -> None:
             (_, dense), *others = models(view).items()
             length = min(2048, dense.maximum_length or 2048)
             found = {
-                name: divergence(
+                name: engine.divergence(
                     dense,
                     other,
                     measured_on(text),

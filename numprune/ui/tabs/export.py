@@ -5,20 +5,24 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 import gradio as gr
-from torch import nn
 
 from numprune.errors import CancelEvent, Progress, check_cancelled
 from numprune.export import FORMATS, Exported, check_export, export, formats_for
-from numprune.models import Model
 from numprune.ui import html
 from numprune.ui.comparison import DENSE
 from numprune.ui.downloads import Downloads, zip_folder
 from numprune.ui.shared import QUICK, Shared, Updates, View, file_name, owner_of, toasts
 from numprune.ui.tabs import hub
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from numprune.models import Model
+
 
 WAITING = "Choose a format and export; the size on disk and the code that loads the model appear here."
 PURPOSE = "export"
@@ -46,17 +50,19 @@ class ExportTab:
 
     def offer(self, view: View) -> Updates:
         """Choose among the dense and the tab's pruned models; the newest is chosen."""
-        models = offered(view)
-        chosen = next(reversed(models))
+        variants = view.variants
+        chosen = next(reversed(variants), DENSE)
+        # What a dense model refuses is told once its weights are here; an export asks in any case.
+        model = variants.get(chosen) or (view.loaded.model if view.loaded.weights.ready else None)
         return {
-            self.model: gr.Dropdown(list(models), value=chosen),
-            self.refused: refusals(models[chosen]),
+            self.model: gr.Dropdown([DENSE, *variants], value=chosen),
+            self.refused: "" if model is None else refusals(model),
         }
 
     def clear(self, view: View) -> Updates:
         """Empty, with a format that can carry the model."""
-        *_, newest = offered(view).values()
-        possible = [name for name, reason in reasons(newest).items() if reason is None]
+        known = reasons(view.loaded.model) if view.loaded.weights.ready else dict.fromkeys(FORMATS)
+        possible = [name for name, reason in known.items() if reason is None]
         return {
             **self.offer(view),
             self.format: first_format(possible),
@@ -70,11 +76,6 @@ class ExportTab:
     def settings(self, given: Updates) -> dict[str, str]:
         """The options of the chosen format."""
         return {name: given[control] for name, control in self.options.get(given[self.format], {}).items()}
-
-
-def offered(view: View) -> dict[str, Model]:
-    """The dense model and those pruned from it, the newest last."""
-    return {DENSE: view.loaded.model, **view.variants}
 
 
 def model_called(view: View, name: str) -> Model:

@@ -5,17 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from html import escape
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 
 from numprune.errors import InputError
-from numprune.evaluation.perplexity import perplexity
-from numprune.export import check_export, push_to_hub
-from numprune.export.hub import check_repo_id
-from numprune.models import Model
+from numprune.export.formats import check_export
+from numprune.ui import engine
 from numprune.ui.comparison import measured_on
 from numprune.ui.shared import Shared, Updates, View
+
+if TYPE_CHECKING:
+    pass
+
 
 # At the click, when the values are on their way: whatever comes of the upload, and should it be stopped.
 CLEAR_TOKEN = """(...inputs) => {
@@ -26,7 +28,7 @@ CLEAR_TOKEN = """(...inputs) => {
   return inputs;
 }"""
 HELD_OUT = "stories no model was trained on"
-Chosen = Callable[[View, Updates], tuple[Model, str, dict[str, str]]]
+Chosen = Callable[[View, Updates], tuple[Any, str, dict[str, str]]]
 """From the tab and the values of its controls to the model, the format and its options."""
 
 
@@ -84,7 +86,7 @@ def _wire(shared: Shared, part: HubPart, chosen: Chosen, inputs: set[Any]) -> No
                 raise InputError(
                     "There is no token; make one that may write at https://huggingface.co/settings/tokens."
                 )
-            check_repo_id(repository)
+            engine.check_repo_id(repository)
             model, format, options = chosen(view, given)
             check_export(model, format, options)
             steps = {"progress": job.progress, "cancel": job.cancel}
@@ -92,9 +94,9 @@ def _wire(shared: Shared, part: HubPart, chosen: Chosen, inputs: set[Any]) -> No
             if given[part.measure] and model.adapter.reads_text:
                 measured = {"perplexity_after": model, "perplexity_before": view.loaded.model}
                 for name, each in measured.items():
-                    card[name] = perplexity(each, measured_on(given[text]), **steps)
+                    card[name] = engine.perplexity(each, measured_on(given[text]), **steps)
                 card["perplexity_data"] = "a text of its author's" if given[text].strip() else HELD_OUT
-            address = push_to_hub(
+            address = engine.push_to_hub(
                 model,
                 repository,
                 format=format,

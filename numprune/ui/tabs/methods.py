@@ -11,11 +11,9 @@ import pandas as pd
 
 from numprune.errors import InputError
 from numprune.evaluation.cells import Cell, read_cells, write_cells
-from numprune.evaluation.measurement import Bench, run_of
-from numprune.evaluation.methods import compare_methods
 from numprune.plan.presets import METHODS
 from numprune.plan.recipe import Recipe
-from numprune.ui import html
+from numprune.ui import engine, html
 from numprune.ui.cells import COMMON, JS, cells_chart, cells_table, one_run, points_of, seeds_of
 from numprune.ui.comparison import measured_on
 from numprune.ui.edits import ratios_of
@@ -54,12 +52,12 @@ def build(shared: Shared) -> None:
 
     def show(view: View, cells: Sequence[Cell]) -> Updates:
         """Keep the cells, for the report and the frontier too, and show them."""
-        workbench, model = shared.workbench, view.loaded.model
-        own = view.session.recipe if cells[0].model == model.name else None
+        workbench, loaded = shared.workbench, view.loaded
+        own = view.session.recipe if cells[0].model == loaded.outline.name else None
         workbench.keep_cells(view.owner, cells)
         for point in [] if own is None else points_of(cells, own):
             workbench.point(view.owner, point)
-        table, drawn = cells_table(cells, own), cells_chart(cells, model)
+        table, drawn = cells_table(cells, own), cells_chart(cells, loaded.model if loaded.weights.ready else None)
         numbers = pd.DataFrame([asdict(cell) for cell in cells])
         workbench.find(view.owner, BY_METHOD, numbers, cells_table(cells), *([] if drawn is None else [drawn]))
         return {
@@ -75,14 +73,14 @@ def build(shared: Shared) -> None:
             view = shared.view(request)
             model, recipe = view.loaded.model, common_recipe(view.session)
             making = shared.making
-            bench = Bench(
+            bench = engine.Bench(
                 data=measured_on(given[making.text]),
                 sequence_length=view.session.dense.calibration.sequence_length,
                 images=int(given[making.samples] or 0),
                 drawing={"cfg_scale": number(given[making.guidance], "Guidance"), "top_k": 0},
                 repetitions=int(given[repetitions] or 0),
             )
-            run, before = run_of(model, recipe, bench), shared.workbench.cells(view.owner)
+            run, before = engine.run_of(model, recipe, bench), shared.workbench.cells(view.owner)
             cells = shared.workbench.cells(view.owner, run)
             if before and not cells:
                 gr.Info(
@@ -90,7 +88,7 @@ def build(shared: Shared) -> None:
                     " comparison starts anew.",
                     title="Another run",
                 )
-            found = compare_methods(
+            found = engine.compare_methods(
                 model,
                 [name for name in METHODS if name in (given[methods] or ())],
                 [ratio for ratio in ratios_of(given[ratios]) if ratio],

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 import pandas as pd
 
 from numprune.errors import InputError, Progress
-from numprune.evaluation.speed_comparison import FEWEST, SpeedComparison, compare_speed
-from numprune.evaluation.sweep import SweepPoint, sweep
-from numprune.models import Model
-from numprune.ui import html, race
+from numprune.evaluation.repeats import FEWEST
+from numprune.ui import engine, html, race
 from numprune.ui.comparison import DENSE
 from numprune.ui.edits import ratios_of
 from numprune.ui.figures import sweep_chart
 from numprune.ui.shared import Shared, Updates, View
+
+if TYPE_CHECKING:
+    from numprune.evaluation.speed_comparison import SpeedComparison
+    from numprune.evaluation.sweep import SweepPoint
+    from numprune.models import Model
+
 
 SPEED, BY_RATIO = "Speed", "Speed and memory by ratio"
 BATCHES = (1, 8)
@@ -47,10 +51,9 @@ def build(shared: Shared) -> None:
     chart = gr.Plot(label=BY_RATIO, visible=False)
 
     def opened(view: View) -> Updates:
-        model = view.loaded.model
         return {
             which: gr.Dropdown([], value=[], multiselect=True),
-            prompt: gr.Textbox(visible=readable(model)),
+            prompt: gr.Textbox(visible=view.loaded.outline.reads_text),
             shown: html.empty(WITHOUT_PRUNED),
             figures: "",
             ratio_figures: html.empty(BY_RATIO_WAITING),
@@ -75,7 +78,7 @@ def build(shared: Shared) -> None:
             for batch in BATCHES:
                 options = shape(view.loaded.model, text, int(given[new_tokens]))
                 found.append(
-                    compare_speed(
+                    engine.compare_speed(
                         models,
                         **options,
                         batch=batch,
@@ -96,7 +99,7 @@ def build(shared: Shared) -> None:
             stats = shared.workbench.stats(view.session, progress=job.progress, cancel=job.cancel)
             loaded, points = view.loaded, []
             sized = shape(loaded.model, None, NEW_TOKENS)
-            for point in sweep(
+            for point in engine.sweep(
                 loaded.model,
                 stats,
                 loaded.scores,
@@ -129,11 +132,12 @@ def chosen(view: View, names: Sequence[str] | None) -> dict[str, Model]:
     """The dense model and the pruned ones of these names.
 
     Raises:
-        InputError: there is none.
+        InputError: there is none, or only the scores of the dense one are here.
     """
+    dense = view.loaded.model
     if not names:
         raise InputError("There is no pruned model chosen; press Prune and compare, or choose one.")
-    return {DENSE: view.loaded.model, **{name: view.workbench.pruned(view.owner, name) for name in names}}
+    return {DENSE: dense, **{name: view.workbench.pruned(view.owner, name) for name in names}}
 
 
 def shape(model: Model, text: str | None, new_tokens: int) -> dict[str, Any]:
