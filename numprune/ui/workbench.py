@@ -35,6 +35,8 @@ FALLBACK = PRESETS["paper"]
 """Where a model cannot be scored for the default method."""
 BY_MODEL = frozenset({"samples", "sequence_length"})
 """Sizes of a calibration that nobody asked for."""
+MOST_FILES = 4
+"""Files of scores that are kept though no tab has them open, so that a reload finds them again."""
 PROGRAM = "the running program"
 """Owns what the program starts with."""
 FIRST_SCORERS = (DEFAULT.settings["scorer"], FALLBACK.settings["scorer"])
@@ -75,6 +77,7 @@ class Workbench(Visits):
         self._building: dict[LoadRequest, threading.Lock] = {}
         self._opened: dict[LoadRequest, Opened] = {}
         self._claims: dict[LoadRequest, set[str]] = {}
+        self._files: list[LoadRequest] = []
         self._first = opened if isinstance(opened, Weights) else Here(opened)
         self.visited = threading.Event()
         self.policy = policy or Policy()
@@ -150,7 +153,8 @@ class Workbench(Visits):
         self._claim(loaded.request, Opened(loaded.weights, loaded.stats, scores), owner)
 
     def put_scores(self, file: ScoreFile, owner: str) -> Loaded:
-        """Open a file of scores, of a model whose weights are elsewhere; `owner` keeps it.
+        """Open a file of scores, of a model whose weights are elsewhere; `owner` keeps it, and the last few files are
+        kept in any case.
 
         Raises:
             InputError: the file does not say what it takes to show it.
@@ -159,11 +163,12 @@ class Workbench(Visits):
         with self._lock:
             opened = self._opened.get(request) or Opened(Elsewhere(outline_in(file)), None, dict(file.tables))
             self._claim(request, opened, owner)
+            self._files = [*(each for each in self._files if each != request), request][-MOST_FILES:]
         scorer = next((each for each in FIRST_SCORERS if each in opened.scores), next(iter(opened.scores)))
         return Loaded(request, opened.weights, opened.scores[scorer], None)
 
     def scores_of(self, recipe: Recipe) -> LoadRequest | None:
-        """The file of scores, open in any tab, that a recipe was made by; None when there is none."""
+        """The file of scores, of those that are kept, that a recipe was made by; None when there is none."""
         with self._lock:
             return next(
                 (
@@ -386,7 +391,7 @@ class Workbench(Visits):
             for request, owners in list(self._claims.items()):
                 if request != keep:
                     owners.discard(owner)
-                if not owners:
+                if not owners and request not in self._files:
                     del self._claims[request], self._opened[request]
             if keep is None:
                 self._tabs.pop(owner, None)

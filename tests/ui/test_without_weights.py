@@ -17,7 +17,7 @@ from numprune.ui.launch import of_file, shown_at_once
 from numprune.ui.session import Unit
 from numprune.ui.shared import View
 from numprune.ui.weights import Coming
-from numprune.ui.workbench import Workbench
+from numprune.ui.workbench import MOST_FILES, Workbench
 
 TAB = "tests"
 
@@ -103,7 +103,14 @@ def test_a_file_is_opened_on_the_page_and_its_recipe_comes_back(small, file, pag
     assert bench.scores_of(session.recipe) == session.dense
     assert bench.scores_of(Recipe()) is None
     bench.release(TAB)
-    assert bench.scores_of(session.recipe) is None
+    assert bench.scores_of(session.recipe) == session.dense
+    # It makes room for others.
+    held = numprune.read_score_file(file[0])
+    for number in range(MOST_FILES):
+        bench.put_scores(replace(held, digest=str(number)), "another")
+    bench.release(TAB)
+    assert session.dense not in bench._opened
+    assert bench.scores_of(session.recipe).scores == "0"
 
 
 @pytest.mark.parametrize("data", [b"", b"\x80\x04.", b"{}"])
