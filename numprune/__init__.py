@@ -41,6 +41,7 @@ _NAMES = {
     "numprune.llamagen": "Captions LlamaGen encode_captions load_checkpoint",
     "numprune.loading": "load",
     "numprune.models": "Model embedded_models held_out_text",
+    "numprune.models.outline": "Outline outline_of",
     "numprune.plan.keys": "ModuleKey",
     "numprune.plan.plan": "PruningPlan",
     "numprune.plan.presets": "DEFAULT_PRESET METHODS PRESETS Preset preset",

@@ -25,8 +25,9 @@ SIZES = {"K": 1e3, "M": 1e6, "B": 1e9}
 
 def add(commands: Commands) -> None:
     parser = add_command(commands, "serve", "start the dashboard", example=EXAMPLE, json=False)
-    parser.add_argument("--model", default="tiny-stories", metavar="MODEL", help="model to open (default tiny-stories)")
-    parser.add_argument(
+    opened = parser.add_mutually_exclusive_group()
+    opened.add_argument("--model", default="tiny-stories", metavar="MODEL", help="model to open (default tiny-stories)")
+    opened.add_argument(
         "--scores",
         metavar="FILE",
         help="open the scores that numprune score MODEL --out FILE.safetensors wrote, without the model: its plan is"

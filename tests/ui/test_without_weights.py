@@ -12,6 +12,7 @@ from servers import parts_of
 import numprune
 from numprune import InputError, Recipe
 from numprune.models.outline import outline_of
+from numprune.scoring.registry import BUILT_IN
 from numprune.ui.app import compose
 from numprune.ui.launch import of_file, shown_at_once
 from numprune.ui.session import Unit
@@ -160,6 +161,7 @@ CODE = """
 import sys
 from types import SimpleNamespace
 from numprune.ui import launch
+from numprune.scoring.registry import BUILT_IN
 from numprune.ui.app import compose
 launch.only_cpu = lambda: True
 bench = launch.shown_at_once("tiny-stories", None)
@@ -173,3 +175,14 @@ print(*sorted({"torch", "transformers", "scipy", "accelerate"} & set(sys.modules
 def test_a_first_visit_is_answered_before_torch_is_imported():
     done = subprocess.run([sys.executable, "-c", CODE], capture_output=True, text=True, timeout=300, check=False)
     assert done.stdout.split() == ["tiny-stories"], done.stderr
+
+
+def test_scorers_and_formats_are_known_by_name_before_they_are_imported():
+    assert set(BUILT_IN) == set(numprune.SCORERS)
+    assert {"newton", "fisher"} <= set(BUILT_IN)
+    priced = {"fisher"}
+    assert priced == numprune.PRICED
+    model = numprune.load("tiny-stories", device="cpu")
+    for name, reason in numprune.formats_for(model).items():
+        assert reason is None or isinstance(reason, str), name
+        assert numprune.FORMATS[name].about
