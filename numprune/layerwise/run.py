@@ -128,19 +128,21 @@ def _score(
         check_cancelled(cancel)
         layer = stage.layer(index)
         blocks = stage.adapter.layer_blocks(layer, index, calls.config)
+        if state.has_moments(index):
+            _run(stage, layer, [], calls, index)
+        else:
+            state.keep_moments(index, _run(stage, layer, blocks, calls, index))
         known = state.scores(index)
         if known is None:
-            moments = _run(stage, layer, blocks, calls, index)
             known = {}
             for block in blocks:
                 weight = block.last.weight.detach()
                 weight = weight.to(float64_device(weight.device))
-                stats = moments[block.key].to(weight.device)
+                # From the file, so that the matrix takes no memory of its own.
+                stats = state.moments(block.key).to(weight.device)
                 channels = BLOCK_SCORERS[recipe.scorer](block, weight, stats, ratio=RATIO, progress=None, cancel=cancel)
                 known[block.key] = module_scores(block, channels, recipe.scorer)
-            state.keep(index, moments, known)
-        else:
-            _run(stage, layer, [], calls, index)
+            state.keep_scores(index, known)
         modules |= known
         if progress is not None:
             progress(index + 1, stage.layers, "calibrating and scoring layer by layer")

@@ -101,42 +101,50 @@ class State:
 
     # The first pass.
 
-    def _of_layer(self, index: int) -> Path:
-        return self.folder / f"layer-{index:05d}.safetensors"
+    def _moments(self, index: int) -> Path:
+        return self.folder / f"moments-{index:05d}.safetensors"
 
-    def keep(
-        self, index: int, moments: Mapping[ModuleKey, ModuleStats], scores: Mapping[ModuleKey, ModuleScores]
-    ) -> None:
-        """Keep the moments and scores of a layer."""
-        tensors, sizes = {}, {}
+    def _scores(self, index: int) -> Path:
+        return self.folder / f"scores-{index:05d}.safetensors"
+
+    def has_moments(self, index: int) -> bool:
+        """Whether the moments of a layer are kept."""
+        return self._moments(index).is_file()
+
+    def keep_moments(self, index: int, moments: Mapping[ModuleKey, ModuleStats]) -> None:
+        """Keep what reaches the last linears of a layer."""
+        tensors: dict[str, torch.Tensor] = {}
         for key, stats in moments.items():
-            table = scores[key]
             tensors |= {f"{key}.gram": stats.gram.cpu(), f"{key}.mean": stats.mean.cpu()}
-            tensors |= {
-                f"{key}.{name}": torch.from_numpy(getattr(table, name).copy()) for name in ("units", "channels")
-            }
-            sizes[str(key)] = {"tokens": stats.tokens, "cost": table.cost, "remainder": table.remainder}
-        self._save(tensors, self._of_layer(index), {"sizes": json.dumps(sizes)})
+        self._save(tensors, self._moments(index), {str(key): str(stats.tokens) for key, stats in moments.items()})
+
+    def moments(self, key: ModuleKey) -> ModuleStats:
+        """The moments of a module; on the CPU the matrix is a view of the file."""
+        with safe_open(self._moments(key.layer), framework="pt") as opened:
+            tokens = int(opened.metadata()[str(key)])
+            return ModuleStats(opened.get_tensor(f"{key}.gram"), opened.get_tensor(f"{key}.mean"), tokens)
+
+    def keep_scores(self, index: int, scores: Mapping[ModuleKey, ModuleScores]) -> None:
+        """Keep the scores of a layer."""
+        tensors, sizes = {}, {}
+        for key, table in scores.items():
+            for name in ("units", "channels"):
+                tensors[f"{key}.{name}"] = torch.from_numpy(getattr(table, name).copy())
+            sizes[str(key)] = json.dumps([table.cost, table.remainder])
+        self._save(tensors, self._scores(index), sizes)
 
     def scores(self, index: int) -> dict[ModuleKey, ModuleScores] | None:
         """The scores of a layer; None where it is not finished."""
-        file = self._of_layer(index)
+        file = self._scores(index)
         if not file.is_file():
             return None
         found = {}
         with safe_open(file, framework="pt") as opened:
-            for name, size in json.loads(opened.metadata()["sizes"]).items():
-                units, channels = (opened.get_tensor(f"{name}.{what}").numpy() for what in ("units", "channels"))
-                found[ModuleKey.parse(name)] = ModuleScores(
-                    units.copy(), channels.copy(), size["cost"], size["remainder"]
-                )
+            for name, sizes in (opened.metadata() or {}).items():
+                # Copies: what the file holds goes away with it.
+                arrays = [opened.get_tensor(f"{name}.{what}").numpy().copy() for what in ("units", "channels")]
+                found[ModuleKey.parse(name)] = ModuleScores(*arrays, *json.loads(sizes))
         return found
-
-    def moments(self, key: ModuleKey) -> ModuleStats:
-        """The moments of a module, read from the file."""
-        with safe_open(self._of_layer(key.layer), framework="pt") as opened:
-            tokens = json.loads(opened.metadata()["sizes"])[str(key)]["tokens"]
-            return ModuleStats(opened.get_tensor(f"{key}.gram"), opened.get_tensor(f"{key}.mean"), tokens)
 
     # The second pass.
 

@@ -171,9 +171,11 @@ def test_a_stopped_run_goes_on_with_the_same_bits(folder, tmp_path, after, monke
     assert (tmp_path / "out.partial").is_dir()
     assert not (tmp_path / "out").exists()
     computed = []
-    keep = layerwise_run.State.keep
+    keep = layerwise_run.State.keep_scores
     monkeypatch.setattr(
-        layerwise_run.State, "keep", lambda self, index, *rest: computed.append(index) or keep(self, index, *rest)
+        layerwise_run.State,
+        "keep_scores",
+        lambda self, index, *rest: computed.append(index) or keep(self, index, *rest),
     )
     prune_layerwise(opened(folder()), recipe, tmp_path / "out")
     assert computed == [0, 1][after:]
@@ -200,7 +202,19 @@ prune_layerwise(numprune.load(folder, device="cpu", dtype="checkpoint"), recipe,
 """
 
 
-@pytest.mark.parametrize("victim", ["rows:1", "keep:1", "keep:2", "write_layer:1", "write_layer:2", "write_rest:1"])
+@pytest.mark.parametrize(
+    "victim",
+    [
+        "rows:1",
+        "keep_moments:1",
+        "keep_scores:1",
+        "keep_moments:2",
+        "keep_scores:2",
+        "write_layer:1",
+        "write_layer:2",
+        "write_rest:1",
+    ],
+)
 def test_a_killed_run_goes_on_with_the_same_bits(folder, tmp_path, victim):
     recipe = recipe_for(folder)
     (tmp_path / "recipe.json").write_text(recipe.to_json())
@@ -226,7 +240,7 @@ def test_a_run_with_other_settings_does_not_go_on(folder, tmp_path):
 
 def test_two_runs_do_not_write_one_folder(folder, tmp_path, monkeypatch):
     recipe, seen = recipe_for(folder), []
-    keep = layerwise_run.State.keep
+    keep = layerwise_run.State.keep_scores
 
     def beside(self, *rest):
         with pytest.raises(InputError, match=r"Another run is writing .*out; wait for it"):
@@ -234,7 +248,7 @@ def test_two_runs_do_not_write_one_folder(folder, tmp_path, monkeypatch):
         seen.append(1)
         return keep(self, *rest)
 
-    monkeypatch.setattr(layerwise_run.State, "keep", beside)
+    monkeypatch.setattr(layerwise_run.State, "keep_scores", beside)
     prune_layerwise(opened(folder()), recipe, tmp_path / "out")
     assert len(seen) == 2
 
