@@ -85,9 +85,11 @@ def damped_cholesky(matrix: torch.Tensor, damping: float, *, raise_damping: bool
     """
     mean = matrix.diagonal().mean()
     while True:
-        damped = matrix.clone()
-        damped.diagonal().add_(damping * mean)
-        factor, info = torch.linalg.cholesky_ex(damped)
+        factor = matrix.clone()
+        factor.diagonal().add_(damping * mean)
+        info = torch.empty((), dtype=torch.int32, device=matrix.device)
+        # In the place of what is factorised: these are the largest matrices there are.
+        torch.linalg.cholesky_ex(factor, out=(factor, info))
         if int(info) == 0 and bool(torch.isfinite(factor.diagonal()).all()):
             return factor, damping
         if not raise_damping or damping >= 1:

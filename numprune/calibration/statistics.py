@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import torch
 
 from numprune.errors import InputError
-from numprune.linalg import lower_product, mirror_lower_
+from numprune.linalg import BLOCK, lower_product, mirror_lower_
 from numprune.plan.keys import ModuleKey
 from numprune.plan.recipe import CalibrationRecipe
 
@@ -98,7 +98,10 @@ class GramAccumulator:
     def add(self, x: torch.Tensor) -> bool:
         """Add a batch (tokens, channels); False when it holds a non-finite value (or one too large to square)."""
         product = lower_product(x)
-        self.gram += product.to(self.gram.device)
+        product = product.to(self.gram.device)
+        for begin in range(0, len(product), BLOCK):
+            # By rows: the sum of two data types makes a copy of one of them.
+            self.gram[begin : begin + BLOCK] += product[begin : begin + BLOCK]
         self.sum += x.sum(dim=0, dtype=torch.float32).to(self.sum.device)
         self.tokens += x.shape[0]
         return bool(torch.isfinite(product.diagonal()).all())

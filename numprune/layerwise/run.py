@@ -9,6 +9,7 @@ stopped, or killed, goes on from there with the same bits.
 
 from __future__ import annotations
 
+import gc
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -126,19 +127,19 @@ def _score(
     modules: dict[ModuleKey, ModuleScores] = {}
     for index in range(stage.layers):
         check_cancelled(cancel)
-        layer = stage.layer(index)
-        blocks = stage.adapter.layer_blocks(layer, index, calls.config)
-        if state.has_moments(index):
-            _run(stage, layer, [], calls, index)
-        else:
-            state.keep_moments(index, _run(stage, layer, blocks, calls, index))
+        kept = state.has_moments(index)
+        moments = _run(stage, calls, index, collect=not kept)
+        if not kept:
+            state.keep_moments(index, moments)
+        del moments
+        # Modules and what looks into them hold each other, so a layer goes only when the collector finds it.
+        gc.collect()
         known = state.scores(index)
         if known is None:
             known = {}
-            for block in blocks:
-                weight = block.last.weight.detach()
-                weight = weight.to(float64_device(weight.device))
-                # From the file, so that the matrix takes no memory of its own.
+            # Weights and moments from the files, so that the layer and its matrices take no memory meanwhile.
+            for block in stage.filed_blocks(index):
+                weight = block.last.weight.detach().to(float64_device(stage.device), stage.dtype)
                 stats = state.moments(block.key).to(weight.device)
                 channels = BLOCK_SCORERS[recipe.scorer](block, weight, stats, ratio=RATIO, progress=None, cancel=cancel)
                 known[block.key] = module_scores(block, channels, recipe.scorer)
@@ -151,10 +152,10 @@ def _score(
     return table, used
 
 
-def _run(
-    stage: Stage, layer: torch.nn.Module, blocks: list, calls: LayerCalls, index: int
-) -> dict[ModuleKey, ModuleStats]:
-    """Bring the stream behind a layer; returns the moments of what reaches its modules' last linears."""
+def _run(stage: Stage, calls: LayerCalls, index: int, *, collect: bool) -> dict[ModuleKey, ModuleStats]:
+    """Bring the stream behind a layer; returns the moments of what reaches its modules' last linears, if wanted."""
+    layer = stage.layer(index)
+    blocks = stage.adapter.layer_blocks(layer, index, calls.config) if collect else []
     accumulators = {block.key: GramAccumulator(block.last.in_features, stage.device) for block in blocks}
     collectors = {block.last: collector(block.key, accumulators[block.key]) for block in blocks}
     with hooked(before=collectors):

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from numprune.errors import InputError
-from numprune.models.adapter import Adapter
+from numprune.models.adapter import Adapter, Block
 from numprune.models.batches import sequences_per_forward
 from numprune.models.model import Model
 from numprune.models.replay import LayerCalls
@@ -44,6 +44,10 @@ class Stage:
         layer = copy.deepcopy(self.adapter.layers(self.model.module)[index])
         return layer.to(self.device, self.dtype)
 
+    def filed_blocks(self, index: int) -> list[Block]:
+        """The prunable modules of a decoder layer as they lie in the files."""
+        return self.adapter.layer_blocks(self.adapter.layers(self.model.module)[index], index, self.model.config)
+
     def calls(self, rows: torch.Tensor) -> LayerCalls:
         """What the layers are called with on token ids (sequences, tokens), and the stream that enters the first.
 
@@ -53,7 +57,8 @@ class Stage:
         layers = self.adapter.layers(module)
         shells = nn.ModuleList(_Shell(layer) for layer in layers)
         front = copy.deepcopy(module, {id(layers): shells, **_unread(module)}).to(self.device, self.dtype)
-        size = sequences_per_forward(self.device, rows.shape[1])
+        # Half as much at once as in memory: what a layer computes on the way would be the largest part.
+        size = max(1, sequences_per_forward(self.device, rows.shape[1]) // 2)
         with torch.no_grad():
             calls = LayerCalls.without_layers(front, self.adapter, list(rows.to(self.device).split(size)))
         calls.states[:] = [state.cpu() for state in calls.states]

@@ -69,6 +69,8 @@ def numerical_score(
     _validate(weight, gram, ratio, penalty, solver, steps, damping)
     exact = to_float64(weight) if weight.shape[1] <= _EXACT else weight
     a = to_float64(lower_product(exact)).mul_(to_float64(gram))
+    # What only the caller passed on is let go before the factorisation, which takes most.
+    del exact, gram
     alive = a.diagonal() > 0
     if not bool(alive.any()):
         return torch.zeros(a.shape[0], dtype=torch.float64, device=a.device)
