@@ -228,8 +228,11 @@ def snippet(model: Model, path: Path) -> str:
 model = Llama({str(path)!r}, n_ctx={min(_context(model.config), 4096)})
 print(model("Once upon a time", max_tokens=64)["choices"][0]["text"])
 
-# The programs of llama.cpp itself; the last makes 4 bits of f16, bf16 or f32:
+# The programs of llama.cpp itself: talk, write, serve (http://127.0.0.1:8080), time prompts and writing; the last makes
+# 4 bits of f16, bf16 or f32:
 #   llama-cli -m {file}
 #   llama-completion -m {file} -no-cnv -p "Once upon a time" -n 64
+#   llama-server -m {file} -c {min(_context(model.config), 4096)}
+#   llama-bench -m {file} -p 512 -n 128
 #   llama-quantize {file} {smaller} Q4_K_M
 """

@@ -17,7 +17,14 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers import MistralConfig, PreTrainedModel
 
 from numprune.errors import CancelEvent, Progress, check_cancelled
-from numprune.export.transformers import explicit_config, loading_code, shapes, unknown_layers, write_companions
+from numprune.export.transformers import (
+    explicit_config,
+    loading_code,
+    serving_lines,
+    shapes,
+    unknown_layers,
+    write_companions,
+)
 from numprune.models.empty import without_memory
 from numprune.models.layer_sizes import layer_values, text_config
 from numprune.models.model import Model
@@ -61,7 +68,7 @@ def write(model: Model, folder: Path, *, progress: Progress | None, cancel: Canc
 
 
 def snippet(model: Model, path: Path) -> str:
-    return loading_code(model, path)
+    return loading_code(model, path) + (serving_lines(path) if model.adapter.reads_text else "")
 
 
 def _counts(model: Model, kind: str) -> set[int]:

@@ -11,6 +11,7 @@ import copy
 import json
 import math
 import re
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +72,19 @@ def write(model: Model, folder: Path, *, progress: Progress | None, cancel: Canc
 
 def snippet(model: Model, path: Path) -> str:
     pruned = text_config(pruned_config(model)).is_heterogeneous
-    return loading_code(model, path, ", trust_remote_code=True" if pruned else "")
+    code = loading_code(model, path, ", trust_remote_code=True" if pruned else "")
+    return code + serving_lines(path, " --trust-remote-code" if pruned else "") if model.adapter.reads_text else code
+
+
+def serving_lines(path: Path, flags: str = "") -> str:
+    """Commands, as comments, that serve a folder in vLLM and ask it something."""
+    asked = json.dumps({"model": str(path), "prompt": "Once upon a time", "max_tokens": 64})
+    return f"""
+
+# vLLM serves the folder:
+#   vllm serve {shlex.quote(str(path))}{flags}
+#   curl http://127.0.0.1:8000/v1/completions -H 'Content-Type: application/json' -d {shlex.quote(asked)}
+"""
 
 
 def loading_code(model: Model, path: Path, arguments: str = "") -> str:

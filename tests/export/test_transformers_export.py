@@ -3,6 +3,7 @@
 import ast
 import json
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -354,3 +355,15 @@ def test_the_template_itself_is_a_model():
     assert [layer.mlp.down_proj.in_features for layer in model.model.layers] == [8, 16]
     assert [layer.self_attn.q_proj.out_features for layer in model.model.layers] == [128, 256]
     assert model(torch.arange(8)[None]).logits.shape == (1, 8, 16)
+
+
+def test_the_snippet_says_how_vllm_serves_the_folder(tmp_path):
+    """As a shell reads them, whatever the name of the folder."""
+    written = export(pruned("llama", "uneven"), tmp_path / "it's smaller")
+    lines = [line.removeprefix("#   ") for line in written.snippet.splitlines() if line.startswith("#   ")]
+    serve, ask = (shlex.split(line) for line in lines)
+    assert serve == ["vllm", "serve", str(written.path), "--trust-remote-code"]
+    assert json.loads(ask[-1])["model"] == str(written.path)
+    dense = export(tiny_model("llama", tokenizer=make_tokenizer()), tmp_path / "dense")
+    assert "trust" not in dense.snippet
+    assert f"vllm serve {dense.path}\n" in dense.snippet
