@@ -81,8 +81,8 @@ def build(shared: Shared) -> ModelForm:
                 scale=2,
             )
             column = gr.Textbox(label="Text column", placeholder="by name", min_width=90)
-            samples = gr.Number(None, precision=0, minimum=1, label="Samples", placeholder="by size", min_width=80)
-            length = gr.Number(None, precision=0, minimum=2, label="Length", placeholder="by size", min_width=80)
+            samples = gr.Number(0, precision=0, minimum=0, label="Samples, 0 auto", min_width=120)
+            length = gr.Number(0, precision=0, minimum=0, label="Length, 0 auto", min_width=115)
             seed = gr.Number(0, precision=0, label="Seed", min_width=70)
         upload = gr.File(
             label="File of text or rows", file_types=[*KINDS, ".gz"], type="filepath", visible=False, height=120
@@ -151,7 +151,8 @@ def asked_for(form: ModelForm, given: Updates) -> LoadRequest:
         InputError: something in it is missing or no number.
     """
     boxes = {"samples": (form.samples, "Samples"), "sequence_length": (form.length, "Length")}
-    sizes = {name: whole(given[box], what) for name, (box, what) in boxes.items() if given[box] is not None}
+    # 0, and so an empty box, leaves a size to the model.
+    sizes = {name: size for name, (box, what) in boxes.items() if (size := whole(given[box], what, empty=0))}
     column = (given[form.column] or "").strip() or None
     source = source_of(given[form.data], given[form.upload], given[form.text], column)
     calibration = CalibrationRecipe(source, seed=whole(given[form.seed], "Seed"), text_column=column, **sizes)

@@ -130,8 +130,8 @@ def write(page, label, value):
 def open_small(page):
     """The model of the page, calibrated on next to nothing."""
     page.click("#np-open-model")
-    write(page, "Samples", "4")
-    write(page, "Length", "32")
+    write(page, "Samples, 0 auto", "4")
+    write(page, "Length, 0 auto", "32")
     page.get_by_role("button", name="Open and score").click()
     says(page, "4 × 32")
     idle(page)

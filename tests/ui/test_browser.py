@@ -306,7 +306,7 @@ def test_a_name_that_cannot_be_loaded_is_a_toast_and_the_old_model_still_works(t
 
 def test_a_running_job_says_how_far_it_is_and_can_be_stopped(tab):
     tab.click("#np-open-model")
-    write(tab, "Samples", "5000")
+    write(tab, "Samples, 0 auto", "5000")
     tab.get_by_role("button", name="Open and score").click()
     expect(tab.locator(".np-running")).to_contain_text(re.compile(r"\d+/\d+"))
     tab.get_by_role("button", name="Stop").click()

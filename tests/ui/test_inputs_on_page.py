@@ -99,7 +99,6 @@ def test_model_by_name(bench, tmp_path, name, says):
     ("given", "says"),
     [
         ({"samples": 2.5}, "Samples is 2.5; give a whole number."),
-        ({"samples": 0}, "samples is 0; give at least 1."),
         ({"samples": -1}, "samples is -1; give at least 1."),
         ({"length": 1}, "sequence_length is 1; give at least 2."),
         ({"length": 1e400}, "Length is inf; give a whole number."),
