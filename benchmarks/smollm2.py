@@ -10,7 +10,7 @@ import subprocess
 import sys
 import zipfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 
@@ -43,11 +43,11 @@ class Part:
 
 PARTS = (
     Part("mixed", (0.2, 0.3), MAIN),
-    Part("c4", (0.2, 0.3), MAIN),
-    Part("mixed", (0.1, 0.5), MAIN),
-    Part("mixed", (0.2, 0.5), OTHERS),
     Part("mixed", (0.2, 0.3), SEARCHED),
+    Part("mixed", (0.1, 0.5), MAIN),
     Part("mixed", (0.1, 0.5), SEARCHED),
+    Part("mixed", (0.2, 0.5), OTHERS),
+    Part("c4", (0.2, 0.3), MAIN),
 )
 
 
@@ -74,14 +74,15 @@ def folder_of_model(cache: Path) -> Path:
     return folder
 
 
-def measure(texts: Path, cache: Path, out: Path) -> None:
-    """Measure the cells that are missing in out/smollm2-*.csv."""
+def measure(texts: Path, cache: Path, out: Path, device: str = "cpu") -> None:
+    """Measure the cells that are missing in out/smollm2-*.csv, and on a GPU in out/smollm2-*-cuda.csv."""
     folder = folder_of_model(cache)
-    model = numprune.load(str(folder), device="cpu", dtype="float32")
+    model = numprune.load(str(folder), device=device, dtype="float32")
     model.name = folder.name  # cells are the same wherever it lies
     stats, of, shared = None, None, Shared(model.device)
     for part in PARTS:
-        path = out / f"smollm2-{part.calibration}.csv"
+        on = "" if model.device.type == "cpu" else f"-{model.device.type}"
+        path = out / f"smollm2-{part.calibration}{on}.csv"
         data = ",".join(str(texts / name) for name in CALIBRATIONS[part.calibration])
         recipe = numprune.Recipe(calibration=numprune.CalibrationRecipe(data, SAMPLES, LENGTH))
         benches = {run_of(model, recipe, bench): bench for bench in _benches(texts)}
@@ -122,6 +123,8 @@ def _missing(path: Path, benches: dict[str, Bench], configuration: tuple[str, fl
 
 
 def _write(path: Path, cells: list[Cell]) -> None:
+    if cells[0].device.startswith("cuda"):
+        cells = [replace(cell, device=torch.cuda.get_device_name()) for cell in cells]
     write_cells(path, [*read_cells(path), *cells])
     for cell in cells:
         print(cell.method, cell.ratio, cell.data, cell.nll, cell.seconds, cell.peak_bytes, flush=True)
