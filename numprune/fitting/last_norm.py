@@ -18,7 +18,9 @@ from numprune.errors import CancelEvent, NumericalError, check_cancelled
 from numprune.linalg import to_float64
 from numprune.models.adapter import Adapter
 from numprune.models.batches import NEWTON_LOGITS, READ_LOGITS
+from numprune.models.model import twin
 from numprune.models.prediction import predicted
+from numprune.models.replay import Ending
 
 CAUTION = 10.0
 """What is added to every channel's curvature before the Newton step, as a multiple of their mean. Calibration text is
@@ -50,9 +52,10 @@ def fit_last_norm(
     Where there is no such norm, nothing is done. Memory is two float32 copies of the output layer.
 
     Args:
+        dense, pruned: of which only what is outside the layers is used.
         rows: token ids, a batch each (sequences, tokens).
         dense_stream, pruned_stream: the residual streams behind the last layer of the two models on them,
-            (sequences, tokens, hidden).
+            (sequences, tokens, hidden); they may lie elsewhere than the models.
 
     Returns:
         A note when the Newton step was left out because the logits are not the output layer on the norm's output, or
@@ -67,7 +70,7 @@ def fit_last_norm(
         return None
     offset = adapter.norm_offset(dense.config)
     _scale(fitted, offset, _least_squares(norm, fitted, dense_stream, pruned_stream, damping))
-    if not _ends_in_output_layer(dense, norm, rows[0][:1], dense_stream[0][:1]):
+    if not _ends_in_output_layer(Ending(twin(dense), adapter), norm, rows[0][:1], dense_stream[0][:1]):
         return "The last norm took no Newton step: more than the output layer stands before the logits."
     _scale(fitted, offset, _newton(dense, pruned, norm, fitted, rows, dense_stream, pruned_stream, cancel))
     return None
@@ -98,7 +101,9 @@ def _least_squares(
     product = torch.zeros_like(to_float64(fitted.weight))
     moment = torch.zeros_like(product)
     for state, other in zip(dense_stream, pruned_stream, strict=True):
-        wanted, reached = (to_float64(_scaled_part(by, by(at))) for by, at in ((norm, state), (fitted, other)))
+        wanted, reached = (
+            to_float64(_scaled_part(by, by(at.to(by.weight.device)))) for by, at in ((norm, state), (fitted, other))
+        )
         product += (wanted * reached).sum((0, 1))
         moment += reached.square().sum((0, 1))
     gamma = damping * moment.mean()
@@ -123,9 +128,10 @@ class _OutputLayer:
         return (1.0 if self.cap is None else 1 - (logits / self.cap).square()) / self.divisor
 
 
-def _ends_in_output_layer(model: PreTrainedModel, norm: nn.Module, row: torch.Tensor, state: torch.Tensor) -> bool:
-    logits = model(input_ids=row, use_cache=False).logits.float()
-    own = _OutputLayer(model)(norm(state)).to(logits.device)
+def _ends_in_output_layer(ending: Ending, norm: nn.Module, row: torch.Tensor, state: torch.Tensor) -> bool:
+    state = state.to(norm.weight.device)
+    logits = ending.logits(row.to(state.device), state).float()
+    own = _OutputLayer(ending.model)(norm(state)).to(logits.device)
     return own.shape == logits.shape and float((own - logits).abs().max()) <= 1e-2 * float(logits.abs().max())
 
 
@@ -174,8 +180,8 @@ def _predicting(
     # Every so many sequences are enough where the vocabulary is large.
     apart = math.ceil(sum(batch.numel() for batch in rows) * vocabulary / NEWTON_LOGITS)
     for batch, state, other in zip(rows, dense_stream, pruned_stream, strict=True):
-        batch, state, other = (each[::apart] for each in (batch, state, other))
-        counted = predicted(batch, vocabulary).to(state.device)
+        batch, state, other = (each[::apart].to(norm.weight.device) for each in (batch, state, other))
+        counted = predicted(batch, vocabulary)
         pairs = (each[:, :-1][counted] for each in (state, other))
         for chunk, narrow in zip(*(each.split(size) for each in pairs), strict=True):
             reached = fitted(narrow)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -85,50 +85,86 @@ def fit_to_dense(
         NumericalError: a system cannot be solved, or activations are not finite; the module is named.
         Cancelled: `cancel` was set; `pruned` is then half fitted and must be dropped.
     """
+    check_damping(damping, scarcity)
+    # Hooks are put on it, and others may run `dense` meanwhile.
+    dense = twin(dense)
+    layers = list(zip(adapter.layers(dense), adapter.layers(pruned), strict=True))
+    batches = list(rows.to(dense.device).split(batch_size))
+    calls = LayerCalls.without_layers(dense, adapter, batches)
+    fit = NetworkFit(calls, adapter, dense.device, keep=keep, damping=damping, scarcity=scarcity, cancel=cancel)
+    for index, (layer, narrow_layer) in enumerate(layers):
+        fit.fit(index, layer, narrow_layer)
+        if progress is not None:
+            progress(index + 1, len(layers), "fitting to the dense network")
+    notes = []
+    if keep is not None and fit.touched:
+        note = fit_last_norm(
+            dense, pruned, adapter, batches, fit.dense_stream, fit.pruned_stream, damping=damping, cancel=cancel
+        )
+        notes += [note] if note else []
+    return Fit(fit.seconds, notes)
+
+
+def check_damping(damping: float, scarcity: float) -> None:
+    """Raise InputError for a damping or a scarcity that is out of range."""
     if not (math.isfinite(damping) and damping >= 0):
         raise InputError(f"damping is {damping}; give 0 or a positive fraction such as 0.01.")
     if not (math.isfinite(scarcity) and scarcity >= 0):
         raise InputError(f"scarcity is {scarcity}; give 0 or a positive number such as 500.")
-    # Hooks are put on it, and others may run `dense` meanwhile.
-    dense = twin(dense)
-    batches = list(rows.to(dense.device).split(batch_size))
-    calls = LayerCalls.of(dense, adapter, batches)
-    dense_stream, pruned_stream = calls.states, [state.clone() for state in calls.states]
-    whole = {block.key: block for block in adapter.blocks(dense)}
-    narrow = {block.key: block for block in adapter.blocks(pruned)}
-    touched, seconds, notes = False, {}, []
-    layers = list(zip(adapter.layers(dense), adapter.layers(pruned), strict=True))
-    for index, (layer, narrow_layer) in enumerate(layers):
-        blocks = _in_layer(whole, index), _in_layer(narrow, index)
-        fit = _LayerFit(calls, adapter, layer, narrow_layer, index, *blocks, damping, scarcity, cancel)
-        fit.see_dense(dense_stream)
+
+
+class NetworkFit:
+    """`fit_to_dense`, a pair of layers at a time, in the order of the network.
+
+    Attributes:
+        dense_stream, pruned_stream: the residual streams behind the layers so far, in batches, where `calls` had the
+            first one, which may be elsewhere than on the device that layers are computed on.
+        touched: whether any module so far has lost units.
+        seconds: each fitted module took.
+    """
+
+    def __init__(
+        self,
+        calls: LayerCalls,
+        adapter: Adapter,
+        device: torch.device,
+        *,
+        keep: Mapping[ModuleKey, Sequence[int]] | None,
+        damping: float,
+        scarcity: float,
+        cancel: CancelEvent | None = None,
+    ) -> None:
+        self.calls, self.adapter, self.device = calls, adapter, device
+        self.keep, self.damping, self.scarcity, self.cancel = keep, damping, scarcity, cancel
+        self.dense_stream, self.pruned_stream = calls.states, list(calls.states)
+        self.touched = False
+        self.seconds: dict[ModuleKey, float] = {}
+
+    def fit(self, index: int, layer: nn.Module, narrow_layer: nn.Module) -> None:
+        """Fit what is left of a decoder layer, in place, and bring both streams behind it."""
+        config = self.calls.config
+        whole, narrow = (
+            {block.key.kind: block for block in self.adapter.layer_blocks(each, index, config)}
+            for each in (layer, narrow_layer)
+        )
+        fit = _LayerFit(self, layer, narrow_layer, index, whole, narrow)
+        fit.see_dense(self.dense_stream)
         for kind in KINDS:
             key = ModuleKey(index, kind)
-            drifted = touched
-            touched = touched or (key in whole and (key not in narrow or narrow[key].units < whole[key].units))
-            if key in narrow and touched:
+            drifted = self.touched
+            lost = kind in whole and (kind not in narrow or narrow[kind].units < whole[kind].units)
+            self.touched = self.touched or lost
+            if kind in narrow and self.touched:
                 started = time.monotonic()
                 # Before anything is lost the inputs are the dense ones, and so would the weights be.
-                if keep is not None and drifted:
-                    fit.fit_inputs(kind, keep[key], dense_stream, pruned_stream)
-                fit.fit_last(kind, pruned_stream)
-                seconds[key] = time.monotonic() - started
+                if self.keep is not None and drifted:
+                    fit.fit_inputs(kind, self.keep[key], self.dense_stream, self.pruned_stream)
+                fit.fit_last(kind, self.pruned_stream)
+                self.seconds[key] = time.monotonic() - started
             if kind == "attention":
-                fit.attend(pruned_stream)
-        pruned_stream = fit.leave(pruned_stream)
-        dense_stream = [target.end for target in fit.targets]
-        if progress is not None:
-            progress(index + 1, len(layers), "fitting to the dense network")
-    if keep is not None and touched:
-        note = fit_last_norm(
-            dense, pruned, adapter, batches, dense_stream, pruned_stream, damping=damping, cancel=cancel
-        )
-        notes += [note] if note else []
-    return Fit(seconds, notes)
-
-
-def _in_layer(blocks: Mapping[ModuleKey, Block], index: int) -> dict[Kind, Block]:
-    return {key.kind: block for key, block in blocks.items() if key.layer == index}
+                fit.attend(self.pruned_stream)
+        self.pruned_stream = fit.leave(self.pruned_stream)
+        self.dense_stream = [target.end for target in fit.targets]
 
 
 @dataclass(frozen=True)
@@ -138,41 +174,43 @@ class _Target:
     Attributes:
         streams: the residual stream behind the attention and behind the MLP; None where norms stand between
             the modules and the stream.
-        outputs: of the two modules, used where there are no streams.
+        outputs: of the two modules, where there are no streams.
         entering: what the MLP's first linears see; None where the layer has no MLP.
         end: what leaves the layer.
     """
 
     streams: dict[Kind, torch.Tensor] | None
-    outputs: dict[Kind, torch.Tensor | None]
+    outputs: dict[Kind, torch.Tensor | None] | None
     entering: torch.Tensor | None
     end: torch.Tensor
 
     def of(self, kind: Kind, stream: torch.Tensor) -> torch.Tensor:
         """What a module of the pruned layer should add to the `stream` it meets."""
-        return self.outputs[kind] if self.streams is None else self.streams[kind] - stream
+        if self.streams is None:
+            return self.outputs[kind].to(stream.device)
+        return self.streams[kind].to(stream.device) - stream
 
 
 class _LayerFit:
-    """One layer of both models while its modules are fitted: attention first, then `attend`, then the MLP."""
+    """One layer of both models while its modules are fitted: attention first, then `attend`, then the MLP.
+
+    What is kept lies where the streams lie; a batch at a time is brought to the device.
+    """
 
     def __init__(
         self,
-        calls: LayerCalls,
-        adapter: Adapter,
+        run: NetworkFit,
         layer: nn.Module,
         narrow_layer: nn.Module,
         index: int,
         whole: dict[Kind, Block],
         narrow: dict[Kind, Block],
-        damping: float,
-        scarcity: float,
-        cancel: CancelEvent | None,
     ) -> None:
-        self.calls, self.adapter, self.index = calls, adapter, index
-        self.layer, self.narrow_layer = layer, narrow_layer
+        self.calls, self.adapter, self.device, self.cancel = run.calls, run.adapter, run.device, run.cancel
+        self.damping, self.scarcity = run.damping, run.scarcity
+        self.home = run.dense_stream[0].device
+        self.index, self.layer, self.narrow_layer = index, layer, narrow_layer
         self.whole, self.narrow = whole, narrow
-        self.damping, self.scarcity, self.cancel = damping, scarcity, cancel
         self.targets: list[_Target] = []
         self.reached: dict[Kind, list[torch.Tensor]] = {kind: [] for kind in KINDS}
         """What reaches the last linear of a module whose other parts are fitted, by batch."""
@@ -183,13 +221,23 @@ class _LayerFit:
         """Run the dense layer and keep what the pruned one is fitted to."""
         attention, mlp = getattr(*self.adapter.attention_owner(self.layer)), self.whole.get("mlp")
         adds = self.adapter.adds_outputs(self.calls.config)
+        for state in self._brought(stream):
+            with watched([attention, mlp and mlp.last, mlp and mlp.inputs[0][0]]) as seen:
+                end = self.calls.run(self.layer, state, self.index).to(self.home)
+            streams = outputs = None
+            if adds:
+                streams = {"attention": (state + seen[0].output).to(self.home), "mlp": end}
+            else:
+                mlp_output = None if seen[1].output is None else seen[1].output.to(self.home)
+                outputs = {"attention": seen[0].output.to(self.home), "mlp": mlp_output}
+            entering = None if seen[2].input is None else seen[2].input.to(self.home)
+            self.targets.append(_Target(streams, outputs, entering, end))
+
+    def _brought(self, stream: Sequence[torch.Tensor]) -> Iterator[torch.Tensor]:
+        """The batches of a stream on the device, one at a time."""
         for state in stream:
             check_cancelled(self.cancel)
-            with watched([attention, mlp and mlp.last, mlp and mlp.inputs[0][0]]) as seen:
-                end = self.calls.run(self.layer, state, self.index)
-            streams = {"attention": state + seen[0].output, "mlp": end} if adds else None
-            outputs = {"attention": None, "mlp": None} if adds else {"attention": seen[0].output, "mlp": seen[1].output}
-            self.targets.append(_Target(streams, outputs, seen[2].input, end))
+            yield state.to(self.device)
 
     def fit_inputs(
         self,
@@ -202,13 +250,13 @@ class _LayerFit:
         block, whole = self.narrow[kind], self.whole[kind]
         system = _System([linear for linear, _ in block.inputs], block.key, whole.inputs[0][0].in_features)
         weight = _kept_rows(whole, keep)
-        for batch, target in enumerate(self.targets):
-            check_cancelled(self.cancel)
-            seen = target.entering
+        for batch, state in enumerate(self._brought(pruned_stream)):
             if kind == "attention":
-                seen = self.calls.inputs_of(whole.inputs[0][0], self.layer, dense_stream[batch], self.index)
-            reached = self._inputs_of(block.inputs[0][0], batch, pruned_stream[batch])
-            system.add(reached, seen)
+                entering = dense_stream[batch].to(self.device)
+                seen = self.calls.inputs_of(whole.inputs[0][0], self.layer, entering, self.index)
+            else:
+                seen = self.targets[batch].entering.to(self.device)
+            system.add(self._inputs_of(block.inputs[0][0], batch, state), seen)
         # N'ᵀ(N V_S) = (N'ᵀN) V_S: the outputs themselves are never formed.
         system.solve(self.damping, self.scarcity, through=weight)
 
@@ -216,38 +264,42 @@ class _LayerFit:
         """Refit a module's last linear, so that the residual stream behind it is the dense one."""
         block = self.narrow[kind]
         system = _System([block.last], block.key, block.last.out_features)
-        for batch, (state, target) in enumerate(zip(stream, self.targets, strict=True)):
-            check_cancelled(self.cancel)
+        for batch, state in enumerate(self._brought(stream)):
             inputs = self._inputs_of(block.last, batch, state)
-            self.reached[kind].append(inputs)
-            wanted = target.of(kind, state if kind == "attention" else state + self.attended[batch])
+            self.reached[kind].append(inputs.to(self.home))
+            met = state if kind == "attention" else state + self.attended[batch].to(self.device)
+            wanted = self.targets[batch].of(kind, met)
             system.add(inputs, wanted if block.last.bias is None else wanted - block.last.bias)
         system.solve(self.damping, self.scarcity)
 
     def attend(self, stream: Sequence[torch.Tensor]) -> None:
         """Run the fitted attention of the pruned layer; from here on it is not run again."""
         attention = getattr(*self.adapter.attention_owner(self.narrow_layer))
-        for batch, state in enumerate(stream):
-            check_cancelled(self.cancel)
+        for batch, state in enumerate(self._brought(stream)):
             if self.reached["attention"]:
                 # Nothing follows an attention's last linear (`Adapter.attention_owner`).
-                self.attended.append(self._finished("attention", batch, state))
+                output = self._finished("attention", batch, state)
             else:
-                self.attended.append(self.calls.output_of(attention, self.narrow_layer, state, self.index))
+                output = self.calls.output_of(attention, self.narrow_layer, state, self.index)
+            self.attended.append(output.to(self.home))
         self.reached["attention"].clear()
         self.rest = behind_attention(self.adapter, self.narrow_layer)
 
     def leave(self, stream: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         """What leaves the fitted layer of the pruned model."""
-        if self.reached["mlp"] and self.adapter.adds_outputs(self.calls.config):
-            return [
-                state + self.attended[batch] + self._finished("mlp", batch, state) for batch, state in enumerate(stream)
-            ]
-        return [self.calls.run(self._layer(batch), state, self.index) for batch, state in enumerate(stream)]
+        known = self.reached["mlp"] and self.adapter.adds_outputs(self.calls.config)
+        left = []
+        for batch, state in enumerate(self._brought(stream)):
+            if known:
+                end = state + self.attended[batch].to(self.device) + self._finished("mlp", batch, state)
+            else:
+                end = self.calls.run(self._layer(batch), state, self.index)
+            left.append(end.to(self.home))
+        return left
 
     def _finished(self, kind: Kind, batch: int, state: torch.Tensor) -> torch.Tensor:
         """What a fitted module puts out, in the shape of the residual stream."""
-        return self.narrow[kind].last(self.reached[kind][batch]).reshape(state.shape)
+        return self.narrow[kind].last(self.reached[kind][batch].to(self.device)).reshape(state.shape)
 
     def _inputs_of(self, linear: nn.Linear, batch: int, state: torch.Tensor) -> torch.Tensor:
         return self.calls.inputs_of(linear, self._layer(batch), state, self.index)
@@ -257,7 +309,7 @@ class _LayerFit:
         if self.rest is None:
             return self.narrow_layer
         layer, known = self.rest
-        known.output = self.attended[batch]
+        known.output = self.attended[batch].to(self.device)
         return layer
 
 

@@ -100,16 +100,52 @@ class LayerCalls:
         return outputs[0]
 
 
+class Ending:
+    """What a model does behind its last layer: from a residual stream to logits.
+
+    Attributes:
+        model: the caller's own; its layers are replaced by stand-ins.
+    """
+
+    def __init__(self, model: PreTrainedModel, adapter: Adapter) -> None:
+        self.model, self._given = model, _Given()
+        layers = adapter.layers(model)
+        for index, layer in enumerate(layers):
+            layers[index] = _resembling(layer, self._given if index == 0 else _Given())
+
+    def logits(self, rows: torch.Tensor, stream: torch.Tensor) -> torch.Tensor:
+        """Logits (sequences, tokens, vocabulary) of the residual stream (sequences, tokens, hidden) of token ids."""
+        self._given.state = stream
+        try:
+            return self.model(input_ids=rows, use_cache=False).logits
+        finally:
+            self._given.state = None
+
+
+class _Given(nn.Module):
+    """Puts out what it was given beforehand, or passes on what comes in."""
+
+    state: torch.Tensor | None = None
+
+    def forward(self, hidden_states: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
+        return hidden_states if self.state is None else self.state
+
+
+def _resembling(layer: nn.Module, stand_in: nn.Module) -> nn.Module:
+    """The stand-in with the settings of a layer: some models ask their layers which kind of attention they have."""
+    for name, value in vars(layer).items():
+        if isinstance(value, str | int | bool) and name != "training":
+            setattr(stand_in, name, value)
+    return stand_in
+
+
 class _StandIn(nn.Module):
     """Notes what a decoder layer is called with."""
 
     def __init__(self, calls: LayerCalls, layer: nn.Module, index: int) -> None:
         super().__init__()
         self.calls, self.index = calls, index
-        # Some models ask their layers which kind of attention they have.
-        for name, value in vars(layer).items():
-            if isinstance(value, str | int | bool) and name != "training":
-                setattr(self, name, value)
+        _resembling(layer, self)
 
     def forward(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         args, kwargs = list(args), dict(kwargs)

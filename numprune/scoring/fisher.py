@@ -11,9 +11,10 @@ from __future__ import annotations
 import torch
 from torch.nn import functional
 
-from numprune.calibration.statistics import CalibrationStats
+from numprune.calibration.statistics import CalibrationStats, ModuleStats
 from numprune.errors import CancelEvent, NumericalError, Progress, check_cancelled
 from numprune.linalg import damped_cholesky, to_float64
+from numprune.models.adapter import Block
 from numprune.models.batches import sequences_per_backward
 from numprune.models.model import Model
 from numprune.plan.keys import ModuleKey
@@ -46,14 +47,34 @@ def fisher(
         check_cancelled(cancel)
         weight = to_float64(block.last.weight.detach())
         module = stats.modules[block.key].to(weight.device)
-        # Any root of F does: only tr(ΔW F ΔWᵀ) is priced.
-        root, _ = damped_cholesky(information[block.key].to(weight.device), 1e-6, raise_damping=True)
-        weight, gram = root.T @ weight, module.gram / module.tokens
-        order, losses = eliminate(weight, gram, width=block.width, progress=progress, cancel=cancel)
-        prices = torch.empty_like(losses)
-        prices[order] = rising_prices(losses) * (0.5 * MILLION / block.cost)
-        scores[block.key] = prices.repeat_interleave(block.width)
+        scores[block.key] = prices(block, weight, module, information[block.key], progress=progress, cancel=cancel)
     return scores
+
+
+def prices(
+    block: Block,
+    weight: torch.Tensor,
+    stats: ModuleStats,
+    information: torch.Tensor,
+    *,
+    progress: Progress | None = None,
+    cancel: CancelEvent | None = None,
+) -> torch.Tensor:
+    """`fisher` of one module, (in,).
+
+    Args:
+        weight: of its last linear, (out, in) float64.
+        stats: of what reaches it, on the same device.
+        information: of what leaves it, (out, out), from `OutputInformation`.
+    """
+    # Any root of F does: only tr(ΔW F ΔWᵀ) is priced.
+    root, _ = damped_cholesky(information.to(weight.device), 1e-6, raise_damping=True)
+    weight, gram = root.T @ weight, stats.gram / stats.tokens
+    del root
+    order, losses = eliminate(weight, gram, width=block.width, progress=progress, cancel=cancel)
+    of_units = torch.empty_like(losses)
+    of_units[order] = rising_prices(losses) * (0.5 * MILLION / block.cost)
+    return of_units.repeat_interleave(block.width)
 
 
 def rising_prices(losses: torch.Tensor) -> torch.Tensor:
@@ -98,6 +119,48 @@ def draw(logits: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
     return torch.searchsorted(cumulative, reached, right=True)[:, 0].clamp(max=logits.shape[-1] - 1)
 
 
+class DrawnSurprise:
+    """-log p(y) summed over positions, with y drawn from the predictions themselves, one a position, in their order.
+
+    Attributes:
+        tokens: positions so far.
+    """
+
+    def __init__(self, seed: int) -> None:
+        self._generator = torch.Generator().manual_seed(seed)
+        self.tokens = 0
+
+    def __call__(self, logits: torch.Tensor, _: torch.Tensor) -> torch.Tensor:
+        self.tokens += len(logits)
+        drawn = draw(logits.detach(), torch.rand(len(logits), generator=self._generator))
+        return functional.cross_entropy(logits, drawn, reduction="sum")
+
+
+class OutputInformation:
+    """E[g gᵀ] of gradients g at the outputs of modules, streamed."""
+
+    def __init__(self) -> None:
+        self._sums: dict[ModuleKey, torch.Tensor] = {}
+
+    def add(self, key: ModuleKey, gradient: torch.Tensor) -> None:
+        """`gradient` is (batch, tokens, out)."""
+        flat = gradient.reshape(-1, gradient.shape[-1]).float()
+        product = to_float64(flat.T @ flat)
+        self._sums[key] = self._sums[key].add_(product) if key in self._sums else product
+
+    def finish(self, tokens: int) -> dict[ModuleKey, torch.Tensor]:
+        """The mean over so many predicted tokens, (out, out) float64 by module.
+
+        Raises:
+            NumericalError: a gradient is not finite.
+        """
+        means = {key: total / tokens for key, total in self._sums.items()}
+        for key, matrix in means.items():
+            if not bool(torch.isfinite(matrix).all()):
+                raise NumericalError(f"The gradient at {key} is not finite; load the model in float32 or bfloat16.")
+        return means
+
+
 def fisher_information(
     model: Model,
     stats: CalibrationStats,
@@ -118,28 +181,13 @@ def fisher_information(
     """
     rows = stats.token_rows("differentiate predictions on")[:ROWS].long()
     differentiator = Differentiator(model)
-    last = [block.last for block in differentiator.blocks]
-    generator = torch.Generator().manual_seed(stats.seed)
-    sums: dict[torch.nn.Linear, torch.Tensor] = {}
-    tokens = 0
-
-    def surprise(logits: torch.Tensor, _: torch.Tensor) -> torch.Tensor:
-        nonlocal tokens
-        tokens += len(logits)
-        drawn = draw(logits.detach(), torch.rand(len(logits), generator=generator))
-        return functional.cross_entropy(logits, drawn, reduction="sum")
-
+    keys = {block.last: block.key for block in differentiator.blocks}
+    surprise, information = DrawnSurprise(stats.seed), OutputInformation()
     batches = rows.split(sequences_per_backward(rows.shape[1], model.module.get_output_embeddings().out_features))
     for done, batch in enumerate(batches, 1):
         check_cancelled(cancel)
-        for linear, _, gradient in differentiator.gradients(batch, surprise, outputs_of=last):
-            flat = gradient.reshape(-1, gradient.shape[-1]).float()
-            product = to_float64(flat.T @ flat)
-            sums[linear] = sums[linear] + product if linear in sums else product
+        for linear, _, gradient in differentiator.gradients(batch, surprise, outputs_of=list(keys)):
+            information.add(keys[linear], gradient)
         if progress is not None:
             progress(done, len(batches), "differentiating predictions")
-    information = {block.key: sums[block.last] / tokens for block in differentiator.blocks}
-    for key, matrix in information.items():
-        if not bool(torch.isfinite(matrix).all()):
-            raise NumericalError(f"The gradient at {key} is not finite; load the model in float32 or bfloat16.")
-    return information
+    return information.finish(surprise.tokens)

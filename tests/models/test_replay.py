@@ -4,8 +4,9 @@ import pytest
 import torch
 from architectures import ARCHITECTURES, random_ids, tiny_model
 
-from numprune.models.hooks import hooked
-from numprune.models.replay import LayerCalls, behind_attention, watched
+from numprune.models.hooks import first, hooked
+from numprune.models.model import twin
+from numprune.models.replay import Ending, LayerCalls, behind_attention, watched
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
@@ -48,3 +49,15 @@ def test_outputs_are_added_to_the_stream_where_the_adapter_says_so(name):
     others = [channel for channel in range(state.shape[-1]) if channel != 3]
     gap = (added - end)[..., others].abs().max() / (end - state)[..., others].abs().max()
     assert (float(gap) < 1e-2) == adapter.adds_outputs(model.config)
+
+
+@pytest.mark.parametrize("name", [name for name in ARCHITECTURES if not name.startswith("llamagen")])
+def test_the_ending_makes_the_models_logits_of_its_stream(name):
+    model = tiny_model(name)
+    ids, ends = random_ids(3, 16, seed=1), []
+    last = model.adapter.layers(model.module)[-1]
+    with hooked(after={last: lambda _, output: ends.append(first(output))}):
+        expected = model.module(input_ids=ids, use_cache=False).logits
+    ending = Ending(twin(model.module), model.adapter)
+    torch.testing.assert_close(ending.logits(ids, ends[0]), expected, rtol=0, atol=0)
+    assert not torch.allclose(ending.logits(ids, ends[0].flip(0)), expected)
