@@ -1,16 +1,18 @@
 """Prune from folder to folder, one decoder layer at a time.
 
-Two passes over the layers, in the order of the network. The first holds the residual stream of the calibration text at
+Passes over the layers, in the order of the network. The first holds the residual stream of the calibration text at
 one layer boundary, runs one layer on it, writes the second moments of its modules' inputs beside the output and scores
-its units. Allocation then sees the scores of all layers. The second reads a layer and its moments, compensates, and
-writes the narrower layer. What a pass has finished stays beside the output until the end, so that a run that was
-stopped, or killed, goes on from there with the same bits.
+its units; prices by the loss of the model take a pass back from the last layer instead. Allocation then sees the scores
+of all layers. The last pass reads a layer and its moments, compensates, and writes the narrower layer. What a pass has
+finished stays beside the output until the end, so that a run that was stopped, or killed, goes on from there with the
+same bits.
 """
 
 from __future__ import annotations
 
 import gc
 import time
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,24 +22,28 @@ from numprune.allocation.threshold import allocate
 from numprune.calibration.run import calibration_rows, collector
 from numprune.calibration.statistics import GramAccumulator, ModuleStats
 from numprune.errors import CancelEvent, InputError, Progress, check_cancelled
+from numprune.layerwise.backward import information_by_layer
+from numprune.layerwise.refit import write_fitted
 from numprune.layerwise.stage import Stage
 from numprune.layerwise.state import State
 from numprune.linalg import float64_device
+from numprune.models.adapter import Block
 from numprune.models.hooks import hooked
 from numprune.models.model import Model, slice_layer
 from numprune.models.placement import dtype_name, resolve_device, resolve_dtype
 from numprune.models.replay import LayerCalls
 from numprune.plan.keys import ModuleKey
 from numprune.plan.plan import PruningPlan
-from numprune.plan.recipe import CalibrationRecipe, Recipe
+from numprune.plan.recipe import SEQUENTIAL, CalibrationRecipe, Recipe
 from numprune.plan.report import ModuleReport, PruningReport
 from numprune.pruning import compensated, mean_bias, module_report
+from numprune.scoring.fisher import ROWS, prices
 from numprune.scoring.registry import BLOCK_SCORERS, check_scorer
 from numprune.scoring.run import module_scores
 from numprune.scoring.table import ModuleScores, ScoreTable
 
-COMPENSATIONS = ("paper", "bias", "none")
-"""Those that look at one module alone."""
+PRICED = "fisher"
+"""The scorer that takes a pass backwards; others look at one module alone."""
 RATIO = 0.5
 """The sparsity that scores are computed for, as in `numprune.score`."""
 
@@ -55,13 +61,15 @@ def prune_layerwise(
 ) -> PruningReport:
     """Carry a recipe out without holding the model: the folder `out` is what `prune` and `Model.save` would write.
 
-    Kept between layers are the residual stream of the calibration text, once, on the CPU, and the scores. The second
-    moments of all modules lie in the folder `out`.partial, 8 bytes for every pair of a module's channels, until the
-    run has ended; when it is interrupted the folder stays, and the same call goes on from the last finished layer.
+    Kept between layers are the residual stream of the calibration text, on the CPU (up to six times while modules are
+    fitted one after the other), and the scores. In the folder `out`.partial lie the second moments of all modules, 8
+    bytes for every pair of a module's channels, and for prices by the loss the stream of 32 sequences at every layer
+    boundary, until the run has ended; when it is interrupted the folder stays, and the same call goes on from the last
+    finished layer.
 
     Args:
         model: opened by `load(name, device="cpu", dtype="checkpoint")`; only read.
-        recipe: names the calibration text, and a scorer and a compensation that look at one module at a time.
+        recipe: names the calibration text, and a scorer that needs one layer at a time.
         device, dtype: what a layer is computed on and in, as of `load`.
         why: a sentence for the report.
 
@@ -84,8 +92,12 @@ def prune_layerwise(
         table, used = _score(stage, done, state, notes, progress, cancel)
         done = done.replace(calibration=used)
         plan = allocate(table, done)
-        reports = _write(stage, plan, state, progress, cancel)
-        report = _report(stage, plan, reports, state.parameters(model), [*notes, *plan.notes], began)
+        fitted = []
+        if recipe.compensation in SEQUENTIAL:
+            reports, fitted = write_fitted(stage, plan, state, state.drawn_rows(), progress, cancel)
+        else:
+            reports = _write(stage, plan, state, progress, cancel)
+        report = _report(stage, plan, reports, state.parameters(model), [*notes, *plan.notes, *fitted], began)
         state.finish(model, plan, done, report)
     return report
 
@@ -96,16 +108,14 @@ def check_layerwise(recipe: Recipe) -> None:
     refused = None
     if recipe.removal != "units":
         refused = f"method {recipe.removal}"
-    elif recipe.scorer not in BLOCK_SCORERS:
+    elif recipe.scorer not in (*BLOCK_SCORERS, PRICED):
         refused = f"scorer {recipe.scorer}"
-    elif recipe.compensation not in COMPENSATIONS:
-        refused = f"compensation {recipe.compensation}"
     elif recipe.swaps or recipe.healing:
         refused = "swaps" if recipe.swaps else "healing"
     if refused is not None:
         raise InputError(
-            f"{refused[0].upper()}{refused[1:]} needs the whole model in memory; give --preset paper or another scorer"
-            f" ({', '.join(BLOCK_SCORERS)}) with compensation {', '.join(COMPENSATIONS)}, or more --memory."
+            f"{refused[0].upper()}{refused[1:]} needs the whole model in memory; give --preset balanced or paper, a scorer"
+            f" among {PRICED}, {', '.join(BLOCK_SCORERS)} without swaps and healing, or more --memory."
         )
     if recipe.calibration.data is None:
         raise InputError("The recipe was calibrated on text it does not name; give a file or a dataset.")
@@ -123,10 +133,13 @@ def _score(
     """The scores of all layers, and the calibration they were made from."""
     source = recipe.calibration
     rows = state.rows(lambda told: calibration_rows(stage.model, source.data, source, told, cancel=cancel), notes)
-    calls = stage.calls(rows)
+    back = recipe.scorer == PRICED
     modules: dict[ModuleKey, ModuleScores] = {}
+    calls = stage.calls(rows)
     for index in range(stage.layers):
         check_cancelled(cancel)
+        if back and not state.has_boundary(index):
+            state.keep_boundary(index, _leading(calls.states))
         kept = state.has_moments(index)
         moments = _run(stage, calls, index, collect=not kept)
         if not kept:
@@ -134,22 +147,67 @@ def _score(
         del moments
         # Modules and what looks into them hold each other, so a layer goes only when the collector finds it.
         gc.collect()
-        known = state.scores(index)
-        if known is None:
-            known = {}
-            # Weights and moments from the files, so that the layer and its matrices take no memory meanwhile.
-            for block in stage.filed_blocks(index):
-                weight = block.last.weight.detach().to(float64_device(stage.device), stage.dtype)
-                stats = state.moments(block.key).to(weight.device)
-                channels = BLOCK_SCORERS[recipe.scorer](block, weight, stats, ratio=RATIO, progress=None, cancel=cancel)
-                known[block.key] = module_scores(block, channels, recipe.scorer)
-            state.keep_scores(index, known)
-        modules |= known
+        if not back:
+            modules |= _scores_of(stage, recipe.scorer, state, index, cancel)
         if progress is not None:
-            progress(index + 1, stage.layers, "calibrating and scoring layer by layer")
+            doing = "calibrating layer by layer" if back else "calibrating and scoring layer by layer"
+            progress(index + 1, stage.layers, doing)
+    if back:
+        if not state.has_boundary(stage.layers):
+            state.keep_boundary(stage.layers, _leading(calls.states))
+        del calls
+        modules = _prices(stage, state, rows[:ROWS].long(), source.seed, progress, cancel)
     used = replace(source, samples=len(rows), sequence_length=rows.shape[1])
     table = ScoreTable(modules, recipe.scorer, RATIO, stage.model.name, recipe.fingerprint, stage.model.parameters)
     return table, used
+
+
+def _leading(states: Sequence[torch.Tensor]) -> torch.Tensor:
+    """The sequences that the Fisher information is taken from, (sequences, tokens, hidden)."""
+    batches = -(-ROWS // len(states[0]))
+    return torch.cat(list(states[:batches]))[:ROWS]
+
+
+def _scores_of(
+    stage: Stage, scorer: str, state: State, index: int, cancel: CancelEvent | None
+) -> dict[ModuleKey, ModuleScores]:
+    """The scores of one layer by a scorer that looks at one module alone."""
+    known = state.scores(index)
+    if known is None:
+        known = {}
+        # Weights and moments from the files, so that the layer and its matrices take no memory meanwhile.
+        for block, weight, stats in _filed(stage, state, index):
+            channels = BLOCK_SCORERS[scorer](block, weight, stats, ratio=RATIO, progress=None, cancel=cancel)
+            known[block.key] = module_scores(block, channels, scorer)
+        state.keep_scores(index, known)
+    return known
+
+
+def _prices(
+    stage: Stage, state: State, rows: torch.Tensor, seed: int, progress: Progress | None, cancel: CancelEvent | None
+) -> dict[ModuleKey, ModuleScores]:
+    """The prices of all units by the loss of the model."""
+    found = {index: state.scores(index) for index in range(stage.layers)}
+    if None in found.values():
+        for index, information in information_by_layer(stage, state, rows, seed, cancel=cancel):
+            check_cancelled(cancel)
+            if found[index] is None:
+                known = {}
+                for block, weight, stats in _filed(stage, state, index):
+                    channels = prices(block, weight.double(), stats, information.pop(block.key), cancel=cancel)
+                    known[block.key] = module_scores(block, channels, PRICED)
+                state.keep_scores(index, known)
+                found[index] = known
+            if progress is not None:
+                progress(stage.layers - index, stage.layers, "pricing layer by layer, from the last")
+    return {key: scores for index in found for key, scores in found[index].items()}
+
+
+def _filed(stage: Stage, state: State, index: int) -> Iterator[tuple[Block, torch.Tensor, ModuleStats]]:
+    """The modules of a layer as they lie in the files, with the weight of their last linear and their moments."""
+    for block in stage.filed_blocks(index):
+        weight = block.last.weight.detach().to(float64_device(stage.device), stage.dtype)
+        yield block, weight, state.moments(block.key).to(weight.device)
 
 
 def _run(stage: Stage, calls: LayerCalls, index: int, *, collect: bool) -> dict[ModuleKey, ModuleStats]:
@@ -192,7 +250,7 @@ def _write(
         reports += known
         if progress is not None:
             progress(index + 1, stage.layers, "writing the narrower layers")
-    state.write_rest(stage, written)
+    state.write_rest(stage, written, {})
     return reports
 
 

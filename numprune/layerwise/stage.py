@@ -9,12 +9,13 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
+from transformers import PreTrainedModel
 
 from numprune.errors import InputError
 from numprune.models.adapter import Adapter, Block
 from numprune.models.batches import sequences_per_forward
 from numprune.models.model import Model
-from numprune.models.replay import LayerCalls
+from numprune.models.replay import Ending, LayerCalls
 
 
 @dataclass(frozen=True)
@@ -48,21 +49,31 @@ class Stage:
         """The prunable modules of a decoder layer as they lie in the files."""
         return self.adapter.layer_blocks(self.adapter.layers(self.model.module)[index], index, self.model.config)
 
-    def calls(self, rows: torch.Tensor) -> LayerCalls:
-        """What the layers are called with on token ids (sequences, tokens), and the stream that enters the first.
-
-        The stream lies on the CPU, in batches.
-        """
+    def front(self, *, head: bool) -> PreTrainedModel:
+        """A copy of all that is outside the layers, with the output layer if asked for; the layers' settings alone
+        stand in their places."""
         module = self.model.module
         layers = self.adapter.layers(module)
         shells = nn.ModuleList(_Shell(layer) for layer in layers)
-        front = copy.deepcopy(module, {id(layers): shells, **_unread(module)}).to(self.device, self.dtype)
-        # Half as much at once as in memory: what a layer computes on the way would be the largest part.
-        size = max(1, sequences_per_forward(self.device, rows.shape[1]) // 2)
+        unread = {} if head else _unread(module)
+        return copy.deepcopy(module, {id(layers): shells, **unread}).to(self.device, self.dtype)
+
+    def calls(self, rows: torch.Tensor, size: int | None = None) -> LayerCalls:
+        """What the layers are called with on token ids (sequences, tokens), and the stream that enters the first.
+
+        The stream lies on the CPU, in batches of so many sequences; None for half as many as in memory: what a layer
+        computes on the way would be the largest part.
+        """
+        size = size or max(1, sequences_per_forward(self.device, rows.shape[1]) // 2)
+        batches = list(rows.to(self.device).split(size))
         with torch.no_grad():
-            calls = LayerCalls.without_layers(front, self.adapter, list(rows.to(self.device).split(size)))
+            calls = LayerCalls.without_layers(self.front(head=False), self.adapter, batches)
         calls.states[:] = [state.cpu() for state in calls.states]
         return calls
+
+    def ending(self) -> Ending:
+        """What the model does behind its last layer."""
+        return Ending(self.front(head=True), self.adapter)
 
 
 class _Shell(nn.Module):

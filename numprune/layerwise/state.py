@@ -30,13 +30,14 @@ from numprune.plan.report import ModuleReport, PruningReport
 from numprune.scoring.table import ModuleScores
 
 if TYPE_CHECKING:
+    from numprune.fitting.sequential import NetworkFit
     from numprune.layerwise.stage import Stage
 
 SETTINGS, ROWS, LOCK, RESULT = "settings.json", "rows.safetensors", "lock", "result"
 
 
 class State:
-    """The folder OUT.partial: settings, calibration rows, moments and scores by layer, and the result so far.
+    """The folder OUT.partial: settings, calibration rows, moments, streams and scores by layer, and the result so far.
 
     Every file is written under another name and renamed, so a file that is there is whole.
     """
@@ -99,6 +100,11 @@ class State:
             notes += json.loads(opened.metadata()["notes"])
             return opened.get_tensor("rows")
 
+    def drawn_rows(self) -> torch.Tensor:
+        """The calibration's token ids, (sequences, tokens), once they are drawn."""
+        with safe_open(self.folder / ROWS, framework="pt") as opened:
+            return opened.get_tensor("rows").long()
+
     # The first pass.
 
     def _moments(self, index: int) -> Path:
@@ -146,7 +152,46 @@ class State:
                 found[ModuleKey.parse(name)] = ModuleScores(*arrays, *json.loads(sizes))
         return found
 
-    # The second pass.
+    # The pass backwards.
+
+    def _boundary(self, index: int) -> Path:
+        return self.folder / f"boundary-{index:05d}.safetensors"
+
+    def has_boundary(self, index: int) -> bool:
+        """Whether the stream that enters a layer is kept; that of the layer behind the last is what leaves it."""
+        return self._boundary(index).is_file()
+
+    def keep_boundary(self, index: int, stream: torch.Tensor) -> None:
+        """Keep the residual stream (sequences, tokens, hidden) that enters a layer."""
+        self._save({"stream": stream.contiguous()}, self._boundary(index), {})
+
+    def boundary(self, index: int) -> torch.Tensor:
+        """The residual stream that enters a layer, a view of the file."""
+        with safe_open(self._boundary(index), framework="pt") as opened:
+            return opened.get_tensor("stream")
+
+    # The last pass.
+
+    def keep_streams(self, index: int, fit: NetworkFit) -> None:
+        """Keep how far a fit has come: both residual streams that enter a layer."""
+        tensors = {f"dense.{batch}": stream for batch, stream in enumerate(fit.dense_stream)}
+        if fit.touched:
+            tensors |= {f"pruned.{batch}": stream for batch, stream in enumerate(fit.pruned_stream)}
+        self._save(tensors, self.folder / f"streams-{index:05d}.safetensors", {"touched": json.dumps(fit.touched)})
+        (self.folder / f"streams-{index - 1:05d}.safetensors").unlink(missing_ok=True)
+
+    def take_streams(self, fit: NetworkFit) -> int:
+        """Bring a fit to where an interrupted one had come; returns the layer that is next."""
+        files = sorted(self.folder.glob("streams-*.safetensors"))
+        if not files:
+            return 0
+        with safe_open(files[-1], framework="pt") as opened:
+            fit.touched = json.loads(opened.metadata()["touched"])
+            batches = range(len(fit.dense_stream))
+            fit.dense_stream = [opened.get_tensor(f"dense.{batch}") for batch in batches]
+            kind = "pruned" if fit.touched else "dense"
+            fit.pruned_stream = [opened.get_tensor(f"{kind}.{batch}") for batch in batches]
+        return int(files[-1].stem.rpartition("-")[2])
 
     def reports(self, index: int, layers: int) -> list[ModuleReport] | None:
         """What was done to a layer that is written; None where it is not."""
@@ -170,8 +215,8 @@ class State:
         text = to_json([asdict(each) for each in reports])
         self._write(self.folder / f"layer-{index:05d}.json", lambda path: path.write_text(text))
 
-    def write_rest(self, stage: Stage, dtype: torch.dtype) -> None:
-        """Write all tensors outside the layers."""
+    def write_rest(self, stage: Stage, dtype: torch.dtype, changed: Mapping[str, torch.Tensor]) -> None:
+        """Write all tensors outside the layers, some of them in the place of the model's own."""
         module, prefix = stage.model.module, f"{layers_name(stage.model)}."
         tied = set(getattr(module, "all_tied_weights_keys", None) or ())
         state = {
@@ -179,7 +224,7 @@ class State:
             for name, tensor in module.state_dict().items()
             if not name.startswith(prefix) and name not in tied
         }
-        self._save(_converted(state, dtype), self.result / _shard(0, stage.layers), {"format": "pt"})
+        self._save(_converted({**state, **changed}, dtype), self.result / _shard(0, stage.layers), {"format": "pt"})
 
     def parameters(self, model: Model) -> int:
         """Parameters of the result."""

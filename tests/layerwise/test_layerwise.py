@@ -1,5 +1,6 @@
 """Pruned layer by layer, from files, against pruned in memory."""
 
+import dataclasses
 import os
 import signal
 import subprocess
@@ -85,6 +86,36 @@ def test_every_architecture_comes_out_as_in_memory(folder, tmp_path, name):
     assert not (tmp_path / "layers.partial").exists()
 
 
+BALANCED = {"scorer": "fisher", "compensation": "network"}
+
+
+@pytest.mark.parametrize("name", READING)
+def test_every_architecture_is_priced_and_fitted_as_in_memory(folder, tmp_path, name):
+    recipe = recipe_for(folder, **BALANCED)
+    in_memory(folder(name), recipe, tmp_path / "whole")
+    prune_layerwise(opened(folder(name)), recipe, tmp_path / "layers")
+    same(tmp_path / "whole", tmp_path / "layers")
+    assert not (tmp_path / "layers.partial").exists()
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"scorer": "fisher"},
+        {"compensation": "residual"},
+        {"compensation": "network", "scorer": "flap", "ratio": 0.0},
+        {**BALANCED, "ratios": {"0.attention": 0.99, "1.mlp": 0.99}, "allow_empty": True},
+        {**BALANCED, "ratios": {"0.attention": 0.0, "0.mlp": 0.0}},
+    ],
+)
+def test_every_fit_over_the_network_comes_out_as_in_memory(folder, tmp_path, changes):
+    recipe = recipe_for(folder, **changes)
+    recipe = recipe.replace(calibration=dataclasses.replace(recipe.calibration, samples=20))
+    in_memory(folder(), recipe, tmp_path / "whole")
+    prune_layerwise(opened(folder()), recipe, tmp_path / "layers")
+    same(tmp_path / "whole", tmp_path / "layers")
+
+
 @pytest.mark.parametrize(
     "changes",
     [
@@ -135,9 +166,7 @@ def test_an_existing_output_is_replaced_and_another_folder_is_not(folder, tmp_pa
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ({"scorer": "fisher"}, "Scorer fisher needs the whole model in memory; give --preset paper"),
-        ({"scorer": "taylor"}, "Scorer taylor needs the whole model"),
-        ({"compensation": "network"}, "Compensation network needs the whole model"),
+        ({"scorer": "taylor"}, "Scorer taylor needs the whole model in memory; give --preset balanced or paper"),
         ({"swaps": 4}, "Swaps needs the whole model"),
         ({"healing": 4}, "Healing needs the whole model"),
         ({"removal": "slicegpt"}, "Method slicegpt needs the whole model"),
@@ -202,21 +231,18 @@ prune_layerwise(numprune.load(folder, device="cpu", dtype="checkpoint"), recipe,
 """
 
 
+VICTIMS = {
+    "paper": "rows:1 keep_moments:1 keep_scores:1 keep_moments:2 keep_scores:2 write_layer:1 write_layer:2 write_rest:1",
+    "balanced": "keep_boundary:1 keep_moments:1 keep_boundary:3 keep_scores:1 write_layer:1 keep_streams:1 write_layer:2"
+    " keep_streams:2 write_rest:1",
+}
+
+
 @pytest.mark.parametrize(
-    "victim",
-    [
-        "rows:1",
-        "keep_moments:1",
-        "keep_scores:1",
-        "keep_moments:2",
-        "keep_scores:2",
-        "write_layer:1",
-        "write_layer:2",
-        "write_rest:1",
-    ],
+    ("preset", "victim"), [(preset, victim) for preset in VICTIMS for victim in VICTIMS[preset].split()]
 )
-def test_a_killed_run_goes_on_with_the_same_bits(folder, tmp_path, victim):
-    recipe = recipe_for(folder)
+def test_a_killed_run_goes_on_with_the_same_bits(folder, tmp_path, preset, victim):
+    recipe = numprune.preset(preset).applied(recipe_for(folder))
     (tmp_path / "recipe.json").write_text(recipe.to_json())
     command = [sys.executable, "-c", PROGRAM, tmp_path / "recipe.json", folder(), tmp_path / "out", victim]
     environment = {**os.environ, "PYTHONPATH": str(Path(numprune.__file__).parents[1])}
@@ -254,9 +280,11 @@ def test_two_runs_do_not_write_one_folder(folder, tmp_path, monkeypatch):
 
 
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="mounting a small disk takes root")
-@pytest.mark.parametrize("size", ["40k", "80k"])
-def test_a_full_disk_loses_nothing(folder, tmp_path, size):
-    disk, recipe = tmp_path / "disk", recipe_for(folder)
+@pytest.mark.parametrize(
+    ("size", "preset"), [("40k", "paper"), ("80k", "paper"), ("80k", "balanced"), ("140k", "balanced")]
+)
+def test_a_full_disk_loses_nothing(folder, tmp_path, size, preset):
+    disk, recipe = tmp_path / "disk", numprune.preset(preset).applied(recipe_for(folder))
     disk.mkdir()
     if subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "none", disk], capture_output=True).returncode:
         pytest.skip("no small disk can be mounted here")
@@ -311,4 +339,9 @@ def test_layers_are_let_go(folder, tmp_path, monkeypatch):
     monkeypatch.setattr(layerwise_run.Stage, "layer", counted)
     prune_layerwise(opened(folder()), recipe_for(folder), tmp_path / "out")
     assert len(alive) == 4
+    assert max(most) <= 2
+    alive.clear()
+    most.clear()
+    prune_layerwise(opened(folder()), recipe_for(folder, **BALANCED), tmp_path / "out")
+    assert len(alive) == 6
     assert max(most) <= 2
