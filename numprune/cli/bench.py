@@ -123,7 +123,7 @@ def _chosen(args: argparse.Namespace, sizes: list[int]) -> Iterator[Callable[...
         large = Shape(**{**vars(scale.MEASURED), **given(hidden=args.hidden, channels=args.channels)})
         large = replace(large, **given(layers=args.layers, heads=args.heads))
         size = {"samples": args.samples, "sequence_length": args.sequence_length, "ratio": args.ratio}
-        yield partial(scale.bench_scale, large, **size)
+        yield partial(scale.bench_scale, large, device="cpu" if args.device == "auto" else args.device, **size)
 
 
 def _table(result: Benchmark) -> str:

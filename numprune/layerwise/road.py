@@ -9,7 +9,7 @@ import torch
 
 from numprune.errors import InputError
 from numprune.layerwise.run import check_layerwise
-from numprune.layerwise.stage import check_enough, needs_in_memory, needs_layer_by_layer
+from numprune.layerwise.stage import check_enough, in_words, needs_in_memory, needs_layer_by_layer
 from numprune.models.embedded import embedded_model
 from numprune.models.model import Model
 from numprune.models.placement import resolve_device, resolve_dtype
@@ -71,14 +71,13 @@ def layer_by_layer(model: Model, recipe: Recipe, memory: int | None, device: str
     """
     target = resolve_device(device)
     itemsize = resolve_dtype(dtype, model.config, target).itemsize
-    shape = (recipe.calibration.samples, min(recipe.calibration.sequence_length, model.maximum_length or 2048))
     allowed = free_memory(target) if memory is None else memory
-    whole = needs_in_memory(model, itemsize, shape, recipe.ratio)
-    if whole.total <= allowed:
+    whole = needs_in_memory(model, itemsize, recipe).total
+    if whole <= allowed:
         return None
     check_layerwise(recipe)
-    check_enough(needs_layer_by_layer(model, itemsize, shape, recipe.ratio), allowed)
+    check_enough(needs_layer_by_layer(model, itemsize, recipe, target), allowed, target)
     return (
-        f"Pruned layer by layer: as a whole it takes about {whole.total / 1e9:.1f} GB, and"
-        f" {allowed / 1e9:.1f} GB {'are free' if memory is None else 'were allowed'}."
+        f"Pruned layer by layer: as a whole it takes about {in_words(whole)}, and"
+        f" {in_words(allowed)} {'are free' if memory is None else 'were allowed'}."
     )

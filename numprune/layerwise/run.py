@@ -38,12 +38,10 @@ from numprune.plan.recipe import SEQUENTIAL, CalibrationRecipe, Recipe
 from numprune.plan.report import ModuleReport, PruningReport
 from numprune.pruning import compensated, mean_bias, module_report
 from numprune.scoring.fisher import ROWS, prices
-from numprune.scoring.registry import BLOCK_SCORERS, check_scorer
+from numprune.scoring.registry import BLOCK_SCORERS, PRICED, check_scorer
 from numprune.scoring.run import module_scores
 from numprune.scoring.table import ModuleScores, ScoreTable
 
-PRICED = "fisher"
-"""The scorer that takes a pass backwards; others look at one module alone."""
 RATIO = 0.5
 """The sparsity that scores are computed for, as in `numprune.score`."""
 
@@ -108,14 +106,14 @@ def check_layerwise(recipe: Recipe) -> None:
     refused = None
     if recipe.removal != "units":
         refused = f"method {recipe.removal}"
-    elif recipe.scorer not in (*BLOCK_SCORERS, PRICED):
+    elif recipe.scorer not in (*BLOCK_SCORERS, *PRICED):
         refused = f"scorer {recipe.scorer}"
     elif recipe.swaps or recipe.healing:
         refused = "swaps" if recipe.swaps else "healing"
     if refused is not None:
         raise InputError(
-            f"{refused[0].upper()}{refused[1:]} needs the whole model in memory; give --preset balanced or paper, a scorer"
-            f" among {PRICED}, {', '.join(BLOCK_SCORERS)} without swaps and healing, or more --memory."
+            f"{refused[0].upper()}{refused[1:]} needs the whole model in memory; give --preset balanced or paper, a"
+            f" scorer among {', '.join((*PRICED, *BLOCK_SCORERS))} without swaps and healing, or more --memory."
         )
     if recipe.calibration.data is None:
         raise InputError("The recipe was calibrated on text it does not name; give a file or a dataset.")
@@ -133,7 +131,7 @@ def _score(
     """The scores of all layers, and the calibration they were made from."""
     source = recipe.calibration
     rows = state.rows(lambda told: calibration_rows(stage.model, source.data, source, told, cancel=cancel), notes)
-    back = recipe.scorer == PRICED
+    back = recipe.scorer in PRICED
     modules: dict[ModuleKey, ModuleScores] = {}
     calls = stage.calls(rows)
     for index in range(stage.layers):
@@ -195,7 +193,7 @@ def _prices(
                 known = {}
                 for block, weight, stats in _filed(stage, state, index):
                     channels = prices(block, weight.double(), stats, information.pop(block.key), cancel=cancel)
-                    known[block.key] = module_scores(block, channels, PRICED)
+                    known[block.key] = module_scores(block, channels, "fisher")
                 state.keep_scores(index, known)
                 found[index] = known
             if progress is not None:

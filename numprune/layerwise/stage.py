@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import copy
-import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
@@ -13,9 +11,12 @@ from transformers import PreTrainedModel
 
 from numprune.errors import InputError
 from numprune.models.adapter import Adapter, Block
-from numprune.models.batches import sequences_per_forward
+from numprune.models.batches import READ_LOGITS, sequences_per_backward, sequences_per_forward
 from numprune.models.model import Model
 from numprune.models.replay import Ending, LayerCalls
+from numprune.plan.recipe import SEQUENTIAL, Recipe
+from numprune.scoring.fisher import ROWS
+from numprune.scoring.registry import PRICED
 
 
 @dataclass(frozen=True)
@@ -92,17 +93,6 @@ def _unread(module: nn.Module) -> dict[int, nn.Module]:
     return {id(head): nn.Identity()}
 
 
-def largest_module(model: Model) -> int:
-    """Input channels of the widest last linear."""
-    return max(block.last.in_features for block in model.blocks)
-
-
-def layer_bytes(model: Model, itemsize: int) -> int:
-    """Memory of the largest decoder layer in a data type of so many bytes."""
-    sizes = (sum(p.numel() for p in layer.parameters()) for layer in model.adapter.layers(model.module))
-    return max(sizes) * itemsize
-
-
 @dataclass(frozen=True)
 class Needs:
     """Bytes of memory a way of pruning takes at most, files and the program itself not counted.
@@ -111,8 +101,8 @@ class Needs:
         weights: of the model, or of the parts that are in memory at once.
         pruned: of the pruned copy.
         moments: Gram matrices.
-        work: of the largest module's solve: its matrix in float64, four times over.
-        streams: residual stream of the calibration text, once and a batch.
+        work: of solves and of a batch on its way.
+        streams: residual streams of the calibration text, on the CPU.
     """
 
     weights: int
@@ -125,45 +115,106 @@ class Needs:
     def total(self) -> int:
         return self.weights + self.pruned + self.moments + self.work + self.streams
 
+    def on(self, device: torch.device) -> int:
+        """What of it lies on the device that layers are computed on."""
+        return self.total if device.type == "cpu" else self.total - self.streams
 
-def needs_in_memory(model: Model, itemsize: int, shape: Sequence[int], ratio: float) -> Needs:
+
+def needs_in_memory(model: Model, itemsize: int, recipe: Recipe) -> Needs:
     """What calibrating, scoring and pruning a model as a whole takes.
 
     Args:
         itemsize: bytes of a weight as it is computed with.
-        shape: of the calibration, (sequences, tokens).
-        ratio: of the prunable parameters that goes.
+        recipe: of which calibration, ratio, scorer and compensation matter.
     """
-    weights = model.parameters * itemsize
-    widest = largest_module(model)
+    weights, widest = model.parameters * itemsize, _widest(model)
+    tokens, hidden = _tokens(model, recipe), _hidden(model)
     return Needs(
         weights=weights,
-        pruned=weights - int(ratio * model.prunable_parameters * itemsize),
+        pruned=weights - int(recipe.ratio * model.prunable_parameters * itemsize),
         moments=8 * sum(block.last.in_features**2 for block in model.blocks),
-        work=4 * 8 * widest**2,
-        streams=0,
+        work=_solves(recipe) * 8 * widest**2,
+        streams=tokens * (6 * hidden + widest) * itemsize if recipe.compensation in SEQUENTIAL else 0,
     )
 
 
-def needs_layer_by_layer(model: Model, itemsize: int, shape: Sequence[int], ratio: float) -> Needs:
-    """What `prune_layerwise` takes; see `needs_in_memory`."""
-    layer, widest = layer_bytes(model, itemsize), largest_module(model)
-    config = model.config.get_text_config(decoder=True)
-    embedding = model.module.get_input_embeddings().weight.numel() * itemsize
-    first = model.blocks[: 1 + model.blocks[0].key.layer + 1]
-    return Needs(
-        weights=max(layer, embedding),
-        pruned=layer - int(ratio * layer),
-        moments=8 * sum(block.last.in_features**2 for block in first if block.key.layer == first[0].key.layer),
-        work=4 * 8 * widest**2,
-        streams=math.prod(shape) * config.hidden_size * itemsize,
-    )
+def needs_layer_by_layer(model: Model, itemsize: int, recipe: Recipe, device: torch.device) -> Needs:
+    """What `prune_layerwise` takes in the pass that takes most; see `needs_in_memory`."""
+    widest, hidden, tokens = _widest(model), _hidden(model), _tokens(model, recipe)
+    fitted, priced = recipe.compensation in SEQUENTIAL, recipe.scorer in PRICED
+    layer = max(sum(p.numel() for p in each.parameters()) for each in model.adapter.layers(model.module)) * itemsize
+    narrow = layer - int(recipe.ratio * layer)
+    embedding = model.module.get_input_embeddings().weight.numel()
+    heads = 1 if model.module.get_output_embeddings().weight is model.module.get_input_embeddings().weight else 2
+    first = [block.last for block in model.blocks if block.key.layer == model.blocks[0].key.layer]
+    grams, square = 8 * sum(last.in_features**2 for last in first), 8 * widest**2
+    length = min(recipe.calibration.sequence_length, model.maximum_length or recipe.calibration.sequence_length)
+    at_once = min(tokens, length * max(1, sequences_per_forward(device, length) // 2))
+    batch = at_once * (3 * widest + 6 * hidden) * itemsize
+    weight = widest * hidden * (itemsize + 8)
+    filed = 0 if device.type == "cpu" else square  # on a CPU the matrices are views of the files
+    passes = [
+        Needs(embedding * itemsize, 0, 0, 0, 0),
+        Needs(layer, 0, grams, square // 2 + batch, 0),
+        Needs(weight, 0, filed, _solves(recipe) * square, 0),
+        Needs(layer, narrow, filed, 3 * square + (batch + 4 * weight if fitted else 0), 0),
+    ]
+    if priced:
+        vocabulary = model.module.get_output_embeddings().out_features
+        logits = 4 * vocabulary * min(tokens, length * sequences_per_backward(length, vocabulary))
+        passes.append(Needs(heads * embedding * itemsize, 0, 0, 5 * logits, 0))
+        passes.append(Needs(layer, 0, 4 * 8 * hidden**2, 2 * batch, 0))
+    if fitted:
+        logits = 4 * min(READ_LOGITS, tokens * model.module.get_output_embeddings().out_features)
+        passes.append(Needs(heads * embedding * itemsize, 0, 0, 2 * embedding * 4 + 5 * logits, 0))
+    most = max(passes, key=lambda needs: needs.total)
+    return replace(most, streams=tokens * ((6 * hidden + widest) if fitted else hidden) * itemsize)
 
 
-def check_enough(needs: Needs, memory: int) -> None:
+def disk_layer_by_layer(model: Model, itemsize: int, recipe: Recipe) -> int:
+    """Bytes beside the output until it is finished: moments, and the streams of `recipe`'s passes."""
+    hidden = _hidden(model)
+    taken = 8 * sum(block.last.in_features**2 for block in model.blocks)
+    if recipe.scorer in PRICED:
+        rows = min(ROWS, recipe.calibration.samples)
+        taken += (model.layers + 1) * rows * (_tokens(model, recipe) // recipe.calibration.samples) * hidden * itemsize
+    if recipe.compensation in SEQUENTIAL:
+        taken += 2 * _tokens(model, recipe) * hidden * itemsize
+    return taken
+
+
+def _widest(model: Model) -> int:
+    """Input channels of the widest last linear."""
+    return max(block.last.in_features for block in model.blocks)
+
+
+def _hidden(model: Model) -> int:
+    return model.config.get_text_config(decoder=True).hidden_size
+
+
+def _tokens(model: Model, recipe: Recipe) -> int:
+    source = recipe.calibration
+    return source.samples * min(source.sequence_length, model.maximum_length or source.sequence_length)
+
+
+def _solves(recipe: Recipe) -> int:
+    """Matrices of the widest module, in float64, that scoring it holds at once."""
+    return 5 if recipe.scorer in (*PRICED, "osscar", "newton_greedy") else 4
+
+
+def check_enough(needs: Needs, memory: int, device: torch.device) -> None:
     """Raise InputError when a model cannot be pruned in so many bytes even layer by layer."""
-    if needs.total > memory:
+    taken = needs.on(device)
+    if taken > memory:
         raise InputError(
-            f"Pruning layer by layer takes about {needs.total / 1e9:.2f} GB and {memory / 1e9:.2f} GB are allowed;"
+            f"Pruning layer by layer takes about {in_words(taken)} and {in_words(memory)} are allowed;"
             " allow more by --memory, or calibrate on fewer or shorter sequences."
         )
+
+
+def in_words(count: int) -> str:
+    """Bytes as people say them, such as 1.54 GB."""
+    for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if count >= size:
+            return f"{count / size:.3g} {unit}"
+    return f"{count} bytes"

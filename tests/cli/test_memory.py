@@ -22,11 +22,12 @@ def command(tiny, text, out, *flags):
     return [*argv, "--out", out, *flags]
 
 
-def test_a_model_that_does_not_fit_is_pruned_layer_by_layer(run, tiny, tmp_path, text):
-    paper = ("--preset", "paper", "--json")
-    code, whole, err = run(*command(tiny, text, tmp_path / "whole", *paper))
+@pytest.mark.parametrize(("preset", "memory"), [("paper", "130K"), ("balanced", "300K")])
+def test_a_model_that_does_not_fit_is_pruned_layer_by_layer(run, tiny, tmp_path, text, preset, memory):
+    by = ("--preset", preset, "--json")
+    code, whole, err = run(*command(tiny, text, tmp_path / "whole", *by))
     assert code == 0, err
-    code, layers, err = run(*command(tiny, text, tmp_path / "layers", *paper, "--memory", "130K"))
+    code, layers, err = run(*command(tiny, text, tmp_path / "layers", *by, "--memory", memory))
     assert code == 0, err
     assert "Pruned layer by layer: as a whole it takes about" in err
     whole, layers = json.loads(whole), json.loads(layers)
@@ -54,9 +55,12 @@ def test_a_model_that_fits_is_held(run, tiny, tmp_path, text):
     [
         (
             ("--memory", "20K", "--preset", "paper"),
-            "Pruning layer by layer takes about 0.00 GB and 0.00 GB are allowed",
+            "Pruning layer by layer takes about 125 kB and 20 kB are allowed",
         ),
-        (("--memory", "130K"), "needs the whole model in memory; give --preset paper"),
+        (
+            ("--memory", "130K", "--scorer", "taylor"),
+            "needs the whole model in memory; give --preset balanced or paper",
+        ),
         (("--memory", "130K", "--preset", "paper", "--suggest"), "and it does not fit; leave --suggest out"),
         (("--memory", "130K", "--preset", "paper", "--healing", 3), "Healing needs the whole model in memory"),
         (("--memory", "much"), "Memory is 'much'; give auto, or bytes such as 24G or 800M"),

@@ -232,9 +232,10 @@ prune_layerwise(numprune.load(folder, device="cpu", dtype="checkpoint"), recipe,
 
 
 VICTIMS = {
-    "paper": "rows:1 keep_moments:1 keep_scores:1 keep_moments:2 keep_scores:2 write_layer:1 write_layer:2 write_rest:1",
-    "balanced": "keep_boundary:1 keep_moments:1 keep_boundary:3 keep_scores:1 write_layer:1 keep_streams:1 write_layer:2"
-    " keep_streams:2 write_rest:1",
+    "paper": "rows:1 keep_moments:1 keep_scores:1 keep_moments:2 keep_scores:2 write_layer:1 write_layer:2"
+    " write_rest:1",
+    "balanced": "keep_boundary:1 keep_moments:1 keep_boundary:3 keep_scores:1 write_layer:1 keep_streams:1"
+    " write_layer:2 keep_streams:2 write_rest:1",
 }
 
 
