@@ -37,7 +37,7 @@ _NAMES = {
     "numprune.fitting.compensation": "compensate",
     "numprune.fitting.healing": "Healing heal",
     "numprune.generation": "Sampling generate stream_text",
-    "numprune.layerwise": "prune_layerwise",
+    "numprune.layerwise": "prune_layerwise score_layerwise",
     "numprune.llamagen": "Captions LlamaGen encode_captions load_checkpoint",
     "numprune.loading": "load",
     "numprune.models": "Model embedded_models held_out_text",

@@ -10,40 +10,24 @@ same bits.
 
 from __future__ import annotations
 
-import gc
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import torch
 
 from numprune.allocation.threshold import allocate
-from numprune.calibration.run import calibration_rows, collector
-from numprune.calibration.statistics import GramAccumulator, ModuleStats
 from numprune.errors import CancelEvent, InputError, Progress, check_cancelled
-from numprune.layerwise.backward import information_by_layer
 from numprune.layerwise.refit import write_fitted
+from numprune.layerwise.scores import BY_LAYERS, scores_by_layer
 from numprune.layerwise.stage import Stage
 from numprune.layerwise.state import State
-from numprune.linalg import float64_device
-from numprune.models.adapter import Block
-from numprune.models.hooks import hooked
 from numprune.models.model import Model, slice_layer
 from numprune.models.placement import dtype_name, resolve_device, resolve_dtype
-from numprune.models.replay import LayerCalls
-from numprune.plan.keys import ModuleKey
 from numprune.plan.plan import PruningPlan
-from numprune.plan.recipe import SEQUENTIAL, CalibrationRecipe, Recipe
+from numprune.plan.recipe import SEQUENTIAL, Recipe
 from numprune.plan.report import ModuleReport, PruningReport
 from numprune.pruning import compensated, mean_bias, module_report
-from numprune.scoring.fisher import ROWS, prices
-from numprune.scoring.registry import BLOCK_SCORERS, PRICED, check_scorer
-from numprune.scoring.run import module_scores
-from numprune.scoring.table import ModuleScores, ScoreTable
-
-RATIO = 0.5
-"""The sparsity that scores are computed for, as in `numprune.score`."""
+from numprune.scoring.registry import check_scorer
 
 
 def prune_layerwise(
@@ -87,9 +71,11 @@ def prune_layerwise(
     settings = {"recipe": done.to_dict(), "device": str(target), "dtype": dtype_name(stage.dtype)}
     with State.begin(out, settings) as state:
         notes = [*model.notes, why] if why else list(model.notes)
-        table, used = _score(stage, done, state, notes, progress, cancel)
+        tables, used = scores_by_layer(
+            stage, done.calibration, [done.scorer], state, notes, progress=progress, cancel=cancel
+        )
         done = done.replace(calibration=used)
-        plan = allocate(table, done)
+        plan = allocate(tables[done.scorer], done)
         fitted = []
         if recipe.compensation in SEQUENTIAL:
             reports, fitted = write_fitted(stage, plan, state, state.drawn_rows(), progress, cancel)
@@ -106,118 +92,17 @@ def check_layerwise(recipe: Recipe) -> None:
     refused = None
     if recipe.removal != "units":
         refused = f"method {recipe.removal}"
-    elif recipe.scorer not in (*BLOCK_SCORERS, *PRICED):
+    elif recipe.scorer not in BY_LAYERS:
         refused = f"scorer {recipe.scorer}"
     elif recipe.swaps or recipe.healing:
         refused = "swaps" if recipe.swaps else "healing"
     if refused is not None:
         raise InputError(
             f"{refused[0].upper()}{refused[1:]} needs the whole model in memory; give --preset balanced or paper, a"
-            f" scorer among {', '.join((*PRICED, *BLOCK_SCORERS))} without swaps and healing, or more --memory."
+            f" scorer among {', '.join(BY_LAYERS)} without swaps and healing, or more --memory."
         )
     if recipe.calibration.data is None:
         raise InputError("The recipe was calibrated on text it does not name; give a file or a dataset.")
-
-
-@torch.no_grad()
-def _score(
-    stage: Stage,
-    recipe: Recipe,
-    state: State,
-    notes: list[str],
-    progress: Progress | None,
-    cancel: CancelEvent | None,
-) -> tuple[ScoreTable, CalibrationRecipe]:
-    """The scores of all layers, and the calibration they were made from."""
-    source = recipe.calibration
-    rows = state.rows(lambda told: calibration_rows(stage.model, source.data, source, told, cancel=cancel), notes)
-    back = recipe.scorer in PRICED
-    modules: dict[ModuleKey, ModuleScores] = {}
-    calls = stage.calls(rows)
-    for index in range(stage.layers):
-        check_cancelled(cancel)
-        if back and not state.has_boundary(index):
-            state.keep_boundary(index, _leading(calls.states))
-        kept = state.has_moments(index)
-        moments = _run(stage, calls, index, collect=not kept)
-        if not kept:
-            state.keep_moments(index, moments)
-        del moments
-        # Modules and what looks into them hold each other, so a layer goes only when the collector finds it.
-        gc.collect()
-        if not back:
-            modules |= _scores_of(stage, recipe.scorer, state, index, cancel)
-        if progress is not None:
-            doing = "calibrating layer by layer" if back else "calibrating and scoring layer by layer"
-            progress(index + 1, stage.layers, doing)
-    if back:
-        if not state.has_boundary(stage.layers):
-            state.keep_boundary(stage.layers, _leading(calls.states))
-        del calls
-        modules = _prices(stage, state, rows[:ROWS].long(), source.seed, progress, cancel)
-    used = replace(source, samples=len(rows), sequence_length=rows.shape[1])
-    table = ScoreTable(modules, recipe.scorer, RATIO, stage.model.name, recipe.fingerprint, stage.model.parameters)
-    return table, used
-
-
-def _leading(states: Sequence[torch.Tensor]) -> torch.Tensor:
-    """The sequences that the Fisher information is taken from, (sequences, tokens, hidden)."""
-    batches = -(-ROWS // len(states[0]))
-    return torch.cat(list(states[:batches]))[:ROWS]
-
-
-def _scores_of(
-    stage: Stage, scorer: str, state: State, index: int, cancel: CancelEvent | None
-) -> dict[ModuleKey, ModuleScores]:
-    """The scores of one layer by a scorer that looks at one module alone."""
-    known = state.scores(index)
-    if known is None:
-        known = {}
-        # Weights and moments from the files, so that the layer and its matrices take no memory meanwhile.
-        for block, weight, stats in _filed(stage, state, index):
-            channels = BLOCK_SCORERS[scorer](block, weight, stats, ratio=RATIO, progress=None, cancel=cancel)
-            known[block.key] = module_scores(block, channels, scorer)
-        state.keep_scores(index, known)
-    return known
-
-
-def _prices(
-    stage: Stage, state: State, rows: torch.Tensor, seed: int, progress: Progress | None, cancel: CancelEvent | None
-) -> dict[ModuleKey, ModuleScores]:
-    """The prices of all units by the loss of the model."""
-    found = {index: state.scores(index) for index in range(stage.layers)}
-    if None in found.values():
-        for index, information in information_by_layer(stage, state, rows, seed, cancel=cancel):
-            check_cancelled(cancel)
-            if found[index] is None:
-                known = {}
-                for block, weight, stats in _filed(stage, state, index):
-                    channels = prices(block, weight.double(), stats, information.pop(block.key), cancel=cancel)
-                    known[block.key] = module_scores(block, channels, "fisher")
-                state.keep_scores(index, known)
-                found[index] = known
-            if progress is not None:
-                progress(stage.layers - index, stage.layers, "pricing layer by layer, from the last")
-    return {key: scores for index in found for key, scores in found[index].items()}
-
-
-def _filed(stage: Stage, state: State, index: int) -> Iterator[tuple[Block, torch.Tensor, ModuleStats]]:
-    """The modules of a layer as they lie in the files, with the weight of their last linear and their moments."""
-    for block in stage.filed_blocks(index):
-        weight = block.last.weight.detach().to(float64_device(stage.device), stage.dtype)
-        yield block, weight, state.moments(block.key).to(weight.device)
-
-
-def _run(stage: Stage, calls: LayerCalls, index: int, *, collect: bool) -> dict[ModuleKey, ModuleStats]:
-    """Bring the stream behind a layer; returns the moments of what reaches its modules' last linears, if wanted."""
-    layer = stage.layer(index)
-    blocks = stage.adapter.layer_blocks(layer, index, calls.config) if collect else []
-    accumulators = {block.key: GramAccumulator(block.last.in_features, stage.device) for block in blocks}
-    collectors = {block.last: collector(block.key, accumulators[block.key]) for block in blocks}
-    with hooked(before=collectors):
-        for batch, state in enumerate(calls.states):
-            calls.states[batch] = calls.run(layer, state.to(stage.device), index).cpu()
-    return {key: accumulator.finish() for key, accumulator in accumulators.items()}
 
 
 @torch.no_grad()

@@ -110,8 +110,8 @@ class State:
     def _moments(self, index: int) -> Path:
         return self.folder / f"moments-{index:05d}.safetensors"
 
-    def _scores(self, index: int) -> Path:
-        return self.folder / f"scores-{index:05d}.safetensors"
+    def _scores(self, index: int, scorer: str) -> Path:
+        return self.folder / f"scores-{scorer}-{index:05d}.safetensors"
 
     def has_moments(self, index: int) -> bool:
         """Whether the moments of a layer are kept."""
@@ -130,18 +130,22 @@ class State:
             tokens = int(opened.metadata()[str(key)])
             return ModuleStats(opened.get_tensor(f"{key}.gram"), opened.get_tensor(f"{key}.mean"), tokens)
 
-    def keep_scores(self, index: int, scores: Mapping[ModuleKey, ModuleScores]) -> None:
+    def drop_moments(self, index: int) -> None:
+        """Let the moments of a layer go."""
+        self._moments(index).unlink(missing_ok=True)
+
+    def keep_scores(self, index: int, scorer: str, scores: Mapping[ModuleKey, ModuleScores]) -> None:
         """Keep the scores of a layer."""
         tensors, sizes = {}, {}
         for key, table in scores.items():
             for name in ("units", "channels"):
                 tensors[f"{key}.{name}"] = torch.from_numpy(getattr(table, name).copy())
             sizes[str(key)] = json.dumps([table.cost, table.remainder])
-        self._save(tensors, self._scores(index), sizes)
+        self._save(tensors, self._scores(index, scorer), sizes)
 
-    def scores(self, index: int) -> dict[ModuleKey, ModuleScores] | None:
+    def scores(self, index: int, scorer: str) -> dict[ModuleKey, ModuleScores] | None:
         """The scores of a layer; None where it is not finished."""
-        file = self._scores(index)
+        file = self._scores(index, scorer)
         if not file.is_file():
             return None
         found = {}
@@ -259,6 +263,10 @@ class State:
         (folder / "recipe.json").write_text(recipe.to_json())
         (folder / "report.json").write_text(report.to_json())
         replace_folder(folder, self.out)
+        self.remove()
+
+    def remove(self) -> None:
+        """Let all that was kept go."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
     # Files.
