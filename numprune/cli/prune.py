@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numprune
 from numprune.cli.calibration import add_calibration, asked_calibration, calibrate_model, sized_for
 from numprune.cli.console import Console, labelled
+from numprune.cli.memory import add_memory, opened_in_its_files
 from numprune.cli.options import Commands, add_command, add_model, describe, given, load_model, quiet_libraries
 from numprune.files import check_output
 
@@ -37,13 +38,7 @@ def add(commands: Commands) -> None:
     )
     parser.add_argument("--out", required=True, metavar="DIR", help="folder to write; an earlier output is replaced")
     parser.add_argument("--recipe", metavar="FILE", help="a recipe.json to start from")
-    parser.add_argument(
-        "--memory",
-        default="auto",
-        metavar="BYTES",
-        help="what pruning may take, such as 24G; where the model with its copy and its moments takes more it is pruned"
-        " layer by layer from its files, and goes on after a stop (default auto: what is free on the device)",
-    )
+    add_memory(parser, "pruning")
     add_calibration(parser)
     group = parser.add_argument_group("pruning")
     group.add_argument("--ratio", type=float, metavar="R", help="share of prunable parameters to remove (default 0.3)")
@@ -142,7 +137,11 @@ def run(args: argparse.Namespace, console: Console) -> None:
     name = args.model or recipe.model
     if name is None:
         raise numprune.InputError("There is no model to prune; give MODEL or a --recipe that names one.")
-    why, model = _layer_by_layer(name, recipe, args, console)
+    why, model = opened_in_its_files(name, recipe, args, console)
+    if why is not None and _suggests(args):
+        raise numprune.InputError(
+            f"Suggested ratios need {name} in memory, and it does not fit; leave --suggest out, or allow more --memory."
+        )
     if why is not None:
         _pruned_by_layers(model, recipe, why, args, console, began)
         return
@@ -157,29 +156,6 @@ def run(args: argparse.Namespace, console: Console) -> None:
     pruned = _pruned(model, stats, recipe, args, console)
     pruned.save(args.out)
     _report(args.out, model, pruned, time.monotonic() - began, console)
-
-
-def _layer_by_layer(
-    name: str, recipe: Recipe, args: argparse.Namespace, console: Console
-) -> tuple[str | None, Model | None]:
-    """Why the model is to be pruned layer by layer, and the model as it lies in its files; None where it is held."""
-    from numprune.layerwise import layer_by_layer, may_be_large, memory_of
-
-    memory = memory_of(args.memory)
-    if memory is None and not may_be_large(name):
-        return None, None
-    with quiet_libraries(console):
-        model = numprune.load(name, device="cpu", dtype="checkpoint")
-    if not model.adapter.reads_text:
-        return None, None
-    recipe = recipe.replace(calibration=sized_for(model, args, recipe.calibration, Console(quiet=True)))
-    suggests = _suggests(args)
-    why = layer_by_layer(model, recipe, memory, args.device, args.dtype)
-    if why is not None and suggests:
-        raise numprune.InputError(
-            f"Suggested ratios need {name} in memory, and it does not fit; leave --suggest out, or allow more --memory."
-        )
-    return why, model
 
 
 def _pruned_by_layers(

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import argparse
 import time
+from contextlib import nullcontext
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 import numprune
 from numprune.cli.calibration import add_calibration, asked_calibration, calibrate_model, sized_for
 from numprune.cli.console import Console
+from numprune.cli.memory import add_memory, opened_in_its_files
 from numprune.cli.options import Commands, add_command, add_model, describe, load_model
 from numprune.files import write_text
 
@@ -17,8 +20,8 @@ SUFFIX = ".safetensors"
 if TYPE_CHECKING:
     import pandas as pd
 
-    from numprune.calibration import CalibrationStats
     from numprune.models import Model
+    from numprune.plan import CalibrationRecipe
     from numprune.scoring import ScoreTable
 
 EXAMPLE = """\
@@ -33,12 +36,14 @@ EXAMPLE = """\
   numprune score tiny-stories --method fisher,newton --out scores.safetensors
   python app.py --scores scores.safetensors
 
-  keeps the scores with everything the dashboard needs, which then opens on a machine without the model."""
+  keeps the scores with everything the dashboard needs, which then opens on a machine without the model; where the
+  model does not fit --memory either, it is scored layer by layer."""
 
 
 def add(commands: Commands) -> None:
     parser = add_command(commands, "score", "show how much every head and channel matters", example=EXAMPLE)
     add_model(parser)
+    add_memory(parser, "scoring")
     add_calibration(parser)
     parser.add_argument(
         "--method",
@@ -80,23 +85,29 @@ def run(args: argparse.Namespace, console: Console) -> None:
         raise numprune.InputError(
             f"--method names {1 + len(others)} methods; give one, or --out FILE{SUFFIX} to keep the scores of all."
         )
-    model = load_model(args.model, args, console)
-    stats = calibrate_model(model, sized_for(model, args, recipe.calibration, console), console)
-    with console.progress() as progress:
-        scores = numprune.score(model, stats, scorer=recipe.scorer, ratio=recipe.ratio, progress=progress)
-    units = scores.to_pandas()
+    names = list(dict.fromkeys(filter(None, (first, *others, args.against))))
+    why, filed = opened_in_its_files(args.model, recipe, args, console)
+    model = load_model(args.model, args, console) if why is None else filed
+    source = sized_for(model, args, recipe.calibration, console)
+    if why is None:
+        tables, source, notes = _held(model, source, names, recipe.ratio, console)
+    else:
+        tables, source, notes = _by_layers(model, source, names, recipe.ratio, args, console)
+        notes.append(why)
+    scores, units = tables[first], tables[first].to_pandas()
     if whole:
-        _keep(args.out, model, stats, [scores], others, console)
+        from numprune.models.outline import outline_of
+
+        kept = [tables[name] for name in (first, *others)]
+        numprune.write_scores(args.out, kept, source, outline_of(model))
     elif args.out:
         write_text(args.out, units.to_csv(index=False))
     table = _per_module(units)
     if args.against:
-        with console.progress() as progress:
-            other = numprune.score(model, stats, scorer=args.against, ratio=recipe.ratio, progress=progress)
-        compared = numprune.agreement(scores, other, ratio=recipe.ratio)
+        compared = numprune.agreement(scores, tables[args.against], ratio=recipe.ratio)
         names = ["spearman", "removed", "both", *(["only_first", "only_second"] if console.json else [])]
         table = table.join(compared[names])
-    console.notes([*model.notes, *stats.notes])
+    console.notes([*model.notes, *notes])
     result = {
         **describe(model),
         "fingerprint": scores.fingerprint,
@@ -104,17 +115,40 @@ def run(args: argparse.Namespace, console: Console) -> None:
         "against": args.against,
         "ratio": scores.ratio,
         "calibration": {
-            "data": stats.data,
-            "samples": stats.samples,
-            "sequence_length": stats.sequence_length,
-            "tokens": stats.tokens,
-            "seed": stats.seed,
+            "data": source.data,
+            "samples": source.samples,
+            "sequence_length": source.sequence_length,
+            "tokens": source.samples * source.sequence_length,
+            "seed": source.seed,
         },
         "modules": table.to_dict("records"),
-        "notes": stats.notes,
+        "notes": notes,
         "seconds": time.monotonic() - began,
     }
     console.result(result, table.to_string(index=False, float_format="{:.4f}".format))
+
+
+Scored = tuple[dict[str, "ScoreTable"], "CalibrationRecipe", list[str]]
+"""Tables by the names of their methods, what they were calibrated on, and notes."""
+
+
+def _held(model: Model, source: CalibrationRecipe, names: list[str], ratio: float, console: Console) -> Scored:
+    stats, tables = calibrate_model(model, source, console), {}
+    for name in names:
+        with console.progress() as progress:
+            tables[name] = numprune.score(model, stats, scorer=name, ratio=ratio, progress=progress)
+    return tables, stats.source, list(stats.notes)
+
+
+def _by_layers(
+    model: Model, source: CalibrationRecipe, names: list[str], ratio: float, args: argparse.Namespace, console: Console
+) -> Scored:
+    where = {"ratio": ratio, "device": args.device, "dtype": args.dtype}
+    # Beside the file, where a run that was stopped is looked for; nowhere where nothing is written.
+    with nullcontext(args.out) if args.out else TemporaryDirectory() as place, console.progress() as progress:
+        folder = f"{place}.layers" if args.out else f"{place}/scores"
+        tables, used, notes = numprune.score_layerwise(model, names, source, folder, progress=progress, **where)
+    return tables, used, [note for note in notes if note not in model.notes]
 
 
 def _methods(text: str | None) -> list[str]:
@@ -123,23 +157,6 @@ def _methods(text: str | None) -> list[str]:
     if len(set(names)) < len(names) or not all(names):
         raise numprune.InputError(f"--method is '{text}'; give each method once, with commas between them.")
     return names
-
-
-def _keep(
-    path: str,
-    model: Model,
-    stats: CalibrationStats,
-    tables: list[ScoreTable],
-    others: list[str],
-    console: Console,
-) -> None:
-    """Score by the other methods too, and write all that the page needs without the model."""
-    from numprune.models.outline import outline_of
-
-    for name in others:
-        with console.progress() as progress:
-            tables.append(numprune.score(model, stats, scorer=name, ratio=tables[0].ratio, progress=progress))
-    numprune.write_scores(path, tables, stats.source, outline_of(model))
 
 
 def _per_module(units: pd.DataFrame) -> pd.DataFrame:

@@ -78,6 +78,6 @@ def layer_by_layer(model: Model, recipe: Recipe, memory: int | None, device: str
     check_layerwise(recipe)
     check_enough(needs_layer_by_layer(model, itemsize, recipe, target), allowed, target)
     return (
-        f"Pruned layer by layer: as a whole it takes about {in_words(whole)}, and"
+        f"Done layer by layer: as a whole it takes about {in_words(whole)}, and"
         f" {in_words(allowed)} {'are free' if memory is None else 'were allowed'}."
     )
