@@ -132,11 +132,8 @@ def _write(path: Path, cells: list[Cell]) -> None:
 
 def sections(folder: Path) -> list[str]:
     """The tables of the cells there are, in Markdown."""
-    return [
-        _section(name, read_cells(folder / f"smollm2-{name}.csv"))
-        for name in CALIBRATIONS
-        if (folder / f"smollm2-{name}.csv").exists()
-    ]
+    files = [(name, folder / f"smollm2-{name}{on}.csv") for name in CALIBRATIONS for on in ("", "-cuda")]
+    return [_section(name, read_cells(file)) for name, file in files if file.exists()]
 
 
 TITLES = {"mixed": "half of C4 and half of WikiText-2 (valid)", "c4": "C4 alone"}
@@ -148,14 +145,14 @@ def _section(name: str, cells: list[Cell]) -> str:
     first = next(iter(dense.values()))
     weights = first.bytes
     perplexities = ", ".join(f"{cell.perplexity:.2f} on {_name(text)}" for text, cell in dense.items())
+    on = f"{first.device}, {first.threads} threads"
     lines = [
-        f"## SmolLM2-135M-Instruct (of Q4_1, dequantised), calibrated on {SAMPLES} x {LENGTH} tokens of {TITLES[name]}",
+        f"## SmolLM2-135M-Instruct (of Q4_1, dequantised) on {on}, calibrated on {SAMPLES} x {LENGTH} tokens of {TITLES[name]}",
         "",
         f"Dense: {first.parameters:,} parameters, {weights / 1e6:.0f} MB in float32, perplexity {perplexities};"
-        f" {first.tokens:,} tokens of each in windows of {LENGTH}. One calibration seed; {first.device},"
-        f" {first.threads} threads. Excess loss in nats a token, in brackets its share of what `paper` loses; seconds"
+        f" {first.tokens:,} tokens of each in windows of {LENGTH}. One calibration seed. Excess loss in nats a token, in brackets its share of what `paper` loses; seconds"
         " of scoring, choosing ratios and pruning beside other work on the machine, and most memory of the whole"
-        " process meanwhile, calibration's statistics included, over the weights.",
+        " process (on a GPU: most of its memory) meanwhile, calibration's statistics included, over the weights.",
     ]
     by = {(cell.method, cell.ratio, cell.data): cell for cell in cells}
     for ratio in sorted({cell.ratio for cell in cells if cell.method != DENSE}):

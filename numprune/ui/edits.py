@@ -114,10 +114,9 @@ def applied(session: Session, edit: Any, situation: Situation) -> Session:
         NeedsWork: it takes long.
         InputError: it is not understood or not possible.
     """
-    how = _APPLY.get(edit.get("kind")) if isinstance(edit, dict) else None
-    if how is None:
+    if not isinstance(edit, dict) or _named(edit, "kind") not in _APPLY:
         raise InputError(UNREADABLE)
-    return how(session, edit, situation)
+    return _APPLY[edit["kind"]](session, edit, situation)
 
 
 @_edit("ratio")
@@ -189,7 +188,7 @@ def _recipe(session: Session, edit: dict[str, Any], situation: Situation) -> Ses
 @_edit("method")
 def _method(session: Session, edit: dict[str, Any], situation: Situation) -> Session:
     """Everything a method consists of, in one step."""
-    name = edit.get("method")
+    name = _named(edit, "method")
     if name not in METHODS:
         raise InputError(UNREADABLE)
     method = METHODS[name]
@@ -206,7 +205,7 @@ def _suggest(session: Session, edit: dict[str, Any], situation: Situation) -> Se
 
 @_edit("allocation")
 def _allocation(session: Session, edit: dict[str, Any], situation: Situation) -> Session:
-    return session.changed("", **allocation(edit.get("allocation"), situation.scores), suggested=False)
+    return session.changed("", **allocation(_named(edit, "allocation"), situation.scores), suggested=False)
 
 
 NAMES = {"healing": "Healing steps", "round_channels": "The multiple of channels"}
@@ -216,7 +215,7 @@ NAMES = {"healing": "Healing steps", "round_channels": "The multiple of channels
 @_edit("settings")
 def _settings(session: Session, edit: dict[str, Any], situation: Situation) -> Session:
     """Compensation, damping, healing, rounding: one of them at a time."""
-    name, value = edit.get("name"), edit.get("value")
+    name, value = _named(edit, "name"), edit.get("value")
     if name == "compensation" and isinstance(value, str):
         return session.changed("", compensation=value)
     if name == "uniform" and isinstance(value, bool):
@@ -252,7 +251,7 @@ def adopted(session: Session, recipe: Recipe, situation: Situation) -> Session:
     return session.changed("", **decisions(recipe))
 
 
-def allocation(name: Any, scores: ScoreTable) -> dict[str, Any]:
+def allocation(name: str, scores: ScoreTable) -> dict[str, Any]:
     """The values of a recipe for one of `ALLOCATIONS`.
 
     Raises:
@@ -333,6 +332,14 @@ def _module(name: Any, situation: Situation) -> ModuleKey:
     if key not in situation.scores.modules:
         raise InputError(f"This model has no {key}; use the layers of the map.")
     return key
+
+
+def _named(edit: dict[str, Any], field: str) -> str:
+    """A name in an edit; what is no text could not even be looked up."""
+    name = edit.get(field)
+    if not isinstance(name, str):
+        raise InputError(UNREADABLE)
+    return name
 
 
 def _gesture(edit: dict[str, Any]) -> str:
