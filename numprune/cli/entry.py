@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
+import threading
 import traceback
 import warnings
-from collections.abc import Sequence
-from contextlib import nullcontext, redirect_stdout
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext, redirect_stdout
 
 import numprune
 from numprune.cli import bench, evaluate, export, generate, prune, reproduce, score, serve, sweep
@@ -17,7 +19,7 @@ from numprune.errors import InputError, LoadError, NumpruneError
 
 COMMANDS = (score, prune, evaluate, sweep, reproduce, generate, export, bench, serve)
 
-OK, BAD_INPUT, CANNOT_LOAD, FAILED, STOPPED = 0, 2, 3, 4, 130
+OK, BAD_INPUT, CANNOT_LOAD, FAILED, STOPPED, TERMINATED = 0, 2, 3, 4, 130, 143
 
 EPILOG = f"""\
 exit codes:
@@ -26,11 +28,34 @@ exit codes:
   {CANNOT_LOAD:<4} the model cannot be loaded
   {FAILED:<4} the computation or the writing failed
   {STOPPED:<4} stopped by Ctrl-C
+  {TERMINATED:<4} stopped by SIGTERM
 
 example:
   numprune prune tiny-stories --ratio 0.3 --out smaller
   numprune eval tiny-stories smaller
 """
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, as what Ctrl-C is to Python: everything half written is cleared away on the way out."""
+
+
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """Raise `Terminated` where SIGTERM would end the process at once."""
+
+    def terminate(*_: object) -> None:
+        raise Terminated
+
+    # Only the main thread may ask for signals.
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, terminate)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -42,14 +67,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     console = Console(json=getattr(args, "json", False), quiet=args.quiet)
     try:
         # Whatever libraries print, JSON stays alone on stdout.
-        with warnings.catch_warnings(), redirect_stdout(sys.stderr) if console.json else nullcontext():
+        with _terminable(), warnings.catch_warnings(), redirect_stdout(sys.stderr) if console.json else nullcontext():
             if not args.debug:
                 warnings.simplefilter("ignore")
             args.run(args, console)
         return OK
-    except KeyboardInterrupt:
-        console.error("Stopped; nothing was written.")
-        return STOPPED
+    except KeyboardInterrupt as stop:
+        console.error("Stopped; nothing half-written was left.")
+        return TERMINATED if isinstance(stop, Terminated) else STOPPED
     except BrokenPipeError:
         # The reader (head, less) has seen enough. Python would complain again when it flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

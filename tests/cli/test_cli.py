@@ -497,15 +497,19 @@ def test_a_full_disk_leaves_nothing(run, tiny, text, tmp_path, monkeypatch):
     assert leftovers(tmp_path) == []
 
 
-def test_ctrl_c_while_writing_leaves_nothing(run, tiny, text, tmp_path, monkeypatch):
+@pytest.mark.parametrize(("stop", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_stop_while_writing_leaves_nothing(run, tiny, text, tmp_path, monkeypatch, stop, code):
+    before = signal.getsignal(stop)
+
     def interrupted(self, folder, **options):
         (Path(folder) / "model.safetensors").write_text("half")
-        raise KeyboardInterrupt
+        signal.raise_signal(stop)
 
     monkeypatch.setattr(PreTrainedModel, "save_pretrained", interrupted)
     argv = ["prune", tiny, "--calibration", text, *SMALL, "--out", tmp_path / "out"]
-    refused(run, 130, argv, "Stopped; nothing was written.")
+    refused(run, code, argv, "Stopped; nothing half-written was left.")
     assert leftovers(tmp_path) == []
+    assert signal.getsignal(stop) is before
 
 
 @pytest.mark.parametrize(
@@ -636,7 +640,7 @@ def test_ctrl_c_during_the_work_which_needs_no_gradio(tmp_path):
     finally:
         process.kill()
     assert process.returncode == 130
-    assert err == "Stopped; nothing was written.\n"
+    assert err == "Stopped; nothing half-written was left.\n"
     assert leftovers(tmp_path) == []
 
 
