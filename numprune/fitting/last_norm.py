@@ -48,7 +48,7 @@ def fit_last_norm(
 
         s_j = 1 - g_j / (h_j + 10 mean h),    g_j = E[H'_j (Wᵀ(q - p))_j],    h_j = E[H'_j² Var_q(W_j)].
 
-    The step is taken from all sequences, or every so many of each batch where that would be more than 2^28 logits.
+    The step is taken from all sequences, or every so many of each batch where that would be more than 2^29 logits.
     Where there is no such norm, nothing is done. Memory is two float32 copies of the output layer.
 
     Args:

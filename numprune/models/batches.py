@@ -21,8 +21,9 @@ TRAINED_LOGITS = 2**26
 """Logits that are differentiated at once, unless a single sequence has more."""
 READ_LOGITS = 2**23
 """Logits that are held at once where a layer's outputs are known and only the output layer runs."""
-NEWTON_LOGITS = 2**28
-"""Logits that one Newton step of the last norm is taken from at most: 5,461 tokens of a vocabulary of 49,152."""
+NEWTON_LOGITS = 2**29
+"""Logits that one Newton step of the last norm is taken from at most: 10,922 tokens of a vocabulary of 49,152. Half as
+many cost 2 to 6 % of the excess loss of SmolLM2 at 20 %, for 15 of 380 seconds."""
 EXACT_POSITIONS = 128
 """Positions whose distributions are in memory in float64 at once."""
 
