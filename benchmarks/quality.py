@@ -51,8 +51,8 @@ last norm was bounded, which moves `balanced` on tiny-stories, seed 0, from 0.03
 and before fits held weights back more where tokens are few (see the end). Those of SmolLM2 on the CPU: at 20 and 30 %
 the tokens of the Fisher information were drawn otherwise than today; `balanced` at 20 % loses 0.376 / 0.326 / 0.321
 today. At 10 and 50 %, and on the GPU, the last norm read half as many tokens as today, which at 20 % made that
-0.392 / 0.332 / 0.340. 10 and 50 % and the rivals at 20 % ran on one thread. `best` and `healed` were measured on the GPU
-alone; at 10 % healing found nothing better than `best`, which it then is.
+0.392 / 0.332 / 0.340. 10 and 50 % and the rivals at 20 % ran on one thread. `best` and `healed` were measured on the
+GPU alone; at 10 % healing found nothing better than `best`, which it then is.
 `healed` of the small models is of 16 steps on `o_proj` and `down_proj`; the preset takes 128 on all matrices today.
 
 `paper` is the paper's method: Newton scores, one threshold, theorem 3. `balanced` and `best` train nothing; `healed` is

@@ -147,10 +147,12 @@ def _section(name: str, cells: list[Cell]) -> str:
     perplexities = ", ".join(f"{cell.perplexity:.2f} on {_name(text)}" for text, cell in dense.items())
     on = f"{first.device}, {first.threads} threads"
     lines = [
-        f"## SmolLM2-135M-Instruct (of Q4_1, dequantised) on {on}, calibrated on {SAMPLES} x {LENGTH} tokens of {TITLES[name]}",
+        f"## SmolLM2-135M-Instruct (of Q4_1, dequantised) on {on}, calibrated on {SAMPLES} x {LENGTH} tokens of"
+        f" {TITLES[name]}",
         "",
         f"Dense: {first.parameters:,} parameters, {weights / 1e6:.0f} MB in float32, perplexity {perplexities};"
-        f" {first.tokens:,} tokens of each in windows of {LENGTH}. One calibration seed. Excess loss in nats a token, in brackets its share of what `paper` loses; seconds"
+        f" {first.tokens:,} tokens of each in windows of {LENGTH}. One calibration seed."
+        " Excess loss in nats a token, in brackets its share of what `paper` loses; seconds"
         " of scoring, choosing ratios and pruning beside other work on the machine, and most memory of the whole"
         " process (on a GPU: most of its memory) meanwhile, calibration's statistics included, over the weights.",
     ]
