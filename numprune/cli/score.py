@@ -105,8 +105,8 @@ def run(args: argparse.Namespace, console: Console) -> None:
     table = _per_module(units)
     if args.against:
         compared = numprune.agreement(scores, tables[args.against], ratio=recipe.ratio)
-        names = ["spearman", "removed", "both", *(["only_first", "only_second"] if console.json else [])]
-        table = table.join(compared[names])
+        columns = ["spearman", "removed", "both", *(["only_first", "only_second"] if console.json else [])]
+        table = table.join(compared[columns])
     console.notes([*model.notes, *notes])
     result = {
         **describe(model),

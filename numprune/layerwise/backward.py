@@ -16,7 +16,7 @@ from numprune.layerwise.stage import Stage
 from numprune.layerwise.state import State
 from numprune.models.batches import sequences_per_backward
 from numprune.models.hooks import hooked
-from numprune.models.prediction import predicted
+from numprune.models.prediction import predictions
 from numprune.models.replay import LayerCalls
 from numprune.plan.keys import ModuleKey
 from numprune.scoring.fisher import DrawnSurprise, OutputInformation
@@ -44,7 +44,7 @@ def information_by_layer(
     calls.states.clear()
     for index in reversed(range(stage.layers)):
         yield index, _through(stage, calls, index, state.boundary(index), gradients).finish(tokens)
-        # What was just yielded holds the layer's modules; see `numprune.layerwise.run`.
+        # What was just yielded holds the layer's modules; see `numprune.layerwise.scores`.
         gc.collect()
 
 
@@ -57,9 +57,7 @@ def _at_the_end(
         check_cancelled(cancel)
         batch, stream = batch.to(stage.device), stream.to(stage.device).requires_grad_(True)
         with torch.enable_grad():
-            logits = ending.logits(batch, stream)[:, :-1].float()
-            counted = predicted(batch, logits.shape[-1])
-            value = surprise(logits[counted], batch[:, 1:][counted])
+            value = surprise(*predictions(ending.logits(batch, stream), batch))
             (gradient,) = torch.autograd.grad(value, [stream])
         gradients.append(gradient.cpu())
     return gradients, surprise.tokens

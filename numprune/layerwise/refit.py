@@ -91,7 +91,7 @@ def _last_norm(
     if fitted is None:
         return {}, []
     # As many sequences at once as in memory: every so many of each batch are looked at.
-    streams = (_regrouped(stream) for stream in (fit.dense_stream, fit.pruned_stream))
+    streams = (list(torch.cat(stream).split(FIT_SEQUENCES)) for stream in (fit.dense_stream, fit.pruned_stream))
     batches = list(rows.to(stage.device).split(FIT_SEQUENCES))
     note = fit_last_norm(front, fitted, stage.adapter, batches, *streams, damping=damping, cancel=cancel)
     weight = stage.adapter.final_norm(stage.model.module).weight
@@ -107,15 +107,3 @@ def _with_own_norm(stage: Stage, front: PreTrainedModel) -> PreTrainedModel | No
         return None
     norm.weight = nn.Parameter(norm.weight.detach().clone(), requires_grad=False)
     return other
-
-
-def _regrouped(stream: list[torch.Tensor]) -> list[torch.Tensor]:
-    """Batches of `FIT_SEQUENCES`, in the place of smaller ones."""
-    size, grouped = len(stream[0]), []
-    each = FIT_SEQUENCES // size if FIT_SEQUENCES % size == 0 else 0
-    if not each:
-        return list(torch.cat(stream).split(FIT_SEQUENCES))
-    while stream:
-        grouped.append(torch.cat(stream[:each]))
-        del stream[:each]
-    return grouped

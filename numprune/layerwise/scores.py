@@ -114,7 +114,7 @@ def scores_by_layer(
         check_cancelled(cancel)
         if back and not state.has_boundary(index):
             state.keep_boundary(index, _leading(calls.states))
-        finished = all(state.scores(index, name) is not None for name in scorers)
+        finished = all(state.has_scores(index, name) for name in scorers)
         collect = not (state.has_moments(index) or (finished and not keep))
         moments = _run(stage, calls, index, collect=collect)
         if collect:

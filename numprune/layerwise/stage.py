@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from numprune.calibration.run import within_length
 from numprune.errors import InputError
 from numprune.models.adapter import Adapter, Block
 from numprune.models.batches import READ_LOGITS, sequences_per_backward, sequences_per_forward
@@ -88,9 +89,12 @@ class _Shell(nn.Module):
 def _unread(module: nn.Module) -> dict[int, nn.Module]:
     """The output layer, where it is not the embedding: nothing is predicted here."""
     head = module.get_output_embeddings()
-    if head is None or head.weight is module.get_input_embeddings().weight:
-        return {}
-    return {id(head): nn.Identity()}
+    return {} if head is None or _tied(module) else {id(head): nn.Identity()}
+
+
+def _tied(module: nn.Module) -> bool:
+    """Whether the output layer is the embedding."""
+    return module.get_output_embeddings().weight is module.get_input_embeddings().weight
 
 
 @dataclass(frozen=True)
@@ -145,10 +149,11 @@ def needs_layer_by_layer(model: Model, itemsize: int, recipe: Recipe, device: to
     layer = max(sum(p.numel() for p in each.parameters()) for each in model.adapter.layers(model.module)) * itemsize
     narrow = layer - int(recipe.ratio * layer)
     embedding = model.module.get_input_embeddings().weight.numel()
-    heads = 1 if model.module.get_output_embeddings().weight is model.module.get_input_embeddings().weight else 2
+    vocabulary = model.module.get_output_embeddings().out_features
+    heads = 1 if _tied(model.module) else 2
     first = [block.last for block in model.blocks if block.key.layer == model.blocks[0].key.layer]
     grams, square = 8 * sum(last.in_features**2 for last in first), 8 * widest**2
-    length = min(recipe.calibration.sequence_length, model.maximum_length or recipe.calibration.sequence_length)
+    length = within_length(model, recipe.calibration).sequence_length
     at_once = min(tokens, length * max(1, sequences_per_forward(device, length) // 2))
     batch = at_once * (3 * widest + 6 * hidden) * itemsize
     weight = widest * hidden * (itemsize + 8)
@@ -160,12 +165,11 @@ def needs_layer_by_layer(model: Model, itemsize: int, recipe: Recipe, device: to
         Needs(layer, narrow, filed, 3 * square + (batch + 4 * weight if fitted else 0), 0),
     ]
     if priced:
-        vocabulary = model.module.get_output_embeddings().out_features
         logits = 4 * vocabulary * min(tokens, length * sequences_per_backward(length, vocabulary))
         passes.append(Needs(heads * embedding * itemsize, 0, 0, 5 * logits, 0))
         passes.append(Needs(layer, 0, 4 * 8 * hidden**2, 2 * batch, 0))
     if fitted:
-        logits = 4 * min(READ_LOGITS, tokens * model.module.get_output_embeddings().out_features)
+        logits = 4 * min(READ_LOGITS, tokens * vocabulary)
         passes.append(Needs(heads * embedding * itemsize, 0, 0, 2 * embedding * 4 + 5 * logits, 0))
     most = max(passes, key=lambda needs: needs.total)
     return replace(most, streams=tokens * ((6 * hidden + widest) if fitted else hidden) * itemsize)
@@ -176,8 +180,8 @@ def disk_layer_by_layer(model: Model, itemsize: int, recipe: Recipe) -> int:
     hidden = _hidden(model)
     taken = 8 * sum(block.last.in_features**2 for block in model.blocks)
     if recipe.scorer in PRICED:
-        rows = min(ROWS, recipe.calibration.samples)
-        taken += (model.layers + 1) * rows * (_tokens(model, recipe) // recipe.calibration.samples) * hidden * itemsize
+        source = within_length(model, recipe.calibration)
+        taken += (model.layers + 1) * min(ROWS, source.samples) * source.sequence_length * hidden * itemsize
     if recipe.compensation in SEQUENTIAL:
         taken += 2 * _tokens(model, recipe) * hidden * itemsize
     return taken
@@ -193,8 +197,8 @@ def _hidden(model: Model) -> int:
 
 
 def _tokens(model: Model, recipe: Recipe) -> int:
-    source = recipe.calibration
-    return source.samples * min(source.sequence_length, model.maximum_length or source.sequence_length)
+    source = within_length(model, recipe.calibration)
+    return source.samples * source.sequence_length
 
 
 def _solves(recipe: Recipe) -> int:

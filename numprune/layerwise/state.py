@@ -143,13 +143,16 @@ class State:
             sizes[str(key)] = json.dumps([table.cost, table.remainder])
         self._save(tensors, self._scores(index, scorer), sizes)
 
+    def has_scores(self, index: int, scorer: str) -> bool:
+        """Whether the scores of a layer are kept."""
+        return self._scores(index, scorer).is_file()
+
     def scores(self, index: int, scorer: str) -> dict[ModuleKey, ModuleScores] | None:
         """The scores of a layer; None where it is not finished."""
-        file = self._scores(index, scorer)
-        if not file.is_file():
+        if not self.has_scores(index, scorer):
             return None
         found = {}
-        with safe_open(file, framework="pt") as opened:
+        with safe_open(self._scores(index, scorer), framework="pt") as opened:
             for name, sizes in (opened.metadata() or {}).items():
                 # Copies: what the file holds goes away with it.
                 arrays = [opened.get_tensor(f"{name}.{what}").numpy().copy() for what in ("units", "channels")]

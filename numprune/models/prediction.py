@@ -24,6 +24,17 @@ def predicted(ids: torch.Tensor, vocabulary: int) -> torch.Tensor:
     return ids[..., 1:] < vocabulary
 
 
+def predictions(logits: torch.Tensor, ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The logits that predict a token, (predicted tokens, vocabulary) float32, and these tokens, (predicted tokens,).
+
+    Args:
+        logits: (sequences, tokens, vocabulary).
+        ids: token ids (sequences, tokens), on the same device.
+    """
+    counted = predicted(ids, logits.shape[-1])
+    return logits[:, :-1].float()[counted], ids[:, 1:][counted]
+
+
 def kl_divergence(dense: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
     """KL(p, q) in nats of the distributions p and q of two models, position by position.
 

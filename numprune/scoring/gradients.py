@@ -13,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 from numprune.models.adapter import Block
 from numprune.models.hooks import hooked
 from numprune.models.model import Model, twin
-from numprune.models.prediction import predicted
+from numprune.models.prediction import predictions
 
 Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 """Of the logits (predicted tokens, vocabulary) and the tokens that follow (predicted tokens,), a scalar."""
@@ -64,9 +64,7 @@ class Differentiator:
         after = {linear: lambda args, _, linear=linear: taken(linear, args[0]) for linear in inputs_of}
         after |= {linear: lambda _, output, linear=linear: taken(linear, output) for linear in outputs_of}
         with hooked(after={self._module.get_input_embeddings(): begin, **after}), torch.enable_grad():
-            logits = self._module(input_ids=rows, use_cache=False).logits[:, :-1].float()
-            counted = predicted(rows, logits.shape[-1])
-            value = loss(logits[counted], rows[:, 1:][counted])
+            value = loss(*predictions(self._module(input_ids=rows, use_cache=False).logits, rows))
             gradients = torch.autograd.grad(value, list(values.values()))
         return [
             (linear, each.detach(), gradient)

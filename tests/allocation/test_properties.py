@@ -5,8 +5,9 @@ import json
 import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from inputs import answered
 
-from numprune import InputError, ModuleKey, Recipe, allocate
+from numprune import ModuleKey, Recipe, allocate
 from numprune.scoring.table import ModuleScores, ScoreTable
 
 LAYERS, HEADS, CHANNELS = 3, 4, 12
@@ -49,16 +50,6 @@ def tables(draw):
         cost, rest = COST[key.kind], REMAINDER if key.kind == "attention" else 0
         modules[key] = ModuleScores(np.array(scores), np.array(scores), cost, rest)
     return ScoreTable(modules, "newton", 0.5, "random", "0" * 16, PARAMETERS)
-
-
-def answered(ask):
-    """What a call returns; None where it was refused in one sentence."""
-    try:
-        return ask()
-    except InputError as error:
-        refusal = str(error)
-    assert refusal.endswith(".")
-    return None
 
 
 @quick

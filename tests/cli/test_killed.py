@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -91,7 +92,7 @@ def test_an_output_is_whole_or_not_there(place, command, kills, stops):
                 pytest.fail(f"{left} was left by {how.name}")
         # What nobody could clear away is never taken for a result.
         for left in place.glob(f".{name}-out*.partial"):
-            subprocess.run(["rm", "-r", left], check=True)
+            shutil.rmtree(left)
     again = started(command(f"{name}-out"), place)
     _, told = again.communicate(timeout=300)
     assert again.returncode == 0, told

@@ -2,9 +2,9 @@
 
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from inputs import answered
 
 from numprune import Recipe
-from numprune.errors import InputError
 from numprune.ui import edits
 from numprune.ui.channel import situation
 from numprune.ui.session import Session
@@ -19,16 +19,6 @@ anything = st.recursive(
 )
 FIELDS = ("ratio", "cells", "gesture", "module", "index", "unit", "locked", "name", "to", "recipe", "method", "value")
 kinds = st.sampled_from([*edits._APPLY, "nothing"]) | anything
-
-
-def answered(ask):
-    """What a call returns; None where it was refused in one sentence."""
-    try:
-        return ask()
-    except InputError as error:
-        refusal = str(error)
-    assert refusal.endswith(".")
-    return None
 
 
 messages = st.tuples(kinds, st.dictionaries(st.sampled_from(FIELDS), anything, max_size=4)).map(
