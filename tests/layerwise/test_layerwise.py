@@ -13,7 +13,7 @@ from architectures import ARCHITECTURES, make_tokenizer, tiny_model
 
 import numprune
 from numprune import Cancelled, InputError, NumpruneError, Recipe, allocate, calibrate_by_recipe, load, prune, score
-from numprune.layerwise import prune_layerwise
+from numprune.layerwise import prune_layerwise, score_layerwise
 from numprune.layerwise import run as layerwise_run
 
 TEXT = "the cat and the dog sat on a mat and then the hen ran to the barn. " * 40
@@ -96,6 +96,22 @@ def test_every_architecture_is_priced_and_fitted_as_in_memory(folder, tmp_path, 
     prune_layerwise(opened(folder(name)), recipe, tmp_path / "layers")
     same(tmp_path / "whole", tmp_path / "layers")
     assert not (tmp_path / "layers.partial").exists()
+
+
+@pytest.mark.parametrize("name", READING)
+def test_every_architecture_has_the_prices_it_has_in_memory(folder, tmp_path, name):
+    """Plans and weights forgive prices that are a little off; here they are compared themselves."""
+    source = recipe_for(folder).calibration
+    tables, used, _ = score_layerwise(opened(folder(name)), ["fisher", "newton"], source, tmp_path / "out")
+    model = load(folder(name), device="cpu")
+    stats = calibrate_by_recipe(model, source)
+    assert used == stats.source
+    for scorer, table in tables.items():
+        expected = score(model, stats, scorer=scorer)
+        assert list(table.modules) == list(expected.modules)
+        for key, module in expected.modules.items():
+            limit = 1e-3 * abs(module.units).max()
+            assert table.modules[key].units == pytest.approx(module.units, rel=1e-3, abs=limit)
 
 
 @pytest.mark.parametrize(
