@@ -15,6 +15,7 @@ from numprune.fitting.compensation import compensate, lost_mean, relative_errors
 from numprune.fitting.healing import heal, rows_for
 from numprune.fitting.sequential import fit_to_dense
 from numprune.models.adapter import Block
+from numprune.models.depth import left_layers, own_keys
 from numprune.models.model import Model, slice_module
 from numprune.models.placement import dtype_name
 from numprune.plan.keys import ModuleKey
@@ -68,6 +69,8 @@ def prune(
     check_cancelled(cancel)
     pruned = model.around(fit.module)
     pruned.recipe = done
+    if plan.gone:
+        pruned.origins = tuple(left_layers(model.layers, plan.gone))
     notes = [*stats.notes, *plan.notes, *fit.notes]
     if recipe.healing:
         rows = rows_for(model, stats, recipe.healing, progress=progress, cancel=cancel)
@@ -107,19 +110,20 @@ def _fitted(
     recipe = plan.recipe
     if recipe.compensation == "paper":
         weights, seconds = _compensated(model, plan, stats, progress, cancel)
-        return _Fitted(slice_module(model.module, model.adapter, plan.keep, weights), seconds)
+        return _Fitted(slice_module(model.module, model.adapter, plan.keep, weights, gone=plan.gone), seconds)
     if recipe.compensation == "bias":
         return _Fitted(slice_module(model.module, model.adapter, plan.keep, {}, _biases(model, plan, stats)))
     if recipe.compensation not in SEQUENTIAL:
-        return _Fitted(slice_module(model.module, model.adapter, plan.keep))
+        return _Fitted(slice_module(model.module, model.adapter, plan.keep, gone=plan.gone))
     rows = stats.token_rows("fit to the dense network on")
-    module = slice_module(model.module, model.adapter, plan.keep)
+    module = slice_module(model.module, model.adapter, plan.keep, gone=plan.gone)
     fit = fit_to_dense(
         model.module,
         module,
         model.adapter,
         rows,
         keep=plan.keep if recipe.compensation == "network" else None,
+        gone=plan.gone,
         damping=recipe.damping,
         scarcity=recipe.scarcity,
         progress=progress,
@@ -178,7 +182,8 @@ def _biases(model: Model, plan: PruningPlan, stats: CalibrationStats) -> dict[Mo
 def _reports(
     dense: Model, pruned: Model, plan: PruningPlan, stats: CalibrationStats, seconds: dict[ModuleKey, float]
 ) -> list[ModuleReport]:
-    narrow = {block.key: block for block in pruned.blocks}
+    own = own_keys(dense.layers, plan.gone)
+    narrow = {own[block.key]: block for block in pruned.blocks}
     reports = []
     for block in dense.blocks:
         fitted = narrow[block.key].last.weight.detach() if block.key in seconds and block.key in narrow else None

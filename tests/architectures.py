@@ -11,6 +11,8 @@ from transformers import PreTrainedTokenizerFast
 from numprune import Model
 from numprune.llamagen import LlamaGen, LlamaGenConfig
 from numprune.models.adapter import adapter_for
+from numprune.models.depth import PER_LAYER
+from numprune.models.layer_sizes import text_config
 from numprune.scoring import ModuleScores, ScoreTable
 
 VOCABULARY = 112
@@ -173,6 +175,21 @@ def tiny_model(name="llama", *, tokenizer=None, seed=0, attention=None, **change
     config = ARCHITECTURES[name][0]()
     for key, value in changes.items():
         setattr(config, key, value)
+    return _model(name, config, tokenizer, seed, attention)
+
+
+def deep_model(name="llama", *, layers=4, tokenizer=None, attention=None):
+    """The same with more layers, whose kinds take turns as those of the tiny model do."""
+    config = ARCHITECTURES[name][0]()
+    text = text_config(config)
+    for key in PER_LAYER:
+        if isinstance(values := getattr(text, key, None), list):
+            setattr(text, key, (values * layers)[:layers])
+    text.num_hidden_layers = layers
+    return _model(name, config, tokenizer, 0, attention)
+
+
+def _model(name, config, tokenizer, seed, attention):
     module = random_module(config, seed=seed, attention=attention)
     if isinstance(config, LlamaGenConfig):
         return LlamaGen(module=module, tokenizer=None, adapter=adapter_for(config), name=f"tiny {name}")
@@ -212,4 +229,4 @@ def random_scores(model, *, seed=0, scorer="newton"):
         channels = rng.standard_normal(block.units * block.width)
         units = channels.reshape(block.units, block.width).mean(1)
         modules[block.key] = ModuleScores(units, channels, block.cost, block.remainder)
-    return ScoreTable(modules, scorer, 0.5, model.name, model.fingerprint(), model.parameters)
+    return ScoreTable(modules, scorer, 0.5, model.name, model.fingerprint(), model.parameters, model.beside)

@@ -110,7 +110,7 @@ def _curves(
     cancel: CancelEvent | None,
 ) -> Sensitivity:
     dense = trial.dense_loss()
-    free = [key for key in scores.modules if key not in recipe.ratios]
+    free = [key for key in scores.modules if key not in recipe.ratios and key not in recipe.drop]
     removed, increase = {}, {}
     for done, key in enumerate(free, 1):
         units, cost = len(scores.modules[key].units), scores.modules[key].cost
@@ -181,7 +181,7 @@ def suggest(
 
 def uses_curves(scores: ScoreTable, recipe: Recipe) -> bool:
     """Whether `suggest` measures the curves of `sensitivity`, which is slow where there are many modules."""
-    return len(scores.modules) - len(recipe.ratios) <= MODULES
+    return len(scores.modules) - len(recipe.ratios) - len(recipe.drop) <= MODULES
 
 
 def _by_tilts(
@@ -205,7 +205,7 @@ def _by_tilts(
         return found
 
     *_, best = search_tilts(loss, scores, recipe)
-    free = [key for key in scores.modules if key not in recipe.ratios]
+    free = [key for key in scores.modules if key not in recipe.ratios and key not in recipe.drop]
     return pinned(recipe, best, removed_parameters(best, free))
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -34,12 +35,15 @@ class Cuts:
         groups: what is cut as one: the modules, or with `recipe.uniform` the attention and the MLPs of all layers.
         free: the groups that share what is left of the budget.
         start: the level of every group before that: 0, or the one of its own ratio.
+        dropped: the modules the recipe drops as a whole, which are in no group.
         prunable: parameters that belong to units.
         notes: what keeps modules from their own ratios, in sentences.
     """
 
     def __init__(self, scores: ScoreTable, recipe: Recipe) -> None:
-        self.modules = {key: ModuleCut.of(key, module, recipe) for key, module in scores.modules.items()}
+        self.dropped = {key: scores.modules[key] for key in recipe.drop}
+        rest = {key: module for key, module in scores.modules.items() if key not in self.dropped}
+        self.modules = {key: ModuleCut.of(key, module, recipe) for key, module in rest.items()}
         self.prunable = scores.prunable_parameters
         self.allocation, self.uniform = recipe.allocation, recipe.uniform
         self.notes: list[str] = []
@@ -83,7 +87,7 @@ class Cuts:
         """The level of every group when this share of the prunable parameters is to go."""
         budget = ratio * self.prunable
         levels = self.start | _RULES[self.allocation](self, ratio, budget - self.spent_before)
-        if self.uniform and "mlp" in self.free and self.allocation != "paper_printed":
+        if self.uniform and "mlp" in self.free and self.allocation in ("global", "uniform"):
             # What whole steps of heads left or overdrew is made up in channels.
             channels = self.free["mlp"]
             rest = budget - self.spent(levels)
@@ -100,12 +104,14 @@ class Cuts:
     def spent(self, levels: Levels) -> int:
         """Parameters removed at these levels of the groups."""
         by_module = self.by_module(levels)
-        return sum(cut.total(by_module[key]) * cut.cost for key, cut in self.modules.items())
+        whole = sum(len(module.units) * module.cost for module in self.dropped.values())
+        return whole + sum(cut.total(by_module[key]) * cut.cost for key, cut in self.modules.items())
 
     def worth(self, levels: Levels) -> float:
         """The sum of score times parameters over what goes at these levels of the groups."""
         by_module = self.by_module(levels)
-        return sum(cut.lost(by_module[key]) * cut.cost for key, cut in self.modules.items())
+        whole = sum(float(module.units.sum()) * module.cost for module in self.dropped.values())
+        return whole + sum(cut.lost(by_module[key]) * cut.cost for key, cut in self.modules.items())
 
     @cached_property
     def worth_before(self) -> float:
@@ -188,17 +194,16 @@ def allocate(scores: ScoreTable, recipe: Recipe) -> PruningPlan:
     if recipe.allocation == "paper_printed":
         notes.append("paper_printed removes a share of the units, not of the parameters, as the paper prints it.")
     by_module, spent = cuts.by_module(levels), cuts.spent(levels)
-    keep = {key: cut.kept(by_module[key]) for key, cut in cuts.modules.items()}
-    removed = spent + sum(cut.scores.remainder for key, cut in cuts.modules.items() if not keep[key])
+    keep = {key: () if key in cuts.dropped else cuts.modules[key].kept(by_module[key]) for key in scores.modules}
     notes += _shortfall(cuts, levels, spent, recipe)
     unset = [key for key in cuts.modules if (key.kind if recipe.uniform else key) in cuts.free]
     highest = (cuts.modules[key].highest(by_module[key]) for key in unset if by_module[key])
-    return PruningPlan(
+    plan = PruningPlan(
         keep=keep,
-        units={key: cut.units for key, cut in cuts.modules.items()},
-        costs={key: cut.cost for key, cut in cuts.modules.items()},
+        units={key: len(module.units) for key, module in scores.modules.items()},
+        costs={key: module.cost for key, module in scores.modules.items()},
         parameters_before=scores.parameters,
-        parameters_after=scores.parameters - removed,
+        parameters_after=scores.parameters - spent,
         prunable_parameters=cuts.prunable,
         ratio_asked=recipe.ratio,
         ratio_reached=spent / cuts.prunable,
@@ -206,7 +211,11 @@ def allocate(scores: ScoreTable, recipe: Recipe) -> PruningPlan:
         recipe=recipe,
         fingerprint=scores.fingerprint,
         notes=notes,
+        beside=scores.beside,
     )
+    besides = sum(module.remainder for key, module in scores.modules.items() if not keep[key])
+    besides += sum(scores.beside[layer] or 0 for layer in plan.gone)
+    return replace(plan, parameters_after=plan.parameters_after - besides)
 
 
 def _whole(scores: ScoreTable, units: dict[ModuleKey, int], recipe: Recipe) -> PruningPlan:
@@ -279,6 +288,7 @@ _RULES: dict[str, Callable[[Cuts, float, float], Levels]] = {
     "global": _global,
     "uniform": _uniform,
     "paper_printed": _paper_printed,
+    "none": lambda cuts, ratio, remaining: {},
 }
 
 
@@ -292,6 +302,8 @@ def _shortfall(cuts: Cuts, levels: Levels, spent: int, recipe: Recipe) -> list[s
     asked, got = f"{recipe.ratio:.1%}", f"{spent / cuts.prunable:.1%}"
     if recipe.allocation == "paper_printed":
         return [f"Of the prunable parameters {got} go instead of {asked}."]
+    if recipe.allocation == "none":
+        return [f"What goes as a whole, or was set by hand, is {got} of the prunable parameters instead of {asked}."]
     if abs(spent - budget) <= step:
         return [f"Rounding kept counts to multiples reaches {got} of the prunable parameters instead of {asked}."]
     if spent > budget:

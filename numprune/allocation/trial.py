@@ -16,6 +16,7 @@ from numprune.fitting.sequential import fit_to_dense
 from numprune.models.model import Model, slice_module, twin
 from numprune.models.prediction import mean_loss
 from numprune.plan.keys import ModuleKey
+from numprune.plan.plan import gone_layers
 from numprune.plan.recipe import SEQUENTIAL, Recipe
 
 Keep = Mapping[ModuleKey, tuple[int, ...]]
@@ -103,13 +104,15 @@ class FittedTrial:
 
     def pruned(self, keep: Keep) -> Model:
         """The pruned and fitted model."""
-        module = slice_module(self.model.module, self.model.adapter, keep)
+        gone = gone_layers(keep, self.model.beside)
+        module = slice_module(self.model.module, self.model.adapter, keep, gone=gone)
         fit_to_dense(
             self.model.module,
             module,
             self.model.adapter,
             self.fit_rows,
             keep=keep if self.recipe.compensation == "network" else None,
+            gone=gone,
             damping=self.recipe.damping,
             scarcity=self.recipe.scarcity,
             cancel=self.cancel,

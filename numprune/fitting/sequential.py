@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -49,6 +49,7 @@ def fit_to_dense(
     rows: torch.Tensor,
     *,
     keep: Mapping[ModuleKey, Sequence[int]] | None = None,
+    gone: Collection[int] = (),
     damping: float = 0.01,
     scarcity: float = 500.0,
     batch_size: int = FIT_SEQUENCES,
@@ -77,6 +78,7 @@ def fit_to_dense(
         pruned: from `slice_module`, on the same device.
         rows: token ids (sequences, tokens).
         keep: the units `pruned` has kept of each module; None fits last linears only.
+        gone: layers of `dense` that `pruned` has not.
         damping: gamma as a fraction of the mean diagonal where tokens are plenty; not negative.
         scarcity: what it grows by, in multiples of itself, where there is one token for every column; not negative.
 
@@ -88,7 +90,8 @@ def fit_to_dense(
     check_damping(damping, scarcity)
     # Hooks are put on it, and others may run `dense` meanwhile.
     dense = twin(dense)
-    layers = list(zip(adapter.layers(dense), adapter.layers(pruned), strict=True))
+    left = iter(adapter.layers(pruned))
+    layers = [(layer, None if index in gone else next(left)) for index, layer in enumerate(adapter.layers(dense))]
     batches = list(rows.to(dense.device).split(batch_size))
     calls = LayerCalls.without_layers(dense, adapter, batches)
     fit = NetworkFit(calls, adapter, dense.device, keep=keep, damping=damping, scarcity=scarcity, cancel=cancel)
@@ -140,8 +143,17 @@ class NetworkFit:
         self.touched = False
         self.seconds: dict[ModuleKey, float] = {}
 
-    def fit(self, index: int, layer: nn.Module, narrow_layer: nn.Module) -> None:
-        """Fit what is left of a decoder layer, in place, and bring both streams behind it."""
+    def fit(self, index: int, layer: nn.Module, narrow_layer: nn.Module | None) -> None:
+        """Fit what is left of a decoder layer, in place, and bring both streams behind it.
+
+        Args:
+            index: of the layer in the dense model.
+            narrow_layer: None where nothing is left.
+        """
+        if narrow_layer is None:
+            self.touched = True
+            self.dense_stream = [self._behind(layer, state, index) for state in self.dense_stream]
+            return
         config = self.calls.config
         whole, narrow = (
             {block.key.kind: block for block in self.adapter.layer_blocks(each, index, config)}
@@ -165,6 +177,11 @@ class NetworkFit:
                 fit.attend(self.pruned_stream)
         self.pruned_stream = fit.leave(self.pruned_stream)
         self.dense_stream = [target.end for target in fit.targets]
+
+    def _behind(self, layer: nn.Module, state: torch.Tensor, index: int) -> torch.Tensor:
+        """What leaves a layer of the dense model, where the streams lie."""
+        check_cancelled(self.cancel)
+        return self.calls.run(layer, state.to(self.device), index).to(state.device)
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+from collections.abc import Sequence
 
 import torch
 from torch import nn
@@ -14,6 +15,7 @@ from numprune.fitting.sequential import NetworkFit, check_damping
 from numprune.layerwise.stage import Stage
 from numprune.layerwise.state import State
 from numprune.models.batches import FIT_SEQUENCES
+from numprune.models.depth import left_layers
 from numprune.models.model import slice_layer, twin
 from numprune.plan.plan import PruningPlan
 from numprune.plan.report import ModuleReport
@@ -48,12 +50,12 @@ def write_fitted(
         scarcity=recipe.scarcity,
         cancel=cancel,
     )
-    begin = state.take_streams(fit)
+    begin, left = state.take_streams(fit), left_layers(stage.layers, plan.gone)
     for index in range(stage.layers):
         check_cancelled(cancel)
-        known = state.reports(index, stage.layers) if index < begin else None
+        known = state.reports(index, left) if index < begin else None
         if known is None:
-            known = _write_layer(stage, plan, state, fit, index)
+            known = _write_layer(stage, plan, state, fit, index, left)
             state.keep_streams(index + 1, fit)
             # Modules and what looks into them hold each other, so a layer goes only when the collector finds it.
             gc.collect()
@@ -63,22 +65,27 @@ def write_fitted(
     changed, notes = {}, []
     if recipe.compensation == "network" and fit.touched:
         changed, notes = _last_norm(stage, fit, rows, recipe.damping, cancel)
-    state.write_rest(stage, stage.model.written_dtype, changed)
+    state.write_rest(stage, len(left), stage.model.written_dtype, changed)
     return reports, notes
 
 
-def _write_layer(stage: Stage, plan: PruningPlan, state: State, fit: NetworkFit, index: int) -> list[ModuleReport]:
+def _write_layer(
+    stage: Stage, plan: PruningPlan, state: State, fit: NetworkFit, index: int, left: Sequence[int]
+) -> list[ModuleReport]:
     layer, config = stage.layer(index), stage.model.config
-    keep = {key: units for key, units in plan.keep.items() if key.layer == index}
-    narrow = slice_layer(layer, stage.adapter, index, config, keep)
+    narrow, fitted = None, {}
+    if index in left:
+        keep = {key: units for key, units in plan.keep.items() if key.layer == index}
+        narrow = slice_layer(layer, stage.adapter, index, config, keep)
     fit.fit(index, layer, narrow)
-    fitted = {block.key: block.last.weight.detach() for block in stage.adapter.layer_blocks(narrow, index, config)}
+    if narrow is not None:
+        fitted = {block.key: block.last.weight.detach() for block in stage.adapter.layer_blocks(narrow, index, config)}
     known = []
     for block in stage.adapter.layer_blocks(layer, index, config):
         took = fit.seconds.get(block.key)
         weight = None if took is None else fitted[block.key]
         known.append(module_report(block, state.moments(block.key), plan.keep[block.key], weight, took or 0.0))
-    state.write_layer(stage, index, narrow.state_dict(), stage.model.written_dtype, known)
+    state.write_layer(stage, index, left, narrow, stage.model.written_dtype, known)
     return known
 
 

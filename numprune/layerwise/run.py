@@ -21,6 +21,7 @@ from numprune.layerwise.refit import write_fitted
 from numprune.layerwise.scores import BY_LAYERS, scores_by_layer
 from numprune.layerwise.stage import Stage
 from numprune.layerwise.state import State
+from numprune.models.depth import left_layers
 from numprune.models.model import Model, slice_layer
 from numprune.models.placement import dtype_name, resolve_device, resolve_dtype
 from numprune.plan.plan import PruningPlan
@@ -81,7 +82,8 @@ def prune_layerwise(
             reports, fitted = write_fitted(stage, plan, state, state.drawn_rows(), progress, cancel)
         else:
             reports = _write(stage, plan, state, progress, cancel)
-        report = _report(stage, plan, reports, state.parameters(model), [*notes, *plan.notes, *fitted], began)
+        layers = model.layers - len(plan.gone)
+        report = _report(stage, plan, reports, state.parameters(model, layers), [*notes, *plan.notes, *fitted], began)
         state.finish(model, plan, done, report)
     return report
 
@@ -112,9 +114,10 @@ def _write(
     """Write every layer as the plan leaves it, and all that is no layer."""
     recipe, config, reports = plan.recipe, stage.model.config, []
     written = stage.model.written_dtype
+    left = left_layers(stage.layers, plan.gone)
     for index in range(stage.layers):
         check_cancelled(cancel)
-        known = state.reports(index, stage.layers)
+        known = state.reports(index, left)
         if known is None:
             layer = stage.layer(index)
             weights, biases, known = {}, {}, []
@@ -127,13 +130,15 @@ def _write(
                     biases[block.key] = mean_bias(block, stats, kept)
                 took = time.monotonic() - started
                 known.append(module_report(block, stats, kept, weights.get(block.key), took))
-            keep = {key: units for key, units in plan.keep.items() if key.layer == index}
-            narrow = slice_layer(layer, stage.adapter, index, config, keep, weights, biases)
-            state.write_layer(stage, index, narrow.state_dict(), written, known)
+            narrow = None
+            if index in left:
+                keep = {key: units for key, units in plan.keep.items() if key.layer == index}
+                narrow = slice_layer(layer, stage.adapter, index, config, keep, weights, biases)
+            state.write_layer(stage, index, left, narrow, written, known)
         reports += known
         if progress is not None:
             progress(index + 1, stage.layers, "writing the narrower layers")
-    state.write_rest(stage, written, {})
+    state.write_rest(stage, len(left), written, {})
     return reports
 
 

@@ -137,7 +137,7 @@ def scores_by_layer(
     used = replace(source, samples=len(rows), sequence_length=rows.shape[1])
     model = stage.model
     tables = {
-        name: ScoreTable(modules, name, ratio, model.name, model.fingerprint(), model.parameters)
+        name: ScoreTable(modules, name, ratio, model.name, model.fingerprint(), model.parameters, model.beside)
         for name, modules in found.items()
     }
     return tables, used

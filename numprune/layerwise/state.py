@@ -15,11 +15,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
+from torch import nn
 
 from numprune.calibration.statistics import ModuleStats
 from numprune.errors import InputError, NumpruneError
 from numprune.files import MARKER, check_output, replace_folder, to_json
 from numprune.linalg import all_finite
+from numprune.models.depth import left_layers, own_keys, shortened
 from numprune.models.model import FORMAT, Model
 from numprune.models.placement import dtype_name
 from numprune.models.written import tidy_config, write_tokenizer
@@ -200,10 +202,14 @@ class State:
             fit.pruned_stream = [opened.get_tensor(f"{kind}.{batch}") for batch in batches]
         return int(files[-1].stem.rpartition("-")[2])
 
-    def reports(self, index: int, layers: int) -> list[ModuleReport] | None:
-        """What was done to a layer that is written; None where it is not."""
+    def reports(self, index: int, left: Sequence[int]) -> list[ModuleReport] | None:
+        """What was done to a layer that is finished; None where it is not.
+
+        Args:
+            left: the layers that are not left out, ascending.
+        """
         file = self.folder / f"layer-{index:05d}.json"
-        if not (file.is_file() and (self.result / _shard(index + 1, layers)).is_file()):
+        if not file.is_file() or (index in left and not (self.result / _shard_of(index, left)).is_file()):
             return None
         return [ModuleReport(**each) for each in json.loads(file.read_text())]
 
@@ -211,19 +217,22 @@ class State:
         self,
         stage: Stage,
         index: int,
-        tensors: Mapping[str, torch.Tensor],
+        left: Sequence[int],
+        layer: nn.Module | None,
         dtype: torch.dtype,
         reports: Sequence[ModuleReport],
     ) -> None:
-        """Write a finished layer into the result, and then what was done to it."""
-        prefix = f"{layers_name(stage.model)}.{index}."
-        named = {f"{prefix}{name}": tensor for name, tensor in tensors.items()}
-        self._save(_converted(named, dtype), self.result / _shard(index + 1, stage.layers), {"format": "pt"})
+        """Write a finished layer into the result, in its place among those that are left, and then what was done to it;
+        one that is left out is None."""
+        if layer is not None:
+            prefix = f"{layers_name(stage.model)}.{left.index(index)}."
+            named = {f"{prefix}{name}": tensor for name, tensor in layer.state_dict().items()}
+            self._save(_converted(named, dtype), self.result / _shard_of(index, left), {"format": "pt"})
         text = to_json([asdict(each) for each in reports])
         self._write(self.folder / f"layer-{index:05d}.json", lambda path: path.write_text(text))
 
-    def write_rest(self, stage: Stage, dtype: torch.dtype, changed: Mapping[str, torch.Tensor]) -> None:
-        """Write all tensors outside the layers, some of them in the place of the model's own."""
+    def write_rest(self, stage: Stage, layers: int, dtype: torch.dtype, changed: Mapping[str, torch.Tensor]) -> None:
+        """Write all tensors outside the layers of the result, some of them in the place of the model's own."""
         module, prefix = stage.model.module, f"{layers_name(stage.model)}."
         tied = set(getattr(module, "all_tied_weights_keys", None) or ())
         state = {
@@ -231,21 +240,22 @@ class State:
             for name, tensor in module.state_dict().items()
             if not name.startswith(prefix) and name not in tied
         }
-        self._save(_converted({**state, **changed}, dtype), self.result / _shard(0, stage.layers), {"format": "pt"})
+        self._save(_converted({**state, **changed}, dtype), self.result / _shard(0, layers), {"format": "pt"})
 
-    def parameters(self, model: Model) -> int:
-        """Parameters of the result."""
+    def parameters(self, model: Model, layers: int) -> int:
+        """Parameters of the result, which has so many layers."""
         buffers = {name for name, _ in model.module.named_buffers()}
         count = 0
-        for index in range(model.layers + 1):
-            with safe_open(self.result / _shard(index, model.layers), framework="pt") as opened:
+        for index in range(layers + 1):
+            with safe_open(self.result / _shard(index, layers), framework="pt") as opened:
                 names = set(opened.keys()) - buffers
                 count += sum(math.prod(opened.get_slice(name).get_shape()) for name in names)
         return count
 
     def finish(self, model: Model, plan: PruningPlan, recipe: Recipe, report: PruningReport) -> None:
         """Complete the result and put it in its place."""
-        folder, layers = self.result, model.layers
+        folder, left = self.result, left_layers(model.layers, plan.gone)
+        layers, own = len(left), own_keys(model.layers, plan.gone)
         names = [_shard(index, layers) for index in range(layers + 1)]
         places: dict[str, str] = {}
         for name in names:
@@ -254,14 +264,15 @@ class State:
         total = sum((folder / name).stat().st_size for name in names)
         index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(places.items()))}
         (folder / "model.safetensors.index.json").write_text(to_json(index))
-        model.config.save_pretrained(folder)
+        shortened(model.config, left).save_pretrained(folder)
         if model.module.can_generate():
             model.module.generation_config.save_pretrained(folder)
         tidy_config(folder, model.written_dtype)
         write_tokenizer(model.tokenizer, model.tokenizer_files, folder)
-        units = {str(key): len(kept) for key, kept in plan.keep.items()}
-        units |= {str(key): 0 for key, count in model.units().items() if not count}
+        units = {str(key): len(plan.keep.get(before, ())) for key, before in own.items()}
         marker = {"format": FORMAT, "base": model.name, "units": units}
+        if plan.gone:
+            marker["layers"] = left
         (folder / MARKER).write_text(to_json(marker))
         (folder / "recipe.json").write_text(recipe.to_json())
         (folder / "report.json").write_text(report.to_json())
@@ -292,6 +303,11 @@ def layers_name(model: Model) -> str:
 
 def _shard(number: int, layers: int) -> str:
     return f"model-{number + 1:05d}-of-{layers + 1:05d}.safetensors"
+
+
+def _shard_of(index: int, left: Sequence[int]) -> str:
+    """The file of a layer, by its number in the dense model; the first file holds what is no layer."""
+    return _shard(left.index(index) + 1, len(left))
 
 
 def _converted(tensors: Mapping[str, torch.Tensor], dtype: torch.dtype) -> dict[str, torch.Tensor]:

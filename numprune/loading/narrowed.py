@@ -209,8 +209,19 @@ def _add_biases(module: PreTrainedModel, adapter: Adapter, state: dict[str, torc
             last.bias = nn.Parameter(torch.empty_like(bias, device="meta"), requires_grad=False)
 
 
+def _origins(marker: Path, layers: int) -> tuple[int, ...]:
+    """The numbers the layers had in the model they were pruned from; empty where none went."""
+    origins = json.loads(marker.read_text()).get("layers", [])
+    ascending = all(type(each) is int for each in origins) and origins == sorted(set(origins))
+    if origins and not (ascending and len(origins) == layers):
+        raise LoadError(f"{marker} names other layers than the model has; prune and save again.")
+    return tuple(origins)
+
+
 def restore_history(model: Model, folder: Path) -> None:
     """How the model was pruned, when `Model.save` wrote it down."""
+    if (folder / MARKER).is_file():
+        model.origins = _origins(folder / MARKER, model.layers)
     if (folder / "recipe.json").is_file():
         model.recipe = Recipe.read(folder / "recipe.json")
     if (folder / "report.json").is_file():

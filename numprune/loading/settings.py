@@ -12,10 +12,8 @@ from transformers import CONFIG_MAPPING
 from numprune.errors import LoadError, UnsupportedArchitecture
 from numprune.loading.weights import WeightFiles, adapter_leftover, quantisation
 from numprune.models.adapter import adapter_for, supported_model_types
+from numprune.models.depth import PER_LAYER
 from numprune.models.layer_sizes import text_config
-
-_PER_LAYER = ("layer_types", "mlp_layer_types", "no_rope_layers")
-"""Entries of a config that are a list with one value a layer."""
 
 
 def raw_config(folder: Path) -> dict[str, Any]:
@@ -44,7 +42,7 @@ def check_lists(name: str, config: dict[str, Any]) -> None:
         if not isinstance(part, dict):
             continue
         layers = part.get("num_hidden_layers")
-        for key in _PER_LAYER:
+        for key in PER_LAYER:
             values = part.get(key)
             if isinstance(values, list) and isinstance(layers, int) and len(values) != layers:
                 raise LoadError(

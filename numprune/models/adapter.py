@@ -161,6 +161,10 @@ class Adapter(ABC):
         """Whether what a module puts out is added to the residual stream as it is; not where a norm stands between."""
         return True
 
+    def only_adds(self, config: Any) -> bool:
+        """Whether a layer without modules is none: it passes the residual stream on as it is."""
+        return True
+
     def wrap(self, module: nn.Module, name: str, folder: Path) -> Any:
         """The model around a module opened from `folder`, with what else the folder has; None where a plain
         `numprune.Model` serves."""

@@ -7,7 +7,7 @@ import dataclasses
 import hashlib
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
@@ -30,6 +30,7 @@ from numprune.models import (  # noqa: F401  (each registers its adapter)
     stablelm,
 )
 from numprune.models.adapter import Adapter, Block, EmptyAttention, blocks_parameters, make_linear, narrow_linear
+from numprune.models.depth import beside_units, drop_layers
 from numprune.models.identity import fingerprint
 from numprune.models.pieces import pieces
 from numprune.models.written import write_module, write_tokenizer
@@ -53,6 +54,7 @@ class Model:
         report: what pruning did to each module; None for a dense model.
         stored_dtype: data type its weights are written in; None for the one they have in memory.
         tokenizer_files: the files the tokenizer was read from, by name, which are written as they were.
+        origins: of every layer, its number in the model it was pruned from; empty where no layer went.
     """
 
     module: PreTrainedModel
@@ -64,6 +66,7 @@ class Model:
     notes: list[str] = field(default_factory=list)
     stored_dtype: torch.dtype | None = None
     tokenizer_files: dict[str, bytes] = field(default_factory=dict, repr=False)
+    origins: tuple[int, ...] = ()
 
     @property
     def config(self) -> Any:
@@ -134,9 +137,14 @@ class Model:
         """What every token adds to a text; its id in digits for models without a tokenizer."""
         return [str(token) for token in ids] if self.tokenizer is None else pieces(self.tokenizer, ids)
 
+    @property
+    def beside(self) -> tuple[int | None, ...]:
+        """Parameters of every layer outside its units; None where the layer cannot go as a whole."""
+        return beside_units(self.module, self.adapter)
+
     def around(self, module: PreTrainedModel) -> Self:
         """The same model around another module of the architecture, with no history."""
-        return dataclasses.replace(self, module=module, recipe=None, report=None, notes=[])
+        return dataclasses.replace(self, module=module, recipe=None, report=None, notes=[], origins=())
 
     def units(self) -> dict[ModuleKey, int]:
         """Units left in each prunable module, emptied modules included as 0."""
@@ -215,6 +223,8 @@ class Model:
             width = self.adapter.residual_width(self.module)
             if width is not None:
                 marker["residual_width"] = width
+            if self.origins:
+                marker["layers"] = list(self.origins)
             (partial / MARKER).write_text(to_json(marker))
             if self.recipe is not None:
                 (partial / "recipe.json").write_text(self.recipe.to_json())
@@ -239,6 +249,7 @@ def slice_module(
     keep: Mapping[ModuleKey, Sequence[int]],
     last_weights: Mapping[ModuleKey, torch.Tensor] | None = None,
     last_biases: Mapping[ModuleKey, torch.Tensor] | None = None,
+    gone: Collection[int] = (),
 ) -> PreTrainedModel:
     """A copy of `module` with only the units in `keep`; modules not named keep all of theirs.
 
@@ -249,6 +260,7 @@ def slice_module(
         last_weights: replacements (out, kept in-features) for the sliced weight of a module's last linear.
         last_biases: replacements (out,) for the bias of a module's last linear, which may have none; used for
             modules that lose units.
+        gone: layers that are left out; the later ones move up.
     """
     layers = dict(enumerate(adapter.layers(module)))
     memo, changed = _narrower(adapter, layers, adapter.blocks(module), keep, last_weights or {}, last_biases or {})
@@ -256,6 +268,7 @@ def slice_module(
     for key in changed:
         if key.kind == "attention" and keep[key]:
             adapter.resize_attention(adapter.layers(sliced)[key.layer], len(keep[key]), sliced.config)
+    drop_layers(sliced, adapter, gone)
     return sliced
 
 

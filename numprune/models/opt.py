@@ -46,5 +46,8 @@ class OPTAdapter(Adapter):
         # OPT-350M alone has its norms behind the sums.
         return config.do_layer_norm_before
 
+    def only_adds(self, config: Any) -> bool:
+        return config.do_layer_norm_before
+
     def resize_attention(self, layer: nn.Module, units: int, config: Any) -> None:
         layer.self_attn.num_heads = units

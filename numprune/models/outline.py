@@ -86,6 +86,7 @@ class Outline:
         multiply_adds: of all linear layers and the output head for one token, attention over the cache aside.
         notes: what there is to know of the model, in sentences.
         modules: the prunable ones, attention before MLP in each layer.
+        beside: parameters of every layer outside its units, which go with the layer; None where it cannot go.
     """
 
     name: str
@@ -107,6 +108,7 @@ class Outline:
     multiply_adds: int
     notes: tuple[str, ...]
     modules: dict[ModuleKey, ModuleOutline]
+    beside: tuple[int | None, ...]
 
     @property
     def prunable_parameters(self) -> int:
@@ -140,6 +142,11 @@ class Outline:
                 cached[key.layer] = kept * module.cached
                 # Queries are as wide as the input of the last linear; they meet every key and weigh every value.
                 multiply_adds += 2 * kept * module.width * seen[key.layer]
+        itemsizes = {key.layer: module.itemsize for key, module in self.modules.items()}
+        for layer in () if plan is None else plan.gone:
+            parameters -= self.beside[layer]
+            weight_bytes -= self.beside[layer] * itemsizes[layer]
+            cached[layer] = 0
         return Sizes(
             parameters=parameters,
             bytes=weight_bytes,
@@ -155,6 +162,9 @@ class Outline:
     @classmethod
     def from_dict(cls, given: Any) -> Outline:
         """Raises InputError for what is no outline: a missing or unknown entry, a wrong type, a negative number."""
+        if isinstance(given, Mapping) and "beside" not in given:
+            # Of an earlier version, by which no layer went.
+            given = {**given, "beside": [None] * len(given.get("windows", ()))}
         values = _checked(given, cls, "The outline of the model")
         modules = values.pop("modules")
         outline = cls(
@@ -168,9 +178,9 @@ class Outline:
         return outline
 
     def _check(self) -> None:
-        windows = [window for window in self.windows if window is not None]
-        if len(self.windows) != self.layers or not all(_whole(window) for window in windows):
-            raise InputError("The outline of the model does not name the window of every layer; write the file again.")
+        for what, values in (("window", self.windows), ("parameters beside the units", self.beside)):
+            if len(values) != self.layers or not all(value is None or _whole(value) for value in values):
+                raise InputError(f"The outline of the model does not name the {what} of every layer; write it again.")
         if not all(isinstance(text, str) for text in (*self.notes, *self.class_names)):
             raise InputError("The outline of the model has a note that is no text; write the file again.")
         for key, module in self.modules.items():
@@ -244,6 +254,7 @@ def counted(model: Model, fingerprint: str = "", earlier_fingerprint: str = "") 
         multiply_adds=sum(m.in_features * m.out_features for m in used if isinstance(m, nn.Linear)),
         notes=tuple(model.notes),
         modules={block.key: _module(block) for block in model.blocks},
+        beside=model.beside,
     )
 
 

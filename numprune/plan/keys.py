@@ -25,3 +25,10 @@ class ModuleKey(NamedTuple):
         if not layer.isdecimal() or kind not in KINDS:
             raise InputError(f"'{text}' does not name a module; write LAYER.KIND such as 0.attention or 3.mlp.")
         return cls(int(layer), kind)
+
+
+def modules_of(text: str) -> list[ModuleKey]:
+    """The modules a text names: one, written `3.mlp`, or both of a layer, written `3`; raises InputError else."""
+    if text.isdecimal() and text.isascii():
+        return [ModuleKey(int(text), kind) for kind in KINDS]
+    return [ModuleKey.parse(text)]

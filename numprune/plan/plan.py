@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -27,6 +28,8 @@ class PruningPlan:
         recipe: the recipe it was made from.
         fingerprint: of the model.
         swapped: whether the recipe's swaps are done; `numprune.prune` does them.
+        beside: parameters of every layer outside its units, which go with the layer; None where it cannot go as a
+            whole (`numprune.models.depth`).
     """
 
     keep: dict[ModuleKey, tuple[int, ...]]
@@ -42,6 +45,18 @@ class PruningPlan:
     fingerprint: str
     notes: list[str] = field(default_factory=list)
     swapped: bool = False
+    beside: tuple[int | None, ...] = ()
+
+    @property
+    def gone(self) -> tuple[int, ...]:
+        """The layers that are left out of the model, ascending: all their modules keep nothing.
+
+        The first of them stays where no other would, and all do with compensation "bias", since what it leaves in the
+        place of a module is a constant that the layer adds.
+        """
+        if self.recipe.compensation == "bias":
+            return ()
+        return gone_layers(self.keep, self.beside)
 
     def ratio(self, key: ModuleKey) -> float:
         """Share of a module's units that go."""
@@ -77,3 +92,11 @@ class PruningPlan:
             for key, kept in self.keep.items()
         ]
         return pd.DataFrame(rows)
+
+
+def gone_layers(keep: Mapping[ModuleKey, Sequence[int]], beside: Sequence[int | None]) -> tuple[int, ...]:
+    """The layers all of whose modules keep nothing, ascending, among those that can go; the first stays where no other
+    would."""
+    emptied = {key.layer for key in keep} - {key.layer for key, kept in keep.items() if len(kept)}
+    gone = [index for index, count in enumerate(beside) if count is not None and index in emptied]
+    return tuple(gone if len(gone) < len(beside) else gone[1:])

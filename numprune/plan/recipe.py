@@ -14,13 +14,14 @@ from typing import Any
 
 from numprune.errors import InputError
 from numprune.files import to_json
-from numprune.plan.keys import ModuleKey
+from numprune.plan.keys import ModuleKey, modules_of
 
 VERSION = 3
 """Of recipe files. Version 1 knew no `bos`: its sequences went on without BOS where the last one ended. Versions 1 and
 2 knew no `scarcity`: theirs is 100; their healing trained fewer weights, and another model comes out today."""
 REMOVALS = ("units", "slicegpt")
-ALLOCATIONS = ("global", "uniform", "paper_printed")
+ALLOCATIONS = ("global", "uniform", "paper_printed", "none")
+DEPTHS = ("none", "modules", "layers")
 COMPENSATIONS = ("paper", "residual", "network", "bias", "none")
 SEQUENTIAL = ("residual", "network")
 """Compensations that fit one module after the other."""
@@ -64,10 +65,15 @@ class Recipe:
             residual stream (`numprune.slicegpt`), which uses ratio and round_channels alone. Files call it "method".
         scorer: a name in `numprune.SCORERS`; whether there is such a scorer is checked where the model is scored.
         allocation: "global", one threshold over all modules, in parameters; "uniform", the same ratio in every
-            module; "paper_printed", the threshold as the paper prints it, in units, with head scores times 4 D_h / 3.
+            module; "paper_printed", the threshold as the paper prints it, in units, with head scores times 4 D_h / 3;
+            "none", no unit by its score, only what is dropped, forced to go or set by hand.
         ratio: share of the prunable parameters to remove, in [0, 1).
         ratios: share of units to remove, for modules that are set by hand; the others share the rest of the budget.
         suggested: whether the ratios are `numprune.suggest`'s, and none was set by hand since.
+        depth: what was chosen to go as a whole by its own score (`numprune.choose_depth`): "modules", attentions and
+            MLPs; "layers", both of a layer; or "none", the default.
+        depth_scorer: what that choice goes by, a name in `numprune.DEPTH_SCORERS`.
+        drop: modules that go as a whole, by hand or by `depth`; a layer that loses both is left out of the model.
         keep, prune: units of a module that are kept or removed whatever their score.
         swaps: kept units of a module swapped for removed ones at a time, while that lowers the compensated loss
             (`numprune.allocation.swaps`); 0, the default, swaps none.
@@ -93,6 +99,9 @@ class Recipe:
     ratio: float = 0.3
     ratios: dict[ModuleKey, float] = field(default_factory=dict)
     suggested: bool = False
+    depth: str = "none"
+    depth_scorer: str = "loss"
+    drop: tuple[ModuleKey, ...] = ()
     keep: dict[ModuleKey, tuple[int, ...]] = field(default_factory=dict)
     prune: dict[ModuleKey, tuple[int, ...]] = field(default_factory=dict)
     swaps: int = 0
@@ -112,6 +121,7 @@ class Recipe:
             ("method", self.removal, REMOVALS),
             ("allocation", self.allocation, ALLOCATIONS),
             ("compensation", self.compensation, COMPENSATIONS),
+            ("depth", self.depth, DEPTHS),
         ):
             if value not in known:
                 raise InputError(f"{name} '{value}' is not known; use {', '.join(known)}.")
@@ -124,6 +134,11 @@ class Recipe:
         for name in ("keep", "prune"):
             units = {key: _units(name, key, value) for key, value in getattr(self, name).items()}
             object.__setattr__(self, name, {key: value for key, value in units.items() if value})
+        object.__setattr__(self, "drop", _modules(self.drop))
+        for name in ("ratios", "keep", "prune"):
+            again = sorted(getattr(self, name).keys() & set(self.drop))
+            if again:
+                raise InputError(f"The recipe drops {again[0]} as a whole and names it in {name} too; choose one.")
         for key, kept in self.keep.items():
             both = set(kept) & set(self.prune.get(key, ()))
             if both:
@@ -131,10 +146,11 @@ class Recipe:
         for name in ("round_heads", "round_channels"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} is {getattr(self, name)}; give 1 or a larger multiple.")
-        if self.removal != "units" and (self.ratios or self.keep or self.prune or self.swaps or self.healing):
+        by_unit = self.ratios or self.keep or self.prune or self.swaps or self.healing
+        if self.removal != "units" and (by_unit or self.drop or self.depth != "none"):
             raise InputError(
-                f"Method {self.removal} removes no units; leave out ratios, keep, prune, swaps and healing, or use"
-                " method units."
+                f"Method {self.removal} removes no units; leave out ratios, drop, depth, keep, prune, swaps and"
+                " healing, or use method units."
             )
         if self.swaps < 0:
             raise InputError(f"swaps is {self.swaps}; give 0 or a number of units such as 8.")
@@ -172,14 +188,21 @@ class Recipe:
                     raise InputError(
                         f"The recipe's {what} names units of {key} outside 0 to {units[key] - 1}; correct it."
                     )
+        for key in self.drop:
+            if key not in units:
+                raise InputError(f"The recipe drops {key}, which {name} does not have; correct it.")
+        if len(self.drop) == len(units) and units:
+            raise InputError(f"The recipe drops every module of {name}; leave at least one.")
 
     def to_dict(self) -> dict[str, Any]:
         plain = asdict(self)
         for name in ("ratios", "keep", "prune"):
             plain[name] = {str(key): _plain(value) for key, value in sorted(getattr(self, name).items())}
         # Versions before these entries do not know them.
-        if not self.suggested:
-            del plain["suggested"]
+        plain["drop"] = [str(key) for key in self.drop]
+        for name, default in (("suggested", False), ("depth", "none"), ("depth_scorer", "loss"), ("drop", [])):
+            if plain[name] == default:
+                del plain[name]
         if self.calibration.text_column is None:
             del plain["calibration"]["text_column"]
         return {"version": VERSION, **{_IN_FILES.get(name, name): value for name, value in plain.items()}}
@@ -233,6 +256,7 @@ _TYPES: dict[str, tuple[type, ...]] = {
     "int": (int,),
     "float": (int, float),
     "bool": (bool,),
+    "tuple[ModuleKey, ...]": (list,),
 }
 
 
@@ -276,6 +300,19 @@ def _number(value: Any) -> int | float:
 
 def _key(key: ModuleKey | str | tuple[int, str]) -> ModuleKey:
     return ModuleKey.parse(key) if isinstance(key, str) else ModuleKey(*key)
+
+
+def _modules(given: Any) -> tuple[ModuleKey, ...]:
+    """The modules of a list in their order, each named once: as keys, or as "3.mlp" or "3" for a whole layer."""
+    if not isinstance(given, list | tuple):
+        raise InputError(f"drop is {given!r}; give a list of modules or layers such as ['3.mlp', '5'].")
+    keys: list[ModuleKey] = []
+    for each in given:
+        keys += modules_of(each) if isinstance(each, str) else [_key(each)]
+    twice = next((key for key in keys if keys.count(key) > 1), None)
+    if twice is not None:
+        raise InputError(f"The recipe drops {twice} twice; name it once.")
+    return tuple(sorted(keys))
 
 
 def _units(name: str, key: ModuleKey, given: Iterable[int]) -> tuple[int, ...]:

@@ -50,6 +50,7 @@ def score(
         model=model.name,
         fingerprint=fingerprint,
         parameters=model.parameters,
+        beside=model.beside,
     )
 
 

@@ -87,6 +87,7 @@ def write_scores(
         "fingerprint": first.fingerprint,
         "parameters": first.parameters,
         "calibration": asdict(calibration),
+        "beside": first.beside,
         "outline": None if outline is None else outline.to_dict(),
         "modules": {
             str(key): {"cost": module.cost, "remainder": module.remainder, "width": module.width}
@@ -138,6 +139,9 @@ def read_score_file(path: str | os.PathLike[str], name: str = "") -> ScoreFile:
 def _file(file: Any, about: dict[str, Any], *, earlier: bool) -> ScoreFile:
     calibration = CalibrationRecipe(**about.pop("calibration"))
     outline, scorers, modules = about.pop("outline", None), about.pop("scores"), about.pop("modules")
+    beside = about.pop("beside", ())
+    if not all(count is None or (type(count) is int and count >= 0) for count in beside):
+        raise ValueError("its beside is no list of whole numbers")
     names = set(file.keys())
     tables: dict[str, ScoreTable] = {}
     for each in scorers:
@@ -146,7 +150,7 @@ def _file(file: Any, about: dict[str, Any], *, earlier: bool) -> ScoreFile:
             raise ValueError(f"there are two scorers called {each['scorer']}")
         check_ratio(each["ratio"])
         held = {ModuleKey.parse(name): _module(file, names, prefix + name, **sizes) for name, sizes in modules.items()}
-        tables[each["scorer"]] = ScoreTable(modules=held, **each, **about)
+        tables[each["scorer"]] = ScoreTable(modules=held, beside=tuple(beside), **each, **about)
     if not tables or not modules:
         raise ValueError("there are no scores in it")
     first = next(iter(tables.values()))

@@ -68,6 +68,8 @@ class ScoreTable:
         model: name of the model.
         fingerprint: of the model.
         parameters: all parameters of the model.
+        beside: parameters of every layer outside its units, which go with the layer; None where it cannot go as a
+            whole (`numprune.models.depth`). Empty in files of earlier versions, by which no layer goes.
     """
 
     modules: dict[ModuleKey, ModuleScores]
@@ -76,6 +78,7 @@ class ScoreTable:
     model: str
     fingerprint: str
     parameters: int
+    beside: tuple[int | None, ...] = ()
 
     @property
     def prunable_parameters(self) -> int:

@@ -104,6 +104,6 @@ def synthetic(shape: Shape, seed: int = 0) -> Loaded:
         channels = 1 - generator.gamma(0.5, 0.1, block.units * block.width)
         units = channels.reshape(block.units, block.width).mean(1)
         modules[block.key] = ModuleScores(units, channels, block.cost, block.remainder)
-    scores = ScoreTable(modules, "fisher", 0.5, model.name, "synthetic", model.parameters)
+    scores = ScoreTable(modules, "fisher", 0.5, model.name, "synthetic", model.parameters, model.beside)
     stats = CalibrationStats({}, "self", 0, 0, 0, 0, "synthetic")
     return Loaded(LoadRequest(model.name), Here(model, counted(model, "synthetic")), scores, stats)

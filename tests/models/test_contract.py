@@ -6,11 +6,20 @@ from functools import cache
 
 import pytest
 import torch
-from architectures import ARCHITECTURES, make_tokenizer, random_ids, random_scores, tiny_model, with_recipe
+from architectures import (
+    ARCHITECTURES,
+    deep_model,
+    make_tokenizer,
+    random_ids,
+    random_scores,
+    tiny_model,
+    with_recipe,
+)
 from transformers import DynamicCache
 
-from numprune import ModuleKey, Recipe, Sampling, allocate, calibrate, load, prune
+from numprune import ModuleKey, Recipe, Sampling, allocate, calibrate, load, prune, sizes
 from numprune.generation.text import sample_tokens, unknown_tokens
+from numprune.models.layer_sizes import text_config
 
 ALL = pytest.mark.parametrize("name", ARCHITECTURES)
 # transformers has no scaled_dot_product_attention for Gemma 2, whose attention logits are soft-capped.
@@ -55,8 +64,9 @@ def emptied(name, kind, attention=None):
 
 
 @contextmanager
-def masked(model, keep):
-    """The oracle: the dense model with the inputs of every last linear zeroed where units are pruned."""
+def masked(model, keep, gone=()):
+    """The oracle: the dense model with the inputs of every last linear zeroed where units are pruned, and layers that
+    are gone passing on what they are given."""
 
     def hook_for(block):
         mask = torch.zeros(block.units, block.width)
@@ -66,7 +76,16 @@ def masked(model, keep):
     with ExitStack() as stack:
         for block in model.blocks:
             stack.callback(block.last.register_forward_pre_hook(hook_for(block)).remove)
+        for index in gone:
+            layer = model.adapter.layers(model.module)[index]
+            stack.callback(layer.register_forward_hook(passed_on, with_kwargs=True).remove)
         yield
+
+
+def passed_on(module, args, kwargs, output):
+    """A hook by which a layer puts out what it was given."""
+    given = args[0] if args else kwargs["hidden_states"]
+    return given if isinstance(output, torch.Tensor) else (given, *output[1:])
 
 
 def padded_batch():
@@ -196,7 +215,7 @@ def test_a_model_with_every_module_emptied_still_runs(name, use_cache):
     pruned = prune(model, plan, calibrated(model))
     assert pruned.blocks == []
     assert pruned.prunable_parameters == 0
-    with masked(model, plan.keep):
+    with masked(model, plan.keep, plan.gone):
         expected = logits_of(model)
     assert_close(logits_of(pruned, use_cache=use_cache), expected)
 
@@ -338,3 +357,112 @@ def test_an_emptied_module_may_leave_a_bias(name, kind, tmp_path):
     assert_close(logits_of(pruned), expected)
     pruned.save(tmp_path / "saved")
     assert torch.equal(logits_of(load(tmp_path / "saved", device="cpu")), logits_of(pruned))
+
+
+# Modules and layers that go as a whole.
+
+DROPS = pytest.mark.parametrize(
+    "drop", [("0.attention",), ("1.mlp",), ("0",), ("2",), ("1", "2.mlp")], ids=lambda drop: "+".join(drop)
+)
+
+
+@cache
+def deep(name, attention=None):
+    """Four layers, so that some stay on both sides of one that goes."""
+    return deep_model(name, tokenizer=make_tokenizer(), attention=attention)
+
+
+@cache
+def dropped(name, drop, attention=None, compensation="none"):
+    model = deep(name, attention)
+    recipe = Recipe(ratio=0.0, drop=drop, compensation=compensation)
+    plan = allocate(random_scores(model), recipe)
+    return prune(model, plan, calibrated(model)), plan
+
+
+@ALL
+@CACHE
+@DROPS
+def test_dropped_modules_and_layers_equal_masked_ones(name, use_cache, drop):
+    model, (pruned, plan) = deep(name), dropped(name, drop)
+    with masked(model, plan.keep, plan.gone):
+        expected = logits_of(model, use_cache=use_cache)
+    assert_close(logits_of(pruned, use_cache=use_cache), expected)
+    assert float((expected - logits_of(model)).abs().max()) > 0.01
+
+
+@ALL
+@DROPS
+def test_a_model_without_a_layer_has_one_fewer(name, drop):
+    model, (pruned, plan) = deep(name), dropped(name, drop)
+    whole = sum(part.isdecimal() for part in drop)
+    assert pruned.layers == model.layers - whole == text_config(pruned.config).num_hidden_layers
+    assert plan.gone == tuple(int(part) for part in drop if part.isdecimal())
+    assert pruned.origins == (tuple(i for i in range(4) if i not in plan.gone) if whole else ())
+    assert pruned.parameters == plan.parameters_after < model.parameters
+    counted, predicted = sizes(pruned), sizes(model, plan)
+    assert counted == predicted
+    # Layers before the one that is gone keep their place, later ones move up, in the cache too.
+    cache = DynamicCache(config=pruned.config)
+    pruned.module(input_ids=random_ids(1, 5, seed=2), past_key_values=cache, use_cache=True)
+    assert len(cache.layers) == pruned.layers
+
+
+@ALL
+@pytest.mark.parametrize("drop", [("1",), ("0", "2.mlp")], ids=lambda drop: "+".join(drop))
+@pytest.mark.parametrize("compensation", ["none", "paper", "network"])
+def test_a_model_without_a_layer_is_saved_and_opened_with_the_same_bits(name, drop, compensation, tmp_path):
+    pruned, _ = dropped(name, drop, compensation=compensation)
+    pruned.save(tmp_path / "saved")
+    loaded = load(tmp_path / "saved", device="cpu")
+    assert (loaded.layers, loaded.origins, loaded.units()) == (pruned.layers, pruned.origins, pruned.units())
+    assert loaded.fingerprint() == pruned.fingerprint()
+    assert torch.equal(logits_of(loaded), logits_of(pruned))
+    assert torch.equal(greedy(loaded, use_cache=True), greedy(pruned, use_cache=False))
+
+
+@ALL
+def test_what_is_fitted_after_a_dropped_layer_makes_up_for_it(name):
+    """On the calibration text itself, where least squares can only gain."""
+    model, rows = deep(name), random_ids(16, 32, seed=5)
+    stats = calibrate(model, rows, samples=16, sequence_length=32)
+    plan = allocate(random_scores(model), Recipe(ratio=0.0, drop=("1",), damping=1e-4, scarcity=0.0))
+    expected = model.module(input_ids=rows, use_cache=False).logits
+    errors = {}
+    for compensation in ("none", "residual", "network"):
+        pruned = prune(model, with_recipe(plan, compensation=compensation), stats)
+        errors[compensation] = float((pruned.module(input_ids=rows, use_cache=False).logits - expected).norm())
+    assert errors["residual"] < errors["none"]
+    assert errors["network"] < errors["none"]
+
+
+@ALL
+def test_a_bias_that_stands_for_a_layer_keeps_it_there(name):
+    model = deep(name)
+    plan = allocate(random_scores(model), Recipe(ratio=0.0, drop=("1",), compensation="bias"))
+    pruned = prune(model, plan, calibrated(model))
+    assert plan.gone == ()
+    assert pruned.layers == model.layers
+
+
+def test_layers_with_norms_behind_their_sums_stay():
+    model = deep_model("opt")
+    model.config.do_layer_norm_before = False
+    for layer in model.adapter.layers(model.module):
+        layer.do_layer_norm_before = False
+    plan = allocate(random_scores(model), Recipe(ratio=0.0, drop=("1",), compensation="none"))
+    assert plan.gone == ()
+    assert model.beside == (None,) * 4
+    pruned = prune(model, plan, calibrated(model))
+    with masked(model, plan.keep):
+        expected = logits_of(model)
+    assert_close(logits_of(pruned), expected)
+
+
+@ALL
+def test_a_model_without_a_layer_can_lose_another(name):
+    once, _ = dropped(name, ("1",))
+    plan = allocate(random_scores(once), Recipe(ratio=0.0, drop=("1",)))
+    twice = prune(once, with_recipe(plan, compensation="none"), calibrated(once))
+    both, _ = dropped(name, ("1", "2"))
+    assert torch.equal(logits_of(twice), logits_of(both))
