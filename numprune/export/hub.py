@@ -211,8 +211,11 @@ def _layers(model: Model) -> str:
     """What is left in every layer."""
     units = model.units()
     what = "KV heads" if getattr(model.config, "num_key_value_heads", None) else "heads"
+    shorter = ""
+    if model.origins:
+        shorter = f"Of the dense model these layers are left, in order: {', '.join(map(str, model.origins))}.\n\n"
     rows = [f"| {layer} | {units[layer, 'attention']} | {units[layer, 'mlp']} |" for layer in range(model.layers)]
-    return "\n".join([f"| layer | {what} left | MLP channels left |", "|---|---|---|", *rows])
+    return shorter + "\n".join([f"| layer | {what} left | MLP channels left |", "|---|---|---|", *rows])
 
 
 def _loading(model: Model, repo_id: str, format: str) -> str:

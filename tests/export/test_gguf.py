@@ -9,7 +9,15 @@ import gguf
 import numpy as np
 import pytest
 import torch
-from architectures import ARCHITECTURES, make_tokenizer, random_ids, random_scores, tiny_model, with_recipe
+from architectures import (
+    ARCHITECTURES,
+    deep_model,
+    make_tokenizer,
+    random_ids,
+    random_scores,
+    tiny_model,
+    with_recipe,
+)
 from gguf import GGMLQuantizationType as Type
 from transformers import AutoModelForCausalLM
 
@@ -326,3 +334,15 @@ def test_the_snippet_names_the_file(tmp_path):
     assert repr(str(done.path)) in done.snippet
     command = next(line for line in done.snippet.splitlines() if "llama-quantize" in line)
     assert shlex.split(command.removeprefix("#"))[1:] == [str(done.path), str(tmp_path / "it's-Q4_K_M.gguf"), "Q4_K_M"]
+
+
+def test_a_file_of_a_model_with_fewer_layers_counts_those_that_are_left(tmp_path):
+    model = deep_model("llama", tokenizer=make_tokenizer())
+    shorter = model.around(slice_module(model.module, model.adapter, {}, gone=(1,)))
+    fields, tensors, _ = write(shorter, tmp_path, dtype="f32")
+    assert fields["llama.block_count"] == 3
+    layers = model.adapter.layers(model.module)
+    for new, old in enumerate((0, 2, 3)):
+        expected = layers[old].mlp.down_proj.weight.numpy()
+        assert np.array_equal(values(tensors[f"blk.{new}.ffn_down.weight"]), expected)
+    assert not any(name.startswith("blk.3.") for name in tensors)

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 import torch
-from architectures import make_tokenizer, random_ids, tiny_model
+from architectures import deep_model, make_tokenizer, random_ids, tiny_model
 
 from numprune import InputError, ModuleKey, NumpruneError, generate
 from numprune.export import export, formats_for
@@ -160,3 +160,14 @@ def test_the_model_keeps_its_attention_and_half_precision_is_written_in_single()
     decoder = module.graph_of(model)
     assert {parameter.dtype for parameter in decoder.module.parameters()} == {torch.float32}
     assert model.dtype == torch.bfloat16
+
+
+def test_a_graph_of_a_model_with_fewer_layers_has_their_caches_alone(tmp_path):
+    model = deep_model("gemma3", tokenizer=make_tokenizer())
+    shorter = model.around(slice_module(model.module, model.adapter, {}, gone=(1,)))
+    session = Session(export(shorter, tmp_path / "folder", format="onnx").path / module.GRAPH)
+    ids, mask, positions = padded()
+    logits, present = session(ids, mask, positions, session.empty(len(ids)))
+    expected = shorter.module(input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=False).logits
+    torch.testing.assert_close(logits[mask.bool()], expected[mask.bool()], rtol=1e-3, atol=1e-4)
+    assert len(present) == 2 * 3

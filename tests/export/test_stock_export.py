@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from architectures import make_tokenizer, random_ids, random_scores, tiny_model, with_recipe
+from architectures import deep_model, make_tokenizer, random_ids, random_scores, tiny_model, with_recipe
 
 from numprune import InputError, Recipe, allocate, calibrate, export, load, prune
 from numprune.export import formats_for
@@ -127,3 +127,16 @@ def test_a_uniform_recipe_makes_what_this_format_takes(tmp_path):
     even = prune(model, plan, stats)
     opened = model.adapter.auto_class.from_pretrained(export(even, tmp_path / "even", format="stock").path)
     assert torch.equal(logits(opened), logits(even.module))
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_a_model_with_fewer_layers_is_of_its_own_class(name, tmp_path):
+    model = deep_model(name, tokenizer=make_tokenizer())
+    stats = calibrate(model, random_ids(4, 16, seed=3), samples=4, sequence_length=16)
+    plan = allocate(random_scores(model), Recipe(ratio=0.0, drop=("1",), compensation="none"))
+    shorter = prune(model, plan, stats)
+    written = export(shorter, tmp_path / "stock", format="stock")
+    assert written.notes[0] == f"It is a {model.architecture} with no custom code."
+    opened = model.adapter.auto_class.from_pretrained(written.path, dtype=torch.float32)
+    assert torch.equal(logits(opened), logits(shorter.module))
+    assert not list(written.path.glob("*.py"))

@@ -13,7 +13,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from architectures import ARCHITECTURES, make_tokenizer, random_ids, random_scores, tiny_model, with_recipe
+from architectures import (
+    ARCHITECTURES,
+    deep_model,
+    make_tokenizer,
+    random_ids,
+    random_scores,
+    tiny_model,
+    with_recipe,
+)
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer, LlamaForCausalLM, PreTrainedModel
@@ -39,10 +47,12 @@ STOCK = [name for name in ARCHITECTURES if not name.startswith("llamagen")]
 PLANS = {
     "uneven": ({"prune": {"0.mlp": (1, 3, 23), "1.mlp": tuple(range(20)), "1.attention": (0,)}}, "bias"),
     "emptied": ({"ratios": {"0.attention": 0.99, "1.mlp": 0.99}, "allow_empty": True}, "none"),
+    "shorter": ({"drop": ["1", "2.mlp"]}, "none"),
     "emptied, with biases": ({"ratios": {"0.attention": 0.99, "1.mlp": 0.99}, "allow_empty": True}, "bias"),
 }
 CASES = [(name, "uneven") for name in STOCK]
 CASES += [(name, "emptied") for name in STOCK if name not in ("janus", "emu3")]
+CASES += [(name, "shorter") for name in STOCK if name not in ("janus", "emu3")]
 CASES += [(name, "emptied, with biases") for name in ("llama", "llama-biases", "gpt-neox-parallel", "opt")]
 ALL = pytest.mark.parametrize(("name", "plan"), CASES)
 
@@ -50,7 +60,10 @@ ALL = pytest.mark.parametrize(("name", "plan"), CASES)
 @cache
 def pruned(name, plan):
     settings, compensation = PLANS[plan]
-    model = tiny_model(name, tokenizer=make_tokenizer())
+    if plan == "shorter":
+        model = deep_model(name, layers=3, tokenizer=make_tokenizer())
+    else:
+        model = tiny_model(name, tokenizer=make_tokenizer())
     if plan == "uneven" and model.blocks[0].units == 1:  # all heads are one unit, which stays
         settings = {"prune": {key: units for key, units in settings["prune"].items() if "mlp" in key}}
     stats = calibrate(model, random_ids(4, 16, seed=3), samples=4, sequence_length=16)
