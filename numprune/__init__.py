@@ -17,6 +17,7 @@ from typing import Any
 __version__ = "0.1.0"
 
 _NAMES = {
+    "numprune.allocation.depth": "choose_depth with_depth",
     "numprune.allocation.frontier": "Frontier frontier predicted_loss",
     "numprune.allocation.search": "Sensitivity sensitivity suggest",
     "numprune.allocation.threshold": "allocate",
@@ -50,6 +51,7 @@ _NAMES = {
     "numprune.pruning": "prune",
     "numprune.scoring": "PRICED SCORERS ScoreTable check_scorer score scorer",
     "numprune.scoring.comparison": "agreement",
+    "numprune.scoring.depth": "DEPTH_SCORERS DepthScores score_depth",
     "numprune.scoring.score_file": "ScoreFile read_score_file read_scores shipped_scores write_scores",
     "numprune.slicing.principal": "slicegpt",
 }

@@ -53,13 +53,18 @@ def add(commands: Commands) -> None:
         help="fisher (of preset balanced, the default), newton (the paper's), newton_loop, newton_boxed, newton_greedy,"
         " osscar, taylor, flap, wanda_sp, magnitude or random",
     )
-    group.add_argument("--allocation", metavar="NAME", help="global (the default), uniform or paper_printed")
+    group.add_argument(
+        "--allocation",
+        metavar="NAME",
+        help="global (the default), uniform, paper_printed or none (no unit goes by its score)",
+    )
     group.add_argument(
         "--preset",
         metavar="NAME",
         help="a whole method, which other flags change: balanced (scorer fisher, compensation network; the default"
         " without a recipe), best (also --suggest), healed (also --healing 16) or paper; or another's: flap, wanda_sp,"
-        " magnitude, taylor, osscar (also --swaps 8), slicegpt (also --method slicegpt) or random",
+        " magnitude, taylor, osscar (also --swaps 8), slicegpt (also --method slicegpt), shortgpt (whole layers), drop"
+        " (whole modules) or random",
     )
     group.add_argument(
         "--swaps",
@@ -95,6 +100,24 @@ def add(commands: Commands) -> None:
     )
     group.add_argument(
         "--allow-empty", action=argparse.BooleanOptionalAction, help="let a module lose its last unit (default: no)"
+    )
+    group.add_argument(
+        "--depth",
+        choices=("none", "modules", "layers"),
+        help="let whole attentions and MLPs, or whole layers, go beside heads and channels, where that is predicted to"
+        " cost less (default none); with --allocation none they alone go",
+    )
+    group.add_argument(
+        "--depth-scorer",
+        metavar="NAME",
+        help="what --depth goes by: loss (the default; of modules or layers), influence (ShortGPT's block influence) or"
+        " angular (distance over several layers), both of layers and with --allocation none",
+    )
+    group.add_argument(
+        "--drop",
+        action="append",
+        metavar="LAYER[.KIND]",
+        help="drop a whole layer or module by hand, such as 12 or 12.attention; repeatable; '' drops the recipe's",
     )
     group.add_argument(
         "--set",
@@ -183,6 +206,7 @@ def _pruned(model: Model, stats: CalibrationStats, recipe: Recipe, args: argpars
             scores = numprune.score(model, stats, scorer=recipe.scorer, progress=progress)
         if _suggests(args):
             recipe = numprune.suggest(model, stats, scores, recipe, progress=progress)
+        recipe = numprune.with_depth(model, stats, scores, recipe, progress=progress)
         plan = numprune.allocate(scores, recipe)
         pruned = numprune.prune(model, plan, stats, progress=progress)
         if args.uniform:
@@ -203,7 +227,15 @@ def _recipe(args: argparse.Namespace) -> Recipe:
     if preset:
         recipe = numprune.preset(preset).applied(recipe)
     names = ("ratio", "scorer", "allocation", "swaps", "compensation", "damping", "scarcity", "healing")
-    names += ("round_heads", "round_channels", "uniform", "allow_empty")
+    names += ("round_heads", "round_channels", "uniform", "allow_empty", "depth", "depth_scorer")
+    if (args.depth or "none") != "none" and args.drop:
+        raise numprune.InputError("--drop goes by hand and --depth by scores; give one of them.")
+    if args.ratio is not None:
+        recipe = recipe.at(args.ratio)
+    if args.drop is not None:
+        recipe = recipe.replace(depth="none", drop=[name for name in args.drop if name])
+    elif args.depth not in (None, recipe.depth) or args.depth_scorer not in (None, recipe.depth_scorer):
+        recipe = recipe.replace(drop=())
     return recipe.replace(
         **given(removal=args.method, **{name: getattr(args, name) for name in names}),
         calibration=asked_calibration(args, recipe.calibration),

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from numprune.allocation.depth import choose_depth, depth_of
 from numprune.allocation.search import sensitivity, suggest, uses_curves
 from numprune.allocation.threshold import allocate
 from numprune.calibration.run import calibrate_by_recipe, within_length
@@ -62,7 +63,7 @@ def compare_methods(
     recipe = recipe or Recipe()
     for name in methods:
         _check_method(model, name)
-    recipes = [recipe.replace(ratio=ratio) for ratio in ratios]
+    recipes = [recipe.at(ratio) for ratio in ratios]
     if not (methods and recipes and seeds) or any(not asked.ratio for asked in recipes):
         raise InputError("Give at least one method, one ratio above 0 (the dense model is always there) and one seed.")
     benches = [bench] if isinstance(bench, Bench) else list(bench)
@@ -98,6 +99,7 @@ def _cells(
         if (run, *dense) not in measured:
             yield measured_cell(model, model, bench, run, dense, cancel=cancel)
     stats, of_seed, shared = None, None, Shared(model.device)
+    most = max(recipe.ratio for recipe in recipes)
     for index, (method, recipe, seed, missing) in enumerate(wanted):
         check_cancelled(cancel)
         if progress is not None:
@@ -105,7 +107,7 @@ def _cells(
         if stats is None or of_seed != seed:
             source = replace(within_length(model, recipe.calibration), seed=seed)
             stats, of_seed, shared = calibrate_by_recipe(model, source, cancel=cancel), seed, Shared(model.device)
-        pruned = pruned_by(model, stats, method, recipe, shared=shared, cancel=cancel)
+        pruned = pruned_by(model, stats, method, recipe, shared=shared, most=most, cancel=cancel)
         for run in missing:
             yield measured_cell(
                 model,
@@ -203,9 +205,15 @@ def pruned_by(
     recipe: Recipe,
     *,
     shared: Shared | None = None,
+    most: float | None = None,
     cancel: CancelEvent | None = None,
 ) -> Pruned:
-    """The model pruned by a named method with the ratio, locks and rounding of a recipe."""
+    """The model pruned by a named method with the ratio, locks and rounding of a recipe.
+
+    Args:
+        shared: what earlier calls for the model computed.
+        most: the highest ratio of the calls that share, the recipe's own by default.
+    """
     began, shared = time.monotonic(), shared or Shared(model.device)
     shared.begin()
     chosen = preset(method)
@@ -227,6 +235,11 @@ def pruned_by(
             "ratios", plain.to_json(), lambda: suggest(model, stats, scores, plain, curves=curves, cancel=cancel)
         )
         recipe = suggested.replace(healing=recipe.healing)
+    if recipe.depth != "none":
+        # One order for all ratios that are compared.
+        of = f"{recipe.depth} by {recipe.depth_scorer}"
+        depth = shared.get("depth", of, lambda: depth_of(model, stats, recipe, most=most, cancel=cancel))
+        recipe = choose_depth(scores, depth, recipe)
     plan = allocate(scores, recipe)
     pruned = prune(model, plan, stats, cancel=cancel)
     return Pruned(pruned, plan.ratio_reached, time.monotonic() - began + shared.saved, shared.end())

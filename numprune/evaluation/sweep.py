@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from numprune.allocation.depth import choose_depth, depth_of
 from numprune.allocation.threshold import allocate
 from numprune.calibration.data import Data
 from numprune.calibration.statistics import CalibrationStats
@@ -16,6 +17,7 @@ from numprune.evaluation.speed import Speed, gain_over, measure_in_turn, speed_o
 from numprune.models.model import Model
 from numprune.plan.recipe import Recipe
 from numprune.pruning import prune
+from numprune.scoring.depth import DepthScores
 from numprune.scoring.table import ScoreTable
 
 
@@ -88,12 +90,14 @@ def sweep(
         raise InputError("There is no ratio to prune at; give at least one, such as 0.3.")
     # Speed does not depend on the values of weights, so they are refitted only where their predictions are read.
     settings = recipe if data is not None else recipe.replace(compensation="none", healing=0)
-    recipes = [settings.replace(ratio=ratio) for ratio in ratios]
+    recipes = [settings.at(ratio) for ratio in ratios]
+    whole = _depth_for(model, stats, recipes, progress, cancel)
 
     def point(asked: Recipe) -> SweepPoint:
         tell = None if progress is None else _at(asked.ratio, progress)
         chosen, reached = model, 0.0
         if asked.ratio:
+            asked = asked if whole is None else choose_depth(scores, whole, asked)
             chosen = prune(model, allocate(scores, asked), stats, progress=tell, cancel=cancel)
             reached = chosen.report.ratio_reached
         records = measure_in_turn(
@@ -119,6 +123,20 @@ def sweep(
         )
 
     return map(point, recipes)
+
+
+def _depth_for(
+    model: Model,
+    stats: CalibrationStats,
+    recipes: Sequence[Recipe],
+    progress: Progress | None,
+    cancel: CancelEvent | None,
+) -> DepthScores | None:
+    """What all the recipes' depth goes by; None where nothing goes as a whole by its score."""
+    largest = max(recipe.ratio for recipe in recipes)
+    if recipes[0].depth == "none" or not largest:
+        return None
+    return depth_of(model, stats, recipes[0], most=largest, progress=progress, cancel=cancel)
 
 
 def _at(ratio: float, progress: Progress) -> Progress:

@@ -96,6 +96,8 @@ def check_layerwise(recipe: Recipe) -> None:
         refused = f"method {recipe.removal}"
     elif recipe.scorer not in BY_LAYERS:
         refused = f"scorer {recipe.scorer}"
+    elif recipe.depth != "none" and not recipe.drop:
+        refused = f"depth {recipe.depth}"
     elif recipe.swaps or recipe.healing:
         refused = "swaps" if recipe.swaps else "healing"
     if refused is not None:

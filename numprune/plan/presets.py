@@ -24,11 +24,13 @@ class Preset:
     suggests: bool
 
     def applied(self, recipe: Recipe) -> Recipe:
-        """The recipe with the settings of the preset; ratio, locks and forced units stay."""
-        return recipe.replace(**self.settings)
+        """The recipe with the settings of the preset; ratio, locks, forced units and what goes as a whole by hand
+        stay."""
+        by_hand = recipe.depth == self.settings["depth"] == "none"
+        return recipe.replace(**self.settings, drop=recipe.drop if by_hand else ())
 
 
-_UNITS = {"removal": "units", "swaps": 0}
+_UNITS = {"removal": "units", "swaps": 0, "depth": "none", "depth_scorer": "loss"}
 _PAPER = {**_UNITS, "scorer": "newton", "allocation": "global", "compensation": "paper", "healing": 0}
 _PRICED = {**_PAPER, "scorer": "fisher", "compensation": "network"}
 
@@ -66,7 +68,17 @@ RIVALS: dict[str, Preset] = {
     ),
     "slicegpt": Preset(
         "SliceGPT: the residual stream narrower by its principal components, heads and channels whole",
-        {"removal": "slicegpt", "swaps": 0, "compensation": "none", "healing": 0},
+        {**_UNITS, "removal": "slicegpt", "compensation": "none", "healing": 0},
+        False,
+    ),
+    "shortgpt": Preset(
+        "ShortGPT: whole layers by block influence, nothing refitted",
+        {**_PLAIN, "scorer": "magnitude", "allocation": "none", "depth": "layers", "depth_scorer": "influence"},
+        False,
+    ),
+    "drop": Preset(
+        "whole attentions and MLPs, greedily by the loss without them; nothing refitted",
+        {**_PLAIN, "scorer": "magnitude", "allocation": "none", "depth": "modules"},
         False,
     ),
     "random": Preset("units drawn at random, same ratio everywhere", {**_PLAIN, "scorer": "random"}, False),
@@ -87,9 +99,9 @@ def method_of(recipe: Recipe) -> str | None:
     """The name of the method a recipe follows, None when it goes its own way, as with ratios set by hand."""
     if recipe.ratios and not recipe.suggested:
         return None
+    # What is set for single modules belongs to no method, and some methods refuse it.
+    bare = recipe.replace(ratios={}, keep={}, prune={}, drop=())
     fitting = (
-        name
-        for name, method in METHODS.items()
-        if method.suggests == recipe.suggested and method.applied(recipe) == recipe
+        name for name, method in METHODS.items() if method.suggests == recipe.suggested and method.applied(bare) == bare
     )
     return next(fitting, None)

@@ -165,6 +165,10 @@ class Recipe:
         """A copy with some values changed, checked like a new one."""
         return replace(self, **changes)
 
+    def at(self, ratio: float) -> Recipe:
+        """The same at another ratio, for which what goes as a whole is to be chosen anew."""
+        return self.replace(ratio=ratio, drop=self.drop if self.depth == "none" else ())
+
     def round_to(self, key: ModuleKey) -> int:
         """The multiple that kept counts of a module are rounded to."""
         return self.round_heads if key.kind == "attention" else self.round_channels
@@ -308,7 +312,8 @@ def _modules(given: Any) -> tuple[ModuleKey, ...]:
         raise InputError(f"drop is {given!r}; give a list of modules or layers such as ['3.mlp', '5'].")
     keys: list[ModuleKey] = []
     for each in given:
-        keys += modules_of(each) if isinstance(each, str) else [_key(each)]
+        pair = isinstance(each, tuple) and len(each) == 2
+        keys += [_key(f"{each[0]}.{each[1]}")] if pair else modules_of(str(each))
     twice = next((key for key in keys if keys.count(key) > 1), None)
     if twice is not None:
         raise InputError(f"The recipe drops {twice} twice; name it once.")

@@ -1,4 +1,5 @@
 import json
+import re
 
 import numpy as np
 import pytest
@@ -229,3 +230,40 @@ def test_suggested_ratios_are_known_as_such_only():
     assert method_of(preset("balanced").applied(Recipe())) == "balanced"
     assert "suggested" not in by_hand.to_dict()
     assert Recipe.from_json(priced.replace(suggested=True).to_json()).suggested
+
+
+def test_what_goes_as_a_whole_is_named_by_module_or_layer():
+    recipe = Recipe(drop=["5", "3.mlp", (2, "attention")])
+    assert [str(key) for key in recipe.drop] == ["2.attention", "3.mlp", "5.attention", "5.mlp"]
+    assert Recipe.from_json(recipe.to_json()) == recipe
+    plain = Recipe().to_dict()
+    assert not plain.keys() & {"depth", "depth_scorer", "drop"}  # so that earlier versions read it
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"drop": ["3", "3.mlp"]}, "The recipe drops 3.mlp twice; name it once"),
+        ({"drop": ["-1"]}, "'-1' does not name a module"),
+        ({"drop": ["x"]}, "'x' does not name a module"),
+        ({"drop": "3"}, "'drop' in the recipe is '3'; expected list"),
+        ({"drop": [3.5]}, "'3.5' does not name a module"),
+        ({"drop": [[3, "mlp", 1]]}, "does not name a module"),
+        ({"drop": ["3"], "ratios": {"3.mlp": 0.5}}, "drops 3.mlp as a whole and names it in ratios too; choose one"),
+        ({"drop": ["3"], "keep": {"3.attention": [0]}}, "drops 3.attention as a whole and names it in keep too"),
+        ({"drop": ["3"], "method": "slicegpt"}, "Method slicegpt removes no units; leave out ratios, drop, depth"),
+        ({"depth": "rows"}, "depth 'rows' is not known; use none, modules, layers"),
+        ({"depth": 1}, "'depth' in the recipe is 1; expected str"),
+    ],
+)
+def test_bad_drops_are_refused_in_one_sentence(given, message):
+    with pytest.raises(InputError, match=re.escape(message)):
+        Recipe.from_dict({"version": 3, **given})
+
+
+def test_a_recipe_that_drops_what_a_model_has_not_or_all_it_has_is_refused():
+    units = {ModuleKey(layer, kind): 4 for layer in range(2) for kind in ("attention", "mlp")}
+    with pytest.raises(InputError, match=r"The recipe drops 7.attention, which m does not have; correct it"):
+        Recipe(drop=["7"]).check_for("m", ["f"], units)
+    with pytest.raises(InputError, match="The recipe drops every module of m; leave at least one"):
+        Recipe(drop=["0", "1"]).check_for("m", ["f"], units)
