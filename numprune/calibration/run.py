@@ -11,11 +11,11 @@ import torch
 
 from numprune.calibration.data import Data, check_ids, describe
 from numprune.calibration.sources import draw_rows
-from numprune.calibration.statistics import CalibrationStats, GramAccumulator
+from numprune.calibration.statistics import BlockInfluence, CalibrationStats, GramAccumulator
 from numprune.errors import CancelEvent, InputError, NumericalError, Progress, check_cancelled
 from numprune.models.adapter import Block
 from numprune.models.batches import sequences_per_forward
-from numprune.models.hooks import Before, hooked
+from numprune.models.hooks import After, Before, first, hooked
 from numprune.models.model import Model, twin
 from numprune.plan.keys import ModuleKey
 from numprune.plan.recipe import CalibrationRecipe
@@ -66,7 +66,7 @@ def calibrate(
         batch_size = sequences_per_forward(model.device, rows.shape[1])
     elif batch_size < 1:
         raise InputError(f"batch_size is {batch_size}; give at least 1.")
-    accumulators = _run(model, rows, batch_size, progress, cancel)
+    accumulators, influence = _run(model, rows, batch_size, progress, cancel)
     return CalibrationStats(
         modules={key: accumulator.finish() for key, accumulator in accumulators.items()},
         data=describe(data),
@@ -80,6 +80,7 @@ def calibrate(
         notes=notes,
         seconds=time.monotonic() - began,
         rows=rows.to("cpu", torch.int32),
+        influence=influence.finish(),
     )
 
 
@@ -166,14 +167,27 @@ def within_length(model: Model, source: CalibrationRecipe) -> CalibrationRecipe:
 @torch.no_grad()
 def _run(
     model: Model, rows: torch.Tensor, batch_size: int, progress: Progress | None, cancel: CancelEvent | None
-) -> dict[ModuleKey, GramAccumulator]:
+) -> tuple[dict[ModuleKey, GramAccumulator], BlockInfluence]:
     # Hooks are put on it: what others run on the model meanwhile must not be counted.
     module = twin(model.module)
     blocks = model.adapter.blocks(module)
     device = _gram_device(model, blocks)
     accumulators = {block.key: GramAccumulator(block.last.in_features, device) for block in blocks}
     collectors = {block.last: collector(block.key, accumulators[block.key]) for block in blocks}
-    with hooked(before=collectors):
+    layers = model.adapter.layers(module)
+    influence, entering = BlockInfluence(len(layers)), {}
+
+    def enters(index: int) -> Before:
+        def note(args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            entering[index] = args[0] if args else kwargs["hidden_states"]
+
+        return note
+
+    def leaves(index: int) -> After:
+        return lambda _, output: influence.add(index, entering.pop(index), first(output))
+
+    before = collectors | {layer: enters(index) for index, layer in enumerate(layers)}
+    with hooked(before=before, after={layer: leaves(index) for index, layer in enumerate(layers)}):
         done = 0
         for batch in rows.split(batch_size):
             check_cancelled(cancel)
@@ -182,7 +196,7 @@ def _run(
             done += len(batch)
             if progress is not None:
                 progress(done, len(rows), "calibrating")
-    return accumulators
+    return accumulators, influence
 
 
 def collector(key: ModuleKey, accumulator: GramAccumulator) -> Before:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 import torch
+import torch.nn.functional as F
 
 from numprune.errors import InputError
 from numprune.linalg import BLOCK, lower_product, mirror_lower_
@@ -54,6 +55,7 @@ class CalibrationStats:
         text_column: the column of rows that was read, when one was named.
         rows: the token ids that were read, (samples, sequence_length) int32 on the CPU; None when only the
             moments are known.
+        influence: block influence of every layer (`BlockInfluence`), (layers,) float64; None where it was not taken.
     """
 
     modules: dict[ModuleKey, ModuleStats]
@@ -68,6 +70,7 @@ class CalibrationStats:
     rows: torch.Tensor | None = None
     bos: bool = True
     text_column: str | None = None
+    influence: torch.Tensor | None = None
 
     @property
     def source(self) -> CalibrationRecipe:
@@ -84,6 +87,24 @@ class CalibrationStats:
         if self.rows is None:
             raise InputError(f"These statistics hold no token ids to {purpose}; calibrate again.")
         return self.rows
+
+
+class BlockInfluence:
+    """1 - mean cosine of what enters and what leaves every layer, ShortGPT's block influence (Men et al. 2024, arXiv
+    2403.03853, equation 1)."""
+
+    def __init__(self, layers: int) -> None:
+        self.sums, self.tokens = torch.zeros(layers, dtype=torch.float64), torch.zeros(layers, dtype=torch.float64)
+
+    def add(self, layer: int, entering: torch.Tensor, leaving: torch.Tensor) -> None:
+        """Add what a layer made of a batch, (sequences, tokens, hidden) each."""
+        turned = 1 - F.cosine_similarity(entering.float(), leaving.float(), dim=-1)
+        self.sums[layer] += turned.sum(dtype=torch.float64).cpu()
+        self.tokens[layer] += turned.numel()
+
+    def finish(self) -> torch.Tensor:
+        """Of every layer, (layers,) float64."""
+        return self.sums / self.tokens
 
 
 class GramAccumulator:

@@ -1,8 +1,8 @@
 """Scores of what can go as a whole: attentions and MLPs, or layers.
 
-`influence` is ShortGPT's block influence (Men et al. 2024, arXiv 2403.03853, equation 1), `angular` the distance over
-several layers (Gromov et al. 2024, arXiv 2403.17887, equation 6), `loss` what the model's own loss rises by, taken one
-after the other.
+`influence` is ShortGPT's block influence, which calibration takes (`numprune.calibration.statistics.BlockInfluence`),
+`angular` the distance over several layers (Gromov et al. 2024, arXiv 2403.17887, equation 6), `loss` what the model's
+own loss rises by, taken one after the other.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from numprune.models.replay import Ending, LayerCalls
 from numprune.plan.keys import ModuleKey
 from numprune.plan.recipe import DEPTHS, check_ratio
 
-TOKENS = 4096
+TOKENS = 2048
 """Calibration tokens that `loss` is measured on, at least one sequence."""
 TRIED_AGAIN = 4
 """Candidates whose loss is measured again at once, from the lowest up."""
@@ -119,7 +119,7 @@ def score_depth(
     def enough(gone: Group) -> bool:
         return sum(sizes[key] for key in gone) >= most * prunable
 
-    run = LayerRun(model, rows, cancel)
+    run = LayerRun(model, rows, stats.influence, cancel)
     gone, loss, by_layer = DEPTH_SCORERS[scorer](run, groups, enough, progress=progress)
     return DepthScores(scorer, whole, fingerprint, tuple(gone), loss, by_layer, run.tokens)
 
@@ -139,10 +139,13 @@ class LayerRun:
 
     Attributes:
         tokens: of the text.
+        influence: block influence of every layer, from its calibration.
     """
 
-    def __init__(self, model: Model, rows: torch.Tensor, cancel: CancelEvent | None) -> None:
-        self.adapter, self.cancel, self.beside = model.adapter, cancel, model.beside
+    def __init__(
+        self, model: Model, rows: torch.Tensor, influence: torch.Tensor | None, cancel: CancelEvent | None
+    ) -> None:
+        self.adapter, self.cancel, self.beside, self.influence = model.adapter, cancel, model.beside, influence
         self.all_rows, self.tokens = rows, rows.numel()
         self.module, self.device = model.module, model.device
         own = twin(model.module)
@@ -191,12 +194,17 @@ class LayerRun:
         return float(F.cross_entropy(logits, targets, reduction="sum")), len(targets)
 
     @torch.inference_mode()
-    def losses(self, gone: Set[ModuleKey], candidates: Sequence[Group]) -> np.ndarray:
+    def losses(
+        self, gone: Set[ModuleKey], candidates: Sequence[Group], tell: Callable[[int, int], None] | None = None
+    ) -> np.ndarray:
         """Mean loss in nats a token when a candidate goes as well, (candidates,).
 
-        The layers before a candidate run once for all of them; one residual stream is held.
+        The layers before a candidate run once for all of them; two residual streams are held.
+
+        Args:
+            tell: called with what is done and what there is to do.
         """
-        sums, count = np.zeros(len(candidates)), 0
+        sums, count, done = np.zeros(len(candidates)), 0, 0
         by_layer: dict[int, list[int]] = {}
         for number, group in enumerate(candidates):
             by_layer.setdefault(min((key.layer for key in group), default=0), []).append(number)
@@ -208,6 +216,9 @@ class LayerRun:
                     stream = self.through(state, layer, gone | set(candidates[number]))
                     summed, tokens = self.loss(rows, stream)
                     sums[number] += summed
+                    done += 1
+                    if tell is not None:
+                        tell(done, len(candidates) * len(self.batches))
             count += tokens
         if not np.isfinite(sums).all():
             raise NumericalError("The model's logits are not finite on this text; load it in float32 or bfloat16.")
@@ -223,17 +234,18 @@ def by_loss(
     be the least (lazy greedy, Minoux 1978).
     """
     run.on(TOKENS)
-    (dense,) = run.losses(set(), [()])
-    known: dict[Group, float] = {}
-    for done, group in enumerate(groups):
-        known[group] = float(run.losses(set(), [group])[0])
+
+    def tell(done: int, total: int) -> None:
         if progress is not None:
-            progress(done + 1, len(groups), "measuring the loss without each module")
+            progress(done, total, "measuring the loss without each module")
+
+    dense, *first = run.losses(set(), [(), *groups], tell).tolist()
+    known = dict(zip(groups, first, strict=True))
     gone: set[ModuleKey] = set()
     steps, losses = [()], [0.0]
     while len(known) > 1 and not enough(steps[-1]):
         best = _least(run, gone, known) if gone else min(known, key=known.__getitem__)
-        losses.append(known.pop(best) - float(dense))
+        losses.append(known.pop(best) - dense)
         gone |= set(best)
         steps.append(tuple(sorted(gone)))
         if progress is not None:
@@ -253,24 +265,15 @@ def _least(run: LayerRun, gone: Set[ModuleKey], known: dict[Group, float]) -> Gr
         fresh |= set(stale)
 
 
-@torch.inference_mode()
 def by_influence(
     run: LayerRun, groups: Sequence[Group], enough: Callable[[Group], bool], *, progress: Progress | None
 ) -> tuple[list[Group], None, np.ndarray]:
-    """By block influence, 1 - mean cosine of what enters and what leaves a layer, the lowest first."""
-    run.on()
-    influence = np.zeros(len(run.layers))
-    for done, start in enumerate(run.calls.states):
-        state = start
-        for index in range(len(run.layers)):
-            behind = run.through(state, index, set(), index + 1)
-            influence[index] += float((1 - F.cosine_similarity(state.double(), behind.double(), dim=-1)).sum())
-            state = behind
-        if progress is not None:
-            progress(done + 1, len(run.batches), "block influence")
-    influence /= run.tokens
+    """By block influence, the lowest first."""
+    if run.influence is None:
+        raise InputError("These statistics hold no block influence; calibrate the model in memory again.")
+    influence = run.influence.numpy()
     if not np.isfinite(influence).all():
-        raise NumericalError("Activations are not finite; load the model in float32 or bfloat16.")
+        raise NumericalError("A layer's block influence is not finite; load the model in float32 or bfloat16.")
     order = sorted(groups, key=lambda group: influence[group[0].layer])
     return _until(enough, order), None, influence
 

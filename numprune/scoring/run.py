@@ -51,6 +51,7 @@ def score(
         fingerprint=fingerprint,
         parameters=model.parameters,
         beside=model.beside,
+        influence=() if stats.influence is None else tuple(stats.influence.tolist()),
     )
 
 

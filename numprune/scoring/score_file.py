@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
@@ -88,6 +89,7 @@ def write_scores(
         "parameters": first.parameters,
         "calibration": asdict(calibration),
         "beside": first.beside,
+        "influence": first.influence,
         "outline": None if outline is None else outline.to_dict(),
         "modules": {
             str(key): {"cost": module.cost, "remainder": module.remainder, "width": module.width}
@@ -139,7 +141,9 @@ def read_score_file(path: str | os.PathLike[str], name: str = "") -> ScoreFile:
 def _file(file: Any, about: dict[str, Any], *, earlier: bool) -> ScoreFile:
     calibration = CalibrationRecipe(**about.pop("calibration"))
     outline, scorers, modules = about.pop("outline", None), about.pop("scores"), about.pop("modules")
-    beside = about.pop("beside", ())
+    beside, influence = about.pop("beside", ()), about.pop("influence", ())
+    if not all(type(each) in (int, float) and math.isfinite(each) for each in influence):
+        raise ValueError("its influence is no list of numbers")
     if not all(count is None or (type(count) is int and count >= 0) for count in beside):
         raise ValueError("its beside is no list of whole numbers")
     names = set(file.keys())
@@ -150,7 +154,9 @@ def _file(file: Any, about: dict[str, Any], *, earlier: bool) -> ScoreFile:
             raise ValueError(f"there are two scorers called {each['scorer']}")
         check_ratio(each["ratio"])
         held = {ModuleKey.parse(name): _module(file, names, prefix + name, **sizes) for name, sizes in modules.items()}
-        tables[each["scorer"]] = ScoreTable(modules=held, beside=tuple(beside), **each, **about)
+        tables[each["scorer"]] = ScoreTable(
+            modules=held, beside=tuple(beside), influence=tuple(influence), **each, **about
+        )
     if not tables or not modules:
         raise ValueError("there are no scores in it")
     first = next(iter(tables.values()))

@@ -70,6 +70,7 @@ class ScoreTable:
         parameters: all parameters of the model.
         beside: parameters of every layer outside its units, which go with the layer; None where it cannot go as a
             whole (`numprune.models.depth`). Empty in files of earlier versions, by which no layer goes.
+        influence: block influence of every layer; empty where it was not taken.
     """
 
     modules: dict[ModuleKey, ModuleScores]
@@ -79,6 +80,7 @@ class ScoreTable:
     fingerprint: str
     parameters: int
     beside: tuple[int | None, ...] = ()
+    influence: tuple[float, ...] = ()
 
     @property
     def prunable_parameters(self) -> int:

@@ -12,10 +12,11 @@ import gradio as gr
 from numprune.allocation.threshold import allocate
 from numprune.errors import InputError, NumpruneError
 from numprune.plan.presets import METHODS
-from numprune.plan.recipe import Recipe
+from numprune.plan.recipe import DEPTHS, Recipe
 from numprune.ui import engine
 from numprune.ui.edits import UNREADABLE, NeedsWork, Situation, adopted, applied, decisions, numbered
 from numprune.ui.figures import sensitivity_curves
+from numprune.ui.given_numbers import number
 from numprune.ui.map_data import plan_data
 from numprune.ui.priced import prediction
 from numprune.ui.session import Session
@@ -147,8 +148,8 @@ def apply_all(
     except (InputError, TypeError, ValueError):
         problems.append(UNREADABLE)
         return kinds, None
-    for number, each in edits:
-        workbench.saw(owner, number)
+    for count, each in edits:
+        workbench.saw(owner, count)
         kinds.add(str(each.get("kind")))
         try:
             workbench.change(owner, lambda session, each=each: applied(session, each, situation(workbench, session)))
@@ -173,18 +174,27 @@ def worked(shared: Shared, owner: str, message: Any, progress: Any, cancel: Any)
         workbench.score_by(session, recipe.scorer, **steps)
         workbench.change(owner, lambda now: adopted(now, recipe, situation(workbench, now)))
         return
+    suggests = kind == "suggest"
+    values: dict[str, Any] = {}
     if kind == "suggest":
-        values: dict[str, Any] = {}
         recipe = session.recipe
     elif kind == "method" and edit.get("method") in METHODS:
         method = METHODS[edit["method"]]
-        recipe = session.recipe.replace(**{**method.settings, "ratios": {}, "suggested": False})
+        recipe, suggests = method.applied(session.recipe.replace(ratios={}, suggested=False)), method.suggests
         values = {name: value for name, value in decisions(recipe).items() if name != "ratio"}
         workbench.score_by(session, recipe.scorer, **steps)
+    elif kind == "ratio":
+        recipe = session.recipe.at(number(edit.get("ratio"), "The ratio"))
+        values = {"ratio": recipe.ratio}
+    elif kind == "settings" and edit.get("name") == "depth" and edit.get("value") in DEPTHS:
+        recipe = session.recipe.replace(depth=edit["value"], depth_scorer="loss", drop=())
+        values = {"depth": recipe.depth, "depth_scorer": recipe.depth_scorer}
     else:
         raise InputError(UNREADABLE)
-    if kind == "suggest" or METHODS[edit["method"]].suggests:
+    if suggests:
         values |= {"ratios": suggested(shared, owner, session, recipe, steps), "suggested": True}
+    if recipe.depth != "none" and not suggests:
+        values["drop"] = workbench.with_depth(session, recipe, **steps).drop
     workbench.change(owner, lambda now: now.changed("", **values))
 
 

@@ -24,6 +24,8 @@ def command_line(recipe: Recipe) -> str:
     words += ["--scarcity", f"{recipe.scarcity:g}"] if recipe.scarcity != Recipe.scarcity else []
     words += ["--healing", str(recipe.healing)] if recipe.healing else []
     words += ["--round-channels", str(recipe.round_channels)] if recipe.round_channels > 1 else []
+    for key in recipe.drop:
+        words += ["--drop", str(key)]
     words += ["--uniform"] if recipe.uniform else []
     for key, ratio in sorted(recipe.ratios.items()):
         words += ["--set", f"{key}={ratio:g}"]

@@ -14,7 +14,7 @@ from numprune.errors import InputError
 from numprune.plan.keys import KINDS, ModuleKey
 from numprune.plan.plan import PruningPlan
 from numprune.plan.presets import METHODS
-from numprune.plan.recipe import Recipe
+from numprune.plan.recipe import DEPTHS, Recipe, check_ratio
 from numprune.scoring import ScoreTable
 from numprune.ui.given_numbers import number, whole
 from numprune.ui.session import Session, Unit
@@ -41,6 +41,9 @@ DECISIONS = (
     "ratio",
     "ratios",
     "suggested",
+    "depth",
+    "depth_scorer",
+    "drop",
     "keep",
     "prune",
     "swaps",
@@ -121,16 +124,20 @@ def applied(session: Session, edit: Any, situation: Situation) -> Session:
 
 @_edit("ratio")
 def _ratio(session: Session, edit: dict[str, Any], situation: Situation) -> Session:
-    return session.changed(_gesture(edit), ratio=number(edit.get("ratio"), "The ratio"))
+    ratio = number(edit.get("ratio"), "The ratio")
+    if session.recipe.depth != "none" and ratio != session.recipe.ratio:
+        check_ratio(ratio)
+        raise NeedsWork("What goes as a whole is chosen anew at another ratio.")
+    return session.changed(_gesture(edit), ratio=ratio)
 
 
 @_edit("cells")
 def _cells(session: Session, edit: dict[str, Any], situation: Situation) -> Session:
-    """Ratios of modules: a number locks its module, an empty text frees it."""
+    """Ratios of modules: a number locks its module, an empty text frees it. Neither leaves it dropped as a whole."""
     cells = edit.get("cells")
     if not isinstance(cells, list) or len(cells) > MOST_CELLS:
         raise InputError(UNREADABLE)
-    ratios = dict(session.recipe.ratios)
+    ratios, back = dict(session.recipe.ratios), set()
     for cell in cells:
         if not (isinstance(cell, list) and len(cell) == 2 and all(isinstance(part, str) for part in cell)):
             raise InputError(UNREADABLE)
@@ -139,7 +146,11 @@ def _cells(session: Session, edit: dict[str, Any], situation: Situation) -> Sess
             ratios[key] = parse_ratio(text)
         else:
             ratios.pop(key, None)
-    return session.changed(_gesture(edit), ratios=ratios, suggested=False)
+        back.add(key)
+    values: dict[str, Any] = {"ratios": ratios, "suggested": False}
+    if back & set(session.recipe.drop):
+        values |= {"depth": "none", "drop": [key for key in session.recipe.drop if key not in back]}
+    return session.changed(_gesture(edit), **values)
 
 
 @_edit("lock")
@@ -148,11 +159,34 @@ def _lock(session: Session, edit: dict[str, Any], situation: Situation) -> Sessi
     key, on, ratios = _module(edit.get("key"), situation), edit.get("on"), dict(session.recipe.ratios)
     if not isinstance(on, bool):
         raise InputError(UNREADABLE)
+    if on and key in session.recipe.drop:
+        raise InputError(f"{key} is dropped as a whole, which a ratio cannot lock; bring it back first.")
     if on:
         ratios[key] = situation.plan().ratio(key)
     else:
         ratios.pop(key, None)
     return session.changed("", ratios=ratios, suggested=False)
+
+
+@_edit("drop")
+def _drop(session: Session, edit: dict[str, Any], situation: Situation) -> Session:
+    """What of a layer goes as a whole: nothing, one of its modules, or both. Nothing else is set for what goes."""
+    layer, what = edit.get("layer"), _named(edit, "what")
+    if not isinstance(layer, int) or isinstance(layer, bool) or what not in WHOLE:
+        raise InputError(UNREADABLE)
+    of_layer = [key for key in situation.scores.modules if key.layer == layer]
+    gone = {key for key in of_layer if key.kind in WHOLE[what]}
+    if not of_layer or (WHOLE[what] and not gone):
+        raise InputError(f"This model has no {what} in layer {layer} that could go; use the layers of the map.")
+    recipe = session.recipe
+    drop = {key for key in recipe.drop if key.layer != layer} | gone
+    if len(drop) == len(situation.scores.modules):
+        raise InputError("A model without any module is none; leave at least one.")
+    rest = {
+        name: {key: value for key, value in getattr(recipe, name).items() if key not in gone}
+        for name in ("ratios", "keep", "prune")
+    }
+    return session.changed("", depth="none", drop=sorted(drop), suggested=False, **rest)
 
 
 @_edit("force")
@@ -192,10 +226,10 @@ def _method(session: Session, edit: dict[str, Any], situation: Situation) -> Ses
     if name not in METHODS:
         raise InputError(UNREADABLE)
     method = METHODS[name]
-    changed = session.changed("", **method.settings, ratios={}, suggested=False)
-    if method.suggests or not situation.scored(changed.recipe.scorer):
+    recipe = method.applied(session.recipe.replace(ratios={}, suggested=False))
+    if method.suggests or recipe.depth != "none" or not situation.scored(recipe.scorer):
         raise NeedsWork(f"{name} takes longer.")
-    return changed
+    return session.changed("", **decisions(recipe))
 
 
 @_edit("suggest")
@@ -208,6 +242,8 @@ def _allocation(session: Session, edit: dict[str, Any], situation: Situation) ->
     return session.changed("", **allocation(_named(edit, "allocation"), situation.scores), suggested=False)
 
 
+WHOLE = {"none": (), "attention": ("attention",), "mlp": ("mlp",), "layer": KINDS}
+"""What of a layer goes as a whole, and the modules that are."""
 NAMES = {"healing": "Healing steps", "round_channels": "The multiple of channels"}
 """Settings that are whole numbers."""
 
@@ -218,6 +254,10 @@ def _settings(session: Session, edit: dict[str, Any], situation: Situation) -> S
     name, value = _named(edit, "name"), edit.get("value")
     if name == "compensation" and isinstance(value, str):
         return session.changed("", compensation=value)
+    if name == "depth" and value in DEPTHS:
+        if value != "none":
+            raise NeedsWork("What goes as a whole has to be scored for this.")
+        return session.changed("", depth="none", drop=() if session.recipe.depth != "none" else session.recipe.drop)
     if name == "uniform" and isinstance(value, bool):
         return session.changed("", uniform=value)
     if name in NAMES:

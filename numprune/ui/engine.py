@@ -6,6 +6,7 @@ from numprune.lazy import lazily
 __all__, __getattr__ = lazily(
     __name__,
     {
+        "numprune.allocation.depth": "choose_depth depth_of",
         "numprune.allocation.search": "sensitivity suggest uses_curves",
         "numprune.calibration.data": "documents",
         "numprune.calibration.run": "calibrate_by_recipe",

@@ -56,8 +56,10 @@ function build() {
     const name = `${word(kind)[0].toUpperCase()}${word(kind).slice(1)}s`;
     box(kind).setAttribute("aria-label", `${name}: arrow keys walk, Enter explains, K keeps, P prunes, A leaves to its score`);
   }
-  const labels = Array.from({ length: layers }, (_, row) => `<span>${row % every ? "" : row}</span>`).join("");
-  all(".np-lab").forEach((lab) => { lab.innerHTML = labels; });
+  all(".np-lab").forEach((lab) => {
+    lab.innerHTML = Array.from({ length: layers }, (_, row) => `<button type="button" tabindex="-1" data-row="${row}">${row % every ? "" : row}</button>`).join("");
+    lab.querySelector("button").tabIndex = 0;
+  });
   for (const kind of KINDS) {
     $(`.np-bars[data-kind=${kind}]`).innerHTML = Array.from({ length: layers }, (_, row) => units(kind, row)
       ? `<div role="slider" tabindex="-1" data-row="${row}" aria-label="Layer ${row}, ${word(kind)}s that go" ` +
@@ -97,6 +99,7 @@ function show() {
   const heads = scores.grids.attention.bins, slim = rowHeight < SLIM;
   let crosses = "", filled = "";
   plan.heads.forEach((text, row) => {
+    if (isDropped("attention", row)) return;
     const bits = bytes(text);
     for (let column = 0; column < units("attention", row); column += 1) {
       if (!bitAt(bits, column)) continue;
@@ -116,6 +119,7 @@ function show() {
   $(".np-heads .np-forced").setAttribute("d", marks.attention);
   strips();
   edges();
+  labels();
   brief();
   $(".np-cut").textContent = plan.cut === null || scores.scale.view === "rank" ? "" : `the plan cuts at ${plan.cut.toPrecision(3)}`;
 }
@@ -158,12 +162,14 @@ function fill(bar, kind, row) {
   const count = gone(kind, row), share = count / units(kind, row), locked = plan.locks.includes(`${row}.${kind}`);
   bar.style.setProperty("--r", share);
   bar.classList.toggle("np-locked", locked);
+  bar.classList.toggle("np-whole", isDropped(kind, row));
   bar.setAttribute("aria-valuenow", Math.round(100 * share));
   bar.setAttribute("aria-valuetext", says(kind, row, locked));
-  bar.lastChild.textContent = rowHeight > 11 ? `${Math.round(100 * share)}%` : "";
+  bar.lastChild.textContent = rowHeight > 11 ? (isDropped(kind, row) ? "dropped" : `${Math.round(100 * share)}%`) : "";
 }
 
 function says(kind, row, locked = plan.locks.includes(`${row}.${kind}`)) {
+  if (isDropped(kind, row)) return `dropped as a whole, all ${units(kind, row).toLocaleString("en")} go`;
   const all_ = units(kind, row), count = gone(kind, row);
   return `${percent(count / all_)}, ${(all_ - count).toLocaleString("en")} of ${all_.toLocaleString("en")} stay${locked ? ", locked" : ""}`;
 }
@@ -339,6 +345,8 @@ for (const kind of KINDS) {
   bars.addEventListener("pointerleave", () => { if (!drag) tip(""); });
   bars.addEventListener("keydown", (event) => slide(kind, event));
 }
+
+wireLabels();
 
 // Keys in a grid: arrows walk, Enter explains, K, P and A force.
 let later = 0;

@@ -20,8 +20,10 @@ from numprune.ui.session import Session, Unit
 from numprune.ui.shared import QUICK, Shared, Updates, View, owner_of, toasts
 
 HERE = Path(__file__).parent
-OWN_JS, HTML, CSS = ((HERE / f"map.{kind}").read_text(encoding="utf8") for kind in ("js", "html", "css"))
-JS = SAVE_JS + OWN_JS
+DEPTH_JS, OWN_JS, HTML, CSS = (
+    (HERE / name).read_text(encoding="utf8") for name in ("map_depth.js", "map.js", "map.html", "map.css")
+)
+JS = SAVE_JS + DEPTH_JS + OWN_JS
 VIEWS, ORDERS = ("log", "raw", "rank"), ("sorted", "index")
 
 

@@ -62,6 +62,7 @@ def scores_data(loaded: Loaded, look: Look) -> dict[str, Any]:
         "scorer": loaded.scores.scorer,
         "scale": {"view": scale.view, "low": scale.low, "high": scale.high, "bend": scale.bend},
         "units": {kind: [0 if row is None else len(row) for row in rows] for kind, rows in parts.items()},
+        "influence": [round(each, 5) for each in loaded.scores.influence],
         "grids": grids,
     }
 
@@ -97,6 +98,7 @@ def plan_data(loaded: Loaded, plan: PruningPlan, look: Look) -> dict[str, Any]:
         "units": {kind: [plan.units.get(ModuleKey(layer, kind), 0) for layer in layers] for kind in KINDS},
         "heads": [_bits(plan, ModuleKey(layer, "attention")) for layer in layers],
         "locks": sorted(map(str, recipe.ratios)),
+        "dropped": sorted(map(str, recipe.drop)),
         "forced": _forced(recipe.keep, "keep") | _forced(recipe.prune, "prune"),
         "cut": None if plan.threshold is None else float(plan.threshold),
         "ratio": recipe.ratio,

@@ -20,6 +20,11 @@ COMPENSATIONS = [
     ("bias, as FLAP's", "bias"),
     ("none", "none"),
 ]
+DEPTH_WORDS = [
+    ("only what is dropped by hand", "none"),
+    ("attentions and MLPs, where that costs less", "modules"),
+    ("layers, where that costs less", "layers"),
+]
 BY_HAND = "by hand"
 """What the method is called when no method has these settings."""
 ROUNDINGS = [1, 8, 32, 64, 128, 256]
@@ -77,6 +82,7 @@ def build(shared: Shared) -> Rail:
             "damping": gr.Number(0.01, minimum=0, label="Damping"),
             "healing": gr.Number(0, precision=0, minimum=0, label="Healing steps"),
             "round_channels": gr.Dropdown(ROUNDINGS, value=1, label="Round channels to multiples of"),
+            "depth": gr.Dropdown(DEPTH_WORDS, value="none", label="Let go as a whole"),
             "uniform": gr.Checkbox(False, label="The same counts in every layer"),
         }
         suggest = gr.Button("Suggest ratios by the model's own loss", size="sm")
@@ -95,7 +101,7 @@ def shown(rail: Rail, view: View) -> Updates:
     recipe = view.session.recipe
     method = method_of(recipe)
     choices = [*METHODS, *([] if method else [BY_HAND])]
-    names = ("compensation", "damping", "healing", "round_channels", "uniform")
+    names = ("compensation", "damping", "healing", "round_channels", "depth", "uniform")
     return {
         rail.method: gr.Dropdown([(each, each) for each in choices], value=method or BY_HAND),
         rail.ratio: recipe.ratio,
@@ -133,7 +139,7 @@ def _wire(rail: Rail) -> None:
     sends(rail.ratio.input, rail.ratio, "{ kind: 'ratio', ratio: value }")
     sends(rail.method.input, rail.method, "{ kind: 'method', method: value }")
     sends(rail.settings["allocation"].input, rail.settings["allocation"], "{ kind: 'allocation', allocation: value }")
-    for name in ("compensation", "round_channels", "uniform"):
+    for name in ("compensation", "round_channels", "depth", "uniform"):
         sends(rail.settings[name].input, rail.settings[name], f"{{ kind: 'settings', name: '{name}', value }}")
     for name in ("damping", "healing"):
         for event in (rail.settings[name].submit, rail.settings[name].blur):

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from numprune.calibration import CalibrationStats
     from numprune.evaluation.images.quality import ImageQuality
     from numprune.models import Model
+    from numprune.scoring.depth import DepthScores
 
 
 @dataclass(frozen=True)
@@ -49,12 +50,13 @@ class Loaded:
 @dataclass
 class Opened:
     """A dense model, its statistics once they were taken, and its scores by scorer; `refused` says why a scorer could
-    not score it."""
+    not score it. `depth` holds what goes as a whole first, by kind and scorer, and up to which ratio."""
 
     weights: Weights
     stats: CalibrationStats | None = None
     scores: dict[str, ScoreTable] = field(default_factory=dict)
     refused: dict[str, str] = field(default_factory=dict)
+    depth: dict[tuple[str, str], tuple[DepthScores, float]] = field(default_factory=dict)
 
     @property
     def bytes(self) -> int:

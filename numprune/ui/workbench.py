@@ -322,6 +322,27 @@ class Workbench(Visits):
         with self._computing:
             return self._calibrate(session.dense, opened, progress, cancel)
 
+    def with_depth(
+        self,
+        session: Session,
+        recipe: Recipe,
+        *,
+        progress: Progress | None = None,
+        cancel: CancelEvent | None = None,
+    ) -> Recipe:
+        """A recipe of the session's model with what goes as a whole, chosen anew; what that goes by is kept with the
+        model as far as it was needed."""
+        stats = self.stats(session, progress=progress, cancel=cancel)
+        opened, loaded = self._of(session), self.scored_by(session, recipe.scorer)
+        of = recipe.depth, recipe.depth_scorer
+        known, most = opened.depth.get(of, (None, -1.0))
+        if most < recipe.ratio:
+            most = max(recipe.ratio, 0.5)
+            with self._computing:
+                known = engine.depth_of(loaded.model, stats, recipe, most=most, progress=progress, cancel=cancel)
+            opened.depth[of] = known, most
+        return engine.choose_depth(loaded.scores, known, recipe)
+
     def rival(self, session: Session) -> ScoreTable | None:
         """The scores the session compares its own with; None when there are none, or they are its own."""
         if session.against == session.recipe.scorer:

@@ -153,8 +153,8 @@ def seventy_billion():
     counts = {"layers": 80, "parameters": total, "bytes": 2 * total, "query_heads": 64, "cache_itemsize": 2}
     rest = {"maximum_length": 8192, "reads_text": True, "class_names": (), "earlier_fingerprint": "b" * 16, "notes": ()}
     outline = Outline(
-        name="seventy", fingerprint="a" * 16, windows=(None,) * 80, multiply_adds=total, modules=outlines, **names,
-        **counts, **rest,
+        name="seventy", fingerprint="a" * 16, windows=(None,) * 80, multiply_adds=total, modules=outlines,
+        beside=(2 * 8192,) * 80, **names, **counts, **rest,
     )  # fmt: skip
     return ScoreTable(modules, "fisher", 0.5, "seventy", "a" * 16, total), outline
 
@@ -242,7 +242,9 @@ def test_what_ships_is_what_scoring_gives(embedded, method):
     shipped = numprune.shipped_scores(model, recipe.scorer, DEFAULTS)
     computed = numprune.score(model, stats, scorer=recipe.scorer)
     assert numprune.read_scores(shipped_file(model.name, recipe.scorer))[1] == stats.source
-    assert dataclasses.replace(shipped, modules={}).__dict__ == dataclasses.replace(computed, modules={}).__dict__
+    said = [dataclasses.replace(table, modules={}, influence=()).__dict__ for table in (shipped, computed)]
+    assert said[0] == said[1]
+    assert shipped.influence == pytest.approx(computed.influence, rel=1e-4)
     for key, module in computed.modules.items():
         ours = shipped.modules[key]
         assert (ours.cost, ours.remainder, ours.width) == (module.cost, module.remainder, module.width)
@@ -275,3 +277,35 @@ def test_scores_ship_for_one_calibration_of_one_model_only(embedded, monkeypatch
 def test_scores_of_float32_do_not_pass_for_those_of_another_type():
     model = numprune.load("tiny-stories", device="cpu", dtype="bfloat16")
     assert numprune.shipped_scores(model, "fisher", DEFAULTS) is None
+
+
+def told(model, stats, tmp_path):
+    path = tmp_path / "scores.safetensors"
+    numprune.write_scores(path, numprune.score(model, stats), stats.source, outline_of(model))
+    return path
+
+
+def test_a_file_of_an_earlier_version_tells_of_no_layer_that_can_go(model, stats, tmp_path):
+    path = told(model, stats, tmp_path)
+    found = numprune.read_score_file(path)
+    table = found.tables["newton"]
+    assert table.beside == found.outline.beside == model.beside
+    assert all(model.beside)
+    assert table.influence == pytest.approx(stats.influence.tolist())
+    changed(path, lambda _, about: (about.pop("beside"), about.pop("influence"), about["outline"].pop("beside")))
+    earlier = numprune.read_score_file(path)
+    assert earlier.tables["newton"].beside == earlier.tables["newton"].influence == ()
+    assert earlier.outline.beside == (None,) * model.layers
+    plan = allocate(earlier.tables["newton"], Recipe(ratio=0.0, drop=("1",)))
+    assert plan.gone == ()
+    assert earlier.outline.sizes(plan).parameters == plan.parameters_after
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("beside", [-1, 3]), ("beside", ["x"]), ("influence", ["x"]), ("influence", [None])]
+)
+def test_a_file_with_nonsense_about_layers_is_refused(model, stats, tmp_path, name, value):
+    path = told(model, stats, tmp_path)
+    changed(path, lambda _, about: about.update({name: value}))
+    with pytest.raises(InputError, match=f"its {name} is no list"):
+        numprune.read_score_file(path)

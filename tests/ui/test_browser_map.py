@@ -1,6 +1,7 @@
 """The map in a real browser: edges and bars that are dragged, keys, names, and nothing stale after a redraw."""
 
 import json
+import re
 
 import pytest
 from browsing import (
@@ -268,3 +269,51 @@ def test_eighty_layers_fit_the_screen_and_can_be_dragged(browser, seventy_billio
     after = until(page, "p.locks.includes('40.mlp')")
     assert len(json.dumps(after)) <= 20_000
     page.close()
+
+
+def label(page, row):
+    return page.locator(f".np-lab1 [data-row='{row}']")
+
+
+def test_a_click_on_a_layers_number_drops_it_then_one_module_then_nothing(tab):
+    before = plan(tab)
+    label(tab, 2).click()
+    after = until(tab, "p.dropped.length === 2")
+    assert after["dropped"] == ["2.attention", "2.mlp"]
+    assert after["reached"] == pytest.approx(before["reached"], abs=0.006)
+    expect(label(tab, 2)).to_have_attribute("aria-label", re.compile(r"Layer 2 is dropped, block influence 0\.04"))
+    expect(slider(tab, "2.mlp")).to_have_attribute("aria-valuetext", "dropped as a whole, all 512 go")
+    expect(slider(tab, "2.mlp").locator("b")).to_have_text("dropped")
+    label(tab, 2).click()
+    assert until(tab, "p.dropped.length === 1")["dropped"] == ["2.attention"]
+    label(tab, 2).click()
+    until(tab, "p.dropped.length === 1 && p.dropped[0] === '2.mlp'")
+    label(tab, 2).click()
+    assert until(tab, "p.dropped.length === 0")["gone"] == before["gone"]
+    tab.get_by_role("button", name="Undo").click()
+    until(tab, "p.dropped.length === 1")
+
+
+def test_the_d_key_drops_and_a_dragged_bar_brings_back(tab):
+    label(tab, 0).focus()
+    tab.keyboard.press("ArrowDown")
+    expect(label(tab, 1)).to_be_focused()
+    tab.keyboard.press("d")
+    until(tab, "p.dropped.length === 2")
+    bar = slider(tab, "1.mlp")
+    bar.focus()
+    tab.keyboard.press("ArrowLeft")
+    back = until(tab, "p.dropped.length === 1")
+    assert back["dropped"] == ["1.attention"]
+    assert back["locks"] == ["1.mlp"]
+
+
+def test_what_goes_as_a_whole_by_its_own_score_is_chosen_for_the_ratio(tab):
+    edit(tab, kind="method", method="drop")
+    first = until(tab, "p.method === 'drop' && p.dropped.length > 0")
+    assert all(gone in (0, count) for gone, count in zip(first["gone"]["mlp"], first["units"]["mlp"], strict=True))
+    edit(tab, kind="ratio", ratio=0.6)
+    second = until(tab, f"p.ratio === 0.6 && p.dropped.length > {len(first['dropped'])}")
+    assert second["reached"] == pytest.approx(0.6, abs=0.1)
+    edit(tab, kind="method", method="balanced")
+    until(tab, "p.method === 'balanced' && p.dropped.length === 0")

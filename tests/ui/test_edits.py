@@ -23,7 +23,8 @@ from numprune.ui.edits import (
     parse_unit,
     ratios_of,
 )
-from numprune.ui.session import Unit
+from numprune.ui.map_data import plan_data
+from numprune.ui.session import Look, Unit
 
 HEAD, MLP = ModuleKey(2, "attention"), ModuleKey(3, "mlp")
 OWNER = "tests"
@@ -128,7 +129,11 @@ def test_a_method_is_taken_over_at_once_or_asks_for_its_work(edit, scored, name)
     bench, session = scored
     method = METHODS[name]
     change = {"kind": "method", "method": name}
-    if method.suggests or not bench.scored(session, method.applied(session.recipe).scorer):
+    if (
+        method.suggests
+        or method.settings["depth"] != "none"
+        or not bench.scored(session, method.applied(session.recipe).scorer)
+    ):
         with pytest.raises(NeedsWork):
             edit(change)
     else:
@@ -292,3 +297,73 @@ def test_a_preview_of_a_stranger_or_of_nonsense_is_none(view, data):
     if isinstance(data, dict) and data.get("token") == "mine":
         data = data | {"token": view.workbench.token(OWNER)}
     assert previewed(view.workbench, data) is None
+
+
+def drop(layer, what):
+    return {"kind": "drop", "layer": layer, "what": what}
+
+
+def test_a_layer_goes_as_a_whole_by_module_or_altogether_and_comes_back(edit):
+    def names(session):
+        return [str(key) for key in session.recipe.drop]
+
+    assert names(edit(drop(2, "layer"))) == ["2.attention", "2.mlp"]
+    assert names(edit(drop(2, "layer"), drop(2, "mlp"), drop(5, "attention"))) == ["2.mlp", "5.attention"]
+    assert names(edit(drop(2, "layer"), drop(2, "none"))) == []
+    assert edit(drop(2, "layer")).undo().recipe.drop == ()
+    # What was set for a module goes with it, and a ratio brings it back.
+    kept = {"kind": "force", "key": "2.mlp", "unit": 3, "how": "keep"}
+    done = edit(cells(("2.mlp", "0.5"), ("3.mlp", "0.5")), kept, drop(2, "layer"))
+    assert {str(key) for key in done.recipe.ratios} == {"3.mlp"}
+    assert not done.recipe.keep
+    back = edit(drop(2, "layer"), cells(("2.mlp", "0.25")))
+    assert names(back) == ["2.attention"]
+    assert back.recipe.ratios == {ModuleKey(2, "mlp"): 0.25}
+
+
+def test_the_plan_of_a_dropped_layer_keeps_the_budget_and_names_it(edit, scored):
+    bench, session = scored
+    done = edit({"kind": "ratio", "ratio": 0.4}, drop(2, "layer"), drop(4, "attention"))
+    plan = bench.plan(done)
+    assert plan.gone == (2,)
+    assert plan.keep[ModuleKey(4, "attention")] == ()
+    assert plan.ratio_reached == pytest.approx(0.4, abs=0.01)
+    data = plan_data(bench.dense(session), plan, Look())
+    assert data["dropped"] == ["2.attention", "2.mlp", "4.attention"]
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        drop(99, "layer"),
+        drop(-1, "layer"),
+        drop(True, "layer"),
+        drop("2", "layer"),
+        drop(2, "half"),
+        drop(2, ["layer"]),
+        {"kind": "drop"},
+        {"kind": "settings", "name": "depth", "value": "rows"},
+        {"kind": "settings", "name": "depth", "value": ["modules"]},
+    ],
+)
+def test_drops_the_page_would_not_send_are_refused(edit, data):
+    with pytest.raises(InputError):
+        edit(data)
+
+
+def test_a_dropped_module_is_neither_locked_nor_are_its_units_forced_and_the_last_one_stays(edit, scored):
+    _, session = scored
+    with pytest.raises(InputError, match="dropped as a whole, which a ratio cannot lock"):
+        edit(drop(2, "layer"), {"kind": "lock", "key": "2.mlp", "on": True})
+    with pytest.raises(InputError, match=r"drops 2\.mlp as a whole and names it in keep too"):
+        edit(drop(2, "layer"), {"kind": "force", "key": "2.mlp", "unit": 3, "how": "keep"})
+    layers = {key.layer for key in scored[0].dense(session).scores.modules}
+    with pytest.raises(InputError, match="leave at least one"):
+        edit(*(drop(layer, "layer") for layer in sorted(layers)))
+
+
+def test_what_goes_by_its_own_score_is_chosen_by_work_and_anew_at_another_ratio(edit):
+    for change in ({"kind": "settings", "name": "depth", "value": "modules"}, {"kind": "method", "method": "drop"}):
+        with pytest.raises(NeedsWork):
+            edit(change)
+    assert edit(drop(2, "layer"), {"kind": "settings", "name": "depth", "value": "none"}).recipe.drop
