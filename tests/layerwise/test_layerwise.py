@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from architectures import ARCHITECTURES, make_tokenizer, tiny_model
+from architectures import ARCHITECTURES, deep_model, make_tokenizer, tiny_model
 
 import numprune
 from numprune import Cancelled, InputError, NumpruneError, Recipe, allocate, calibrate_by_recipe, load, prune, score
@@ -26,12 +26,14 @@ def folder(tmp_path_factory):
     root = tmp_path_factory.mktemp("checkpoints")
     (root / "text.txt").write_text(TEXT)
 
-    def written(name="llama-gqa-tied"):
-        if not (root / name).exists():
-            model = tiny_model(name, tokenizer=make_tokenizer())
-            model.module.save_pretrained(root / name)
-            model.tokenizer.save_pretrained(root / name)
-        return root / name
+    def written(name="llama-gqa-tied", layers=2):
+        place = root / f"{name}-{layers}"
+        if not place.exists():
+            make = tiny_model(name, tokenizer=make_tokenizer())
+            model = make if layers == 2 else deep_model(name, layers=layers, tokenizer=make_tokenizer())
+            model.module.save_pretrained(place)
+            model.tokenizer.save_pretrained(place)
+        return place
 
     written.text = str(root / "text.txt")
     return written
@@ -149,6 +151,31 @@ def test_every_method_that_looks_at_one_module_comes_out_as_in_memory(folder, tm
     in_memory(folder(), recipe, tmp_path / "whole")
     prune_layerwise(opened(folder()), recipe, tmp_path / "layers")
     same(tmp_path / "whole", tmp_path / "layers")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{}, BALANCED, {"compensation": "bias", "scorer": "flap"}, {"compensation": "none", "ratio": 0.0}],
+    ids=["paper", "balanced", "bias", "none"],
+)
+@pytest.mark.parametrize("name", READING)
+def test_layers_and_modules_that_are_dropped_come_out_as_in_memory(folder, tmp_path, name, changes):
+    recipe = recipe_for(folder, drop=("1", "3.attention"), **changes)
+    whole = in_memory(folder(name, layers=4), recipe, tmp_path / "whole")
+    prune_layerwise(opened(folder(name, layers=4)), recipe, tmp_path / "layers")
+    same(tmp_path / "whole", tmp_path / "layers")
+    reopened = load(tmp_path / "layers", device="cpu")
+    assert reopened.layers == whole.layers == (4 if recipe.compensation == "bias" else 3)
+    assert reopened.origins == whole.origins
+
+
+def test_what_goes_by_its_own_score_needs_the_model_in_memory_and_says_so(folder, tmp_path):
+    recipe = recipe_for(folder, depth="modules", **BALANCED)
+    with pytest.raises(InputError, match="Depth modules needs the whole model in memory"):
+        prune_layerwise(opened(folder()), recipe, tmp_path / "out")
+    # What was chosen before is carried out.
+    prune_layerwise(opened(folder()), recipe.replace(drop=("1.mlp",)), tmp_path / "out")
+    assert load(tmp_path / "out", device="cpu").units()[numprune.ModuleKey(1, "mlp")] == 0
 
 
 def test_a_pruned_model_of_half_precision_is_pruned_again(folder, tmp_path):
