@@ -17,7 +17,7 @@ from typing import Any
 __version__ = "0.1.0"
 
 _NAMES = {
-    "numprune.allocation.depth": "choose_depth with_depth",
+    "numprune.allocation.depth": "check_depth choose_depth with_depth",
     "numprune.allocation.frontier": "Frontier frontier predicted_loss",
     "numprune.allocation.search": "Sensitivity sensitivity suggest",
     "numprune.allocation.threshold": "allocate",

@@ -19,6 +19,7 @@ from numprune import (
     prune,
     prune_layerwise,
     score,
+    score_depth,
 )
 from numprune import preset as preset_of
 from numprune.calibration.statistics import GramAccumulator
@@ -103,6 +104,25 @@ def test_an_emptied_module_runs_on_the_gpu(pair):
     recipe = Recipe(ratio=0.0, ratios={"0.attention": 0.99, "1.mlp": 0.99}, allow_empty=True)
     pruned = prune(cuda, allocate(score(cuda, stats), recipe), stats)
     assert sorted(pruned.units().values())[:2] == [0, 0]
+    options = {"prompt": ["the cat", "x"], "max_new_tokens": 8, "temperature": 0}
+    text = generate(pruned, **options)
+    assert text == generate(Model(pruned.module.cpu(), pruned.tokenizer, pruned.adapter, "on the CPU"), **options)
+
+
+def test_what_goes_as_a_whole_is_scored_as_on_the_cpu(pair):
+    found = []
+    for model in pair:
+        stats = calibrate(model, random_ids(4, 16), samples=4, sequence_length=16)
+        found.append([score_depth(model, stats, scorer=name, whole="layers") for name in ("loss", "influence")])
+    for here, there in zip(*found, strict=True):
+        assert here.gone == there.gone
+    torch.testing.assert_close(torch.tensor(found[0][0].loss), torch.tensor(found[1][0].loss), rtol=0, atol=1e-4)
+    torch.testing.assert_close(
+        torch.tensor(found[0][1].by_layer), torch.tensor(found[1][1].by_layer), rtol=1e-3, atol=0
+    )
+    plan = allocate(score(pair[1], stats), Recipe(ratio=0.0, drop=("1",), compensation="network"))
+    pruned = prune(pair[1], plan, stats)
+    assert pruned.layers == pair[1].layers - 1
     options = {"prompt": ["the cat", "x"], "max_new_tokens": 8, "temperature": 0}
     text = generate(pruned, **options)
     assert text == generate(Model(pruned.module.cpu(), pruned.tokenizer, pruned.adapter, "on the CPU"), **options)

@@ -10,7 +10,7 @@ from numprune.errors import CancelEvent, InputError, Progress
 from numprune.models.model import Model
 from numprune.plan.keys import ModuleKey
 from numprune.plan.recipe import Recipe
-from numprune.scoring.depth import DepthScores, score_depth
+from numprune.scoring.depth import DEPTH_SCORERS, OF_LAYERS, DepthScores, score_depth
 from numprune.scoring.registry import MILLION, PRICED
 from numprune.scoring.table import ScoreTable
 
@@ -55,6 +55,24 @@ def depth_of(
     )
 
 
+def check_depth(recipe: Recipe) -> None:
+    """Raise InputError for a depth that its scorer, or the recipe's, cannot choose."""
+    if recipe.depth == "none":
+        return
+    if recipe.depth_scorer not in DEPTH_SCORERS:
+        raise InputError(f"depth_scorer '{recipe.depth_scorer}' is not known; use {', '.join(DEPTH_SCORERS)}.")
+    if recipe.depth_scorer in OF_LAYERS and recipe.depth != "layers":
+        raise InputError(
+            f"Scorer {recipe.depth_scorer} is of whole layers and tells nothing of {recipe.depth}; use depth layers, or"
+            " depth_scorer loss."
+        )
+    if recipe.allocation != "none" and (recipe.scorer not in PRICED or recipe.depth_scorer in OF_LAYERS):
+        raise InputError(
+            f"Units by {recipe.scorer} and {recipe.depth} by {recipe.depth_scorer} are not compared: one of them is no"
+            f" loss in nats; use scorer {' or '.join(sorted(PRICED))} with depth_scorer loss, or allocation none."
+        )
+
+
 def choose_depth(scores: ScoreTable, depth: DepthScores, recipe: Recipe) -> Recipe:
     """The recipe with the modules in `drop` that go as a whole at its ratio.
 
@@ -78,12 +96,8 @@ def choose_depth(scores: ScoreTable, depth: DepthScores, recipe: Recipe) -> Reci
         )
     if depth.fingerprint != scores.fingerprint:
         raise InputError(f"The depth scores are of another model than {scores.model}; make them for this one.")
+    check_depth(recipe)
     whole_only = recipe.allocation == "none"
-    if not whole_only and (scores.scorer not in PRICED or depth.loss is None):
-        raise InputError(
-            f"Units by {scores.scorer} and {depth.whole} by {depth.scorer} are not compared: one of them is no loss in"
-            f" nats; use scorer {' or '.join(sorted(PRICED))} with depth_scorer loss, or allocation none."
-        )
     locked = recipe.ratios.keys() | recipe.keep.keys() | recipe.prune.keys()
     plain = recipe.replace(drop=())
     sizes = {key: len(module.units) * module.cost for key, module in scores.modules.items()}

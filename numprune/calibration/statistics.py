@@ -99,7 +99,8 @@ class BlockInfluence:
     def add(self, layer: int, entering: torch.Tensor, leaving: torch.Tensor) -> None:
         """Add what a layer made of a batch, (sequences, tokens, hidden) each."""
         turned = 1 - F.cosine_similarity(entering.float(), leaving.float(), dim=-1)
-        self.sums[layer] += turned.sum(dtype=torch.float64).cpu()
+        # Not every device has float64.
+        self.sums[layer] += turned.sum().cpu().double()
         self.tokens[layer] += turned.numel()
 
     def finish(self) -> torch.Tensor:

@@ -149,6 +149,8 @@ def run(args: argparse.Namespace, console: Console) -> None:
     check_output(args.out)
     recipe = _recipe(args)
     numprune.check_scorer(recipe.scorer)
+    if recipe.depth != "none" and not recipe.drop:
+        numprune.check_depth(recipe)
     if args.suggest and recipe.removal != "units":
         raise numprune.InputError(
             f"--suggest chooses ratios of units, which {recipe.removal} does not remove; drop it."

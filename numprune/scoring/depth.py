@@ -288,13 +288,13 @@ def by_angle(
     count = len(run.layers)
     distance = np.zeros((count + 1, count + 1))
     for done, start in enumerate(run.calls.states):
-        state, lasts = start, [start[:, -1].double()]
+        state, lasts = start, [start[:, -1].cpu().double()]
         for index in range(count):
             state = run.through(state, index, set(), index + 1)
-            lasts.append(state[:, -1].double())
+            lasts.append(state[:, -1].cpu().double())
         unit = F.normalize(torch.stack(lasts), dim=-1)
         cosines = torch.einsum("lsd,msd->slm", unit, unit).clamp(-1, 1)
-        distance += (cosines.arccos() / math.pi).sum(0).cpu().numpy()
+        distance += (cosines.arccos() / math.pi).sum(0).numpy()
         if progress is not None:
             progress(done + 1, len(run.batches), "angular distance")
     if not np.isfinite(distance).all():
