@@ -40,6 +40,6 @@ def test_recipes_give_the_same_model_again(written, name, run):
     expected, state = before.module.state_dict(), after.module.state_dict()
     assert state.keys() == expected.keys()
     for key, value in state.items():
-        torch.testing.assert_close(value, expected[key], rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(value, expected[key], rtol=1e-4, atol=1e-4 * float(expected[key].abs().max()))
     changed = {"fingerprint": after.recipe.fingerprint}
     assert after.recipe == before.recipe.replace(**changed)

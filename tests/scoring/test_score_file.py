@@ -248,9 +248,15 @@ def test_what_ships_is_what_scoring_gives(embedded, method):
     for key, module in computed.modules.items():
         ours = shipped.modules[key]
         assert (ours.cost, ours.remainder, ours.width) == (module.cost, module.remainder, module.width)
-        # Another machine's matrix products round otherwise, and the greedy order may turn where two units are equal.
-        close = np.isclose(ours.units, module.units, rtol=1e-3, atol=1e-9)
-        assert close.mean() > 0.99, f"{key}: {np.abs(ours.units / module.units - 1).max():.1e}"
+        # Another machine's matrix products round otherwise. Where predictions are drawn a few draws then fall the other
+        # way, and the prices of the units that cost least of all move with them.
+        if method == "paper":
+            close = np.isclose(ours.units, module.units, rtol=1e-3, atol=1e-9)
+            assert close.mean() > 0.99, f"{key}: {np.abs(ours.units / module.units - 1).max():.1e}"
+        else:
+            assert ours.units.sum() == pytest.approx(module.units.sum(), rel=0.01)
+            orders = [table.argsort().argsort() for table in (ours.units, module.units)]
+            assert np.corrcoef(*orders)[0, 1] > 0.99
     for ratio in (0.1, 0.3, 0.5):
         plans = [allocate(table, recipe.replace(ratio=ratio)) for table in (shipped, computed)]
         moved = sum(len(set(plans[0].keep[key]) ^ set(plans[1].keep[key])) for key in plans[0].keep)
