@@ -27,6 +27,7 @@ ORDER = (
     ("layerwise/",),
     ("evaluation/",),
     ("export/",),
+    ("evaluation/engines/",),
     ("__init__.py",),
     ("__main__.py", "cli/", "ui/"),
 )
