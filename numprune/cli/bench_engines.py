@@ -118,15 +118,16 @@ def _rows(at: AtBatch) -> list[dict[str, str]]:
             "": name,
             "dense": one,
             "pruned": other,
-            "over dense": "" if gain is None else _spread(gain, unit="x"),
+            "over dense": "" if gain is None else "{:.2f}x ({:.2f}x to {:.2f}x)".format(*gain),
             "promised": "" if promised is None else f"{promised:.2f}x",
+            "reached": "" if gain is None else f"{gain[0] / promised:.0%}",
         }
         for number, (name, one, other, gain, promised) in enumerate(rows)
     ]
 
 
-def _spread(values: Spread, scale: float = 1.0, unit: str = "") -> str:
-    middle, low, high = (f"{_figure(value * scale)}{unit}" for value in values)
+def _spread(values: Spread, scale: float = 1.0) -> str:
+    middle, low, high = (_figure(value * scale) for value in values)
     return f"{middle} ({low} to {high})"
 
 

@@ -242,9 +242,7 @@ def _worker(
         return Worker(question, own_environment(**threads), cancel=cancel)
     question["engine"], _, implementation = engine.partition("-")
     question["implementation"] = implementation or "auto"
-    # The cache in float32, in whole GiB, and as much again for what blocks leave unused.
-    space = 8 * model.cached * asked["batch"] * (asked["longest"] + 128)
-    threads["VLLM_CPU_KVCACHE_SPACE"] = str(1 + space // 2**30)
+    question |= {"parameters": model.counted.parameters, "cached": model.cached}
     return Worker(question, vllm_environment(**threads), python=os.fspath(python), cancel=cancel)
 
 

@@ -26,6 +26,10 @@ TOKEN = 1
 """Token values do not change the work, so prompts are made of one."""
 
 
+BLOCK = 128
+"""Tokens of a block of vLLM's cache, at most."""
+
+
 class Memory:
     """Resident memory of this process beyond what it was, in bytes; None where the system does not tell."""
 
@@ -236,7 +240,9 @@ class Vllm:
         dtype = asked["dtype"]
         if dtype == "auto" and on_cpu:
             dtype = "float32"
+        itemsize = 4 if dtype == "float32" else 2
         self._on_gpu = not on_cpu
+        blocks = -(-asked["longest"] // BLOCK) + 1
         self._engine = vllm.LLM(
             asked["path"],
             skip_tokenizer_init=True,
@@ -249,17 +255,19 @@ class Vllm:
             trust_remote_code=True,
             enable_prefix_caching=False,
             model_impl=asked["implementation"],
-            # Two models share a GPU.
-            **({} if on_cpu else {"gpu_memory_utilization": 0.4}),
+            # No more than the sequences need, and as much again so that none has to wait; two models share a device.
+            kv_cache_memory_bytes=2 * blocks * BLOCK * (1 + asked["batch"]) * asked["cached"] * itemsize,
+            gpu_memory_utilization=0.4,
         )
-        name, size, dtype = self._engine.apply_model(_described)[0]
+        config = self._engine.llm_engine.model_config
         self.facts = {
             "version": vllm.__version__,
             "device": current_platform.device_type,
-            "dtype": dtype,
-            "runs_as": name,
-            "weights": size,
-            "cache_itemsize": 4 if dtype == "float32" else 2,
+            "dtype": str(config.dtype).removeprefix("torch."),
+            "runs_as": config.architecture,
+            # It packs them in its own way, where they cannot be counted.
+            "weights": asked["parameters"] * itemsize,
+            "cache_itemsize": itemsize,
         }
 
     def run(self, batch: int, prompt_tokens: int, new_tokens: int) -> dict[str, Any]:
@@ -277,13 +285,6 @@ class Vllm:
                 first = time.perf_counter()
         rest = time.perf_counter() - first
         return {"first": first - began, "rest": rest, "peak": None if self._on_gpu else self._memory.peak()}
-
-
-def _described(module: Any) -> tuple[str, int, str]:
-    """Class, bytes of the weights and their data type."""
-    weights = list(module.parameters())
-    size = sum(weight.numel() * weight.element_size() for weight in weights)
-    return type(module).__name__, size, str(weights[0].dtype).removeprefix("torch.")
 
 
 ENGINES = {"transformers": Transformers, "llama.cpp": LlamaCpp, "onnxruntime": OnnxRuntime, "vllm": Vllm}
