@@ -15,6 +15,7 @@ from numprune.evaluation.engines.processes import Refused
 from numprune.export.formats import export
 from numprune.files import MARKER
 from numprune.loading.sources import find_source
+from numprune.models.embedded import embedded_model
 
 if TYPE_CHECKING:
     from numprune.models.model import Model
@@ -141,7 +142,8 @@ def _is_already(format: str, name: str) -> bool:
     source = find_source(name, None)
     if format == "gguf" or source.kind == "gguf":
         return format == source.kind
-    if format != "transformers" or source.kind != "folder":
+    # An embedded model has other tensors beside its own, which engines would read.
+    if format != "transformers" or embedded_model(name) is not None:
         return False
     marker = source.path / MARKER
     return not marker.is_file() or json.loads(marker.read_text()).get("export") in ("transformers", "stock")

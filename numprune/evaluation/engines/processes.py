@@ -10,6 +10,7 @@ import sys
 import tempfile
 import threading
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 from numprune.errors import CancelEvent, check_cancelled
@@ -139,4 +140,4 @@ class Worker:
             return f"its process was killed by signal {-code}, as happens where memory runs out"
         self._errors.seek(0)
         said = [line.strip() for line in self._errors.read().decode(errors="replace").splitlines() if line.strip()]
-        return said[-1] if said else f"its process ended with code {code}"
+        return shorten(said[-1], 240, placeholder=" ...") if said else f"its process ended with code {code}"

@@ -20,6 +20,7 @@ import sys
 import time
 from importlib.metadata import version
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 TOKEN = 1
@@ -291,9 +292,9 @@ ENGINES = {"transformers": Transformers, "llama.cpp": LlamaCpp, "onnxruntime": O
 
 
 def reason(error: Exception) -> str:
-    """What went wrong, on one line."""
+    """What went wrong, on one line that can be read."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0] if lines else type(error).__name__
+    return shorten(lines[0], 240, placeholder=" ...").rstrip(".:") if lines else type(error).__name__
 
 
 def main() -> None:
