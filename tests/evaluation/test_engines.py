@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -18,6 +19,7 @@ import numprune
 from numprune import Cancelled, InputError, LoadError, Recipe, allocate
 from numprune.evaluation.engines import comparison, forms, processes
 from numprune.evaluation.engines.comparison import compare_engines
+from numprune.evaluation.engines.counts import of_gguf, of_model
 from numprune.evaluation.engines.processes import Refused, Worker, own_environment
 from numprune.evaluation.engines.records import EngineComparison
 from numprune.evaluation.speed_comparison import looked_up_bytes, prompt_flops
@@ -126,6 +128,25 @@ def test_a_gguf_file_is_run_as_it_is_and_not_written_again(pair, tmp_path, monke
     assert written == [str(pair[0])]
     assert (result.dense.dtype, result.pruned.dtype) == ("F16", "F32")
     assert result.batches[0].refused is None
+
+
+def test_a_gguf_file_whose_layers_differ_is_counted_by_what_it_says(pair, tmp_path, scripted):
+    """numprune does not open such a file; its numbers are those of the model that it was made from."""
+    pytest.importorskip("gguf")
+    for which in (0, 1):
+        model, file = numprune.load(pair[which]), tmp_path / f"{which}.gguf"
+        numprune.export(model, file, format="gguf")
+        ours, theirs = of_model(model, 6), of_gguf(file, model.name, 6)
+        assert theirs == replace(ours, vocabulary=theirs.vocabulary)
+        theirs.check_vocabulary(ours)
+    with pytest.raises(LoadError):
+        numprune.load(file)
+    scripted.seconds = {"dense": [(1.0, 1.0)] * 8, "1.gguf": [(1.0, 1.0)] * 8}
+    found = compare_engines(pair[0], file, engines=["transformers"], **QUICK)
+    assert (
+        found.engines[0].refused
+        == "the pruned model: its layers differ, and a GGUF file of such opens in llama.cpp only"
+    )
 
 
 @pytest.mark.vllm

@@ -6,14 +6,15 @@ import os
 import platform
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
 
-from numprune.errors import CancelEvent, InputError, Progress, check_cancelled
+from numprune.errors import CancelEvent, InputError, Progress, UnsupportedArchitecture, check_cancelled
+from numprune.evaluation.engines.counts import Counts, of_gguf, of_model
 from numprune.evaluation.engines.forms import ENGINES, chosen, form
 from numprune.evaluation.engines.processes import Refused, Worker, own_environment, vllm_environment
 from numprune.evaluation.engines.records import (
@@ -25,41 +26,24 @@ from numprune.evaluation.engines.records import (
     InEngine,
     Measured,
 )
-from numprune.evaluation.footprint import sizes
 from numprune.evaluation.repeats import FEWEST
 from numprune.evaluation.speed import spread
-from numprune.evaluation.speed_comparison import looked_up_bytes, prompt_flops
 from numprune.export.formats import FORMATS
 from numprune.export.onnx import GRAPH
 from numprune.loading.opening import load
+from numprune.loading.sources import find_source
 from numprune.models.model import Model
 from numprune.models.placement import resolve_device, resolve_dtype
 
 BATCHES = (1, 8, 32)
 
 
-@dataclass
+@dataclass(frozen=True)
 class _Prepared:
-    """What is kept of a model: its numbers, and what each engine is to open or why there is nothing.
+    """The numbers of a model, and what each engine is to open of it: a path or name, or why there is nothing."""
 
-    Attributes:
-        read: share of the weights that decoding a token reads.
-        cached: keys and values of one token, as numbers.
-        prompt_flops: operations that reading one prompt takes.
-        vocabulary: ids by token; None without a tokenizer.
-        rows: of the embedding.
-        limit: longest sequence; None when it is not known.
-        forms: paths and names by engine; a `Refused` where the model cannot be written so.
-    """
-
-    counted: Counted
-    read: float
-    cached: int
-    prompt_flops: int
-    vocabulary: Mapping[str, int] | None
-    rows: int
-    limit: int | None
-    forms: dict[str, str | Refused] = field(default_factory=dict)
+    counts: Counts
+    forms: dict[str, str | Refused]
 
 
 def compare_engines(
@@ -114,21 +98,23 @@ def compare_engines(
     threads = torch.get_num_threads()
     stages = _Stages(progress, names, len(batches) * (1 + repetitions) * 2)
     with TemporaryDirectory(prefix="numprune-engines-") as folder:
-        models = []
+        models: list[_Prepared] = []
         for role, name in (("dense", dense), ("pruned", pruned)):
-            model = _open(os.fspath(name))
-            prepared = _counted(model, prompt_tokens)
-            _check_fit(models, prepared, prompt_tokens + new_tokens)
             (own := Path(folder) / role).mkdir()
+            model, counts = _open(os.fspath(name), prompt_tokens)
+            counts.check_fits(prompt_tokens + new_tokens)
+            if models:
+                counts.check_vocabulary(models[0].counts)
+            forms: dict[str, str | Refused] = {}
             for engine in names:
                 check_cancelled(cancel)
                 try:
-                    prepared.forms[engine] = form(
-                        engine, model, own, gguf_dtype=gguf_dtype, progress=progress, cancel=cancel
+                    forms[engine] = form(
+                        engine, counts.name, model, own, gguf_dtype=gguf_dtype, progress=progress, cancel=cancel
                     )
                 except Refused as refusal:
-                    prepared.forms[engine] = refusal
-            models.append(prepared)
+                    forms[engine] = refusal
+            models.append(_Prepared(counts, forms))
             del model
         asked = {
             "threads": threads,
@@ -145,8 +131,8 @@ def compare_engines(
             results.append(_engine(engine, models, asked, python, batches, repetitions, run, stages, cancel))
     return EngineComparison(
         kind=KIND,
-        dense=models[0].counted,
-        pruned=models[1].counted,
+        dense=Counted(models[0].counts.name, models[0].counts.parameters),
+        pruned=Counted(models[1].counts.name, models[1].counts.parameters),
         **run,
         repetitions=repetitions,
         threads=threads,
@@ -164,41 +150,21 @@ def _check_numbers(batches: Sequence[int], prompt_tokens: int, new_tokens: int, 
         raise InputError(f"repetitions is {repetitions}; give at least {FEWEST}, fewer show no spread.")
 
 
-def _open(name: str) -> Model:
+def _open(name: str, prompt_tokens: int) -> tuple[Model | None, Counts]:
+    """A model and its numbers; no model of a GGUF file that only llama.cpp opens."""
     if (Path(name) / GRAPH).is_file() and not any(Path(name).glob("*.safetensors")):
         raise InputError(f"{name} is an ONNX export, whose weights numprune does not read; give what it was made from.")
-    # In the type of the checkpoint it takes the least memory; it is counted and written, not run.
-    model = load(name, device="cpu", dtype="checkpoint")
+    try:
+        # In the type of the checkpoint it takes the least memory; it is counted and written, not run.
+        model = load(name, device="cpu", dtype="checkpoint")
+    except UnsupportedArchitecture:
+        source = find_source(name, None)
+        if source.kind != "gguf":
+            raise
+        return None, of_gguf(source.path, name, prompt_tokens)
     if not model.reads_text:
         raise InputError(f"{name} draws images, which these engines do not; give a language model.")
-    return model
-
-
-def _counted(model: Model, prompt_tokens: int) -> _Prepared:
-    size = sizes(model)
-    return _Prepared(
-        counted=Counted(model.name, size.parameters),
-        read=1 - looked_up_bytes(model) / model.bytes,
-        cached=size.kv_bytes // model.dtype.itemsize,
-        prompt_flops=prompt_flops(model, prompt_tokens),
-        vocabulary=None if model.tokenizer is None else model.tokenizer.get_vocab(),
-        rows=model.module.get_input_embeddings().weight.shape[0],
-        limit=model.maximum_length,
-    )
-
-
-def _check_fit(before: Sequence[_Prepared], model: _Prepared, tokens: int) -> None:
-    """Raise where a model cannot run so many tokens, or has another vocabulary than the one before."""
-    name = model.counted.name
-    if model.limit is not None and tokens > model.limit:
-        raise InputError(f"{tokens} tokens exceed the {model.limit} that {name} supports; ask for fewer.")
-    for dense in before:
-        known = dense.vocabulary or {}
-        other = any(known.get(token, index) != index for token, index in (model.vocabulary or {}).items())
-        if other or dense.rows != model.rows:
-            raise InputError(
-                f"{name} has another vocabulary than {dense.counted.name}; give the model that it was pruned from."
-            )
+    return model, of_model(model, prompt_tokens)
 
 
 def _engine(
@@ -242,7 +208,7 @@ def _worker(
         return Worker(question, own_environment(**threads), cancel=cancel)
     question["engine"], _, implementation = engine.partition("-")
     question["implementation"] = implementation or "auto"
-    question |= {"parameters": model.counted.parameters, "cached": model.cached}
+    question |= {"parameters": model.counts.parameters, "cached": model.counts.cached}
     return Worker(question, vllm_environment(**threads), python=os.fspath(python), cancel=cancel)
 
 
@@ -256,7 +222,7 @@ def _at_batch(
 ) -> AtBatch:
     """Both models at one batch, in turn."""
     step_bytes = [_step_bytes(model, worker.facts, batch, **run) for model, worker in zip(models, workers, strict=True)]
-    step, prompt = _quotient(step_bytes), _quotient([model.prompt_flops for model in models])
+    step, prompt = _quotient(step_bytes), _quotient([model.counts.prompt_flops for model in models])
     runs: list[list[dict[str, Any]]] = [[], []]
     try:
         for done in range(1 + repetitions):
@@ -293,7 +259,7 @@ def _measured(
         prefill=spread([batch * prompt_tokens / answer["first"] for answer in answers]),
         first_token=spread([answer["first"] for answer in answers]),
         peak_bytes=None if None in peaks else max(peaks),
-        kv_bytes=batch * model.cached * facts["cache_itemsize"] * (prompt_tokens + new_tokens),
+        kv_bytes=batch * model.counts.cached * facts["cache_itemsize"] * (prompt_tokens + new_tokens),
     )
 
 
@@ -301,8 +267,8 @@ def _step_bytes(
     model: _Prepared, facts: Mapping[str, Any], batch: int, *, prompt_tokens: int, new_tokens: int
 ) -> float:
     """Weights that decoding one token reads, and the cache of all sequences half-way through."""
-    cache = batch * model.cached * facts["cache_itemsize"] * (prompt_tokens + new_tokens / 2)
-    return facts["weights"] * model.read + cache
+    cache = batch * model.counts.cached * facts["cache_itemsize"] * (prompt_tokens + new_tokens / 2)
+    return facts["weights"] * model.counts.read + cache
 
 
 def _quotient(values: Sequence[float]) -> float:

@@ -64,9 +64,7 @@ def chosen(names: Sequence[str] | None, python: str | None) -> list[str]:
             raise InputError(f"Engine '{name}' is not known; use {', '.join(ENGINES)}.")
     foreign = [name for name in names if ENGINES[name].needs is None]
     if python is not None and not foreign:
-        raise InputError(
-            "--python is the Python of an environment with vLLM, and vllm is not among the engines; add it."
-        )
+        raise InputError(f"--python {python} is for vllm, which is not among the engines; add it to --engines.")
     for name in names:
         missing = _missing(name, python)
         if missing is not None:
@@ -104,7 +102,8 @@ def _check_python(python: str) -> None:
 
 def form(
     engine: str,
-    model: Model,
+    name: str,
+    model: Model | None,
     folder: Path,
     *,
     gguf_dtype: str,
@@ -114,7 +113,8 @@ def form(
     """What an engine is to open: the path or name of the model itself where it takes that, else of an export of it.
 
     Args:
-        model: as `numprune.load` opened it by its name.
+        name: of the model, as it was given.
+        model: as numprune opened it; None of a GGUF file that it does not open.
         folder: where exports are written, one of each format.
         gguf_dtype: of a GGUF file that is written.
 
@@ -123,8 +123,12 @@ def form(
         Cancelled: `cancel` was set.
     """
     format = ENGINES[engine].format
-    if format is None or _is_already(format, model.name):
-        return model.name if format is None else str(find_source(model.name, None).path)
+    if format is not None and _is_already(format, name):
+        return str(find_source(name, None).path)
+    if model is None:
+        raise Refused("its layers differ, and a GGUF file of such opens in llama.cpp only")
+    if format is None:
+        return name
     target = folder / (f"{format}.gguf" if format == "gguf" else format)
     if not target.exists():
         options = {"dtype": gguf_dtype} if format == "gguf" else None
