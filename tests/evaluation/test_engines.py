@@ -6,7 +6,7 @@ import os
 import subprocess
 import sys
 import time
-from dataclasses import replace
+from dataclasses import asdict, replace
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -456,6 +456,7 @@ def edited(*path, value):
 
 
 FIRST = ("engines", 0, "batches", 0)
+REFUSED = asdict(COMPARISON.engines[2])
 
 
 @pytest.mark.parametrize(
@@ -487,6 +488,10 @@ FIRST = ("engines", 0, "batches", 0)
         edited(*FIRST, "dense", "decode", value=[1.0, 0.5, float("inf")]),
         edited(*FIRST, "dense", "decode", 0, value="1"),
         edited(*FIRST, "dense", "kv_bytes", value=None),
+        edited("machine", value="x" * 5001),
+        edited("engines", 1, "engine", value="transformers"),
+        edited("engines", 0, "batches", 1, "batch", value=1),
+        edited("engines", value=[{**REFUSED, "engine": str(number)} for number in range(201)]),
     ],
     ids=lambda text: text[-40:] if len(text) < 60 else None,
 )

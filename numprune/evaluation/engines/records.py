@@ -17,6 +17,8 @@ KIND = "numprune bench engines, version 1"
 
 LARGEST = 1e18
 """No size or speed is larger."""
+LONGEST, MOST = 5000, 200
+"""Characters of a text, and rows, that a file may have: more of them is not what a page can show."""
 
 Spread = tuple[float, float, float]
 """Median, lowest and highest."""
@@ -210,15 +212,21 @@ def _read(kind: Any, value: Any, where: str) -> Any:
             raise _Unfit(f"{where} does not hold {', '.join(names[:3])} and so on")
         hints = get_type_hints(kind)
         return kind(**{name: _read(hints[name], value[name], name) for name in names})
-    if kind is str and isinstance(value, str):
+    if kind is str and isinstance(value, str) and len(value) <= LONGEST:
         return value
     if kind in (int, float) and type(value) in (int, kind) and 0 <= value <= LARGEST:  # NaN is neither
         return kind(value)
-    raise _Unfit(f"{where} is no {kind.__name__} of zero or more")
+    wanted = "text" if kind is str else f"{kind.__name__} of zero or more"
+    raise _Unfit(f"{where} is no {wanted}")
 
 
 def _check(found: EngineComparison) -> None:
     """Raise where measurements contradict what is said of them."""
+    rows = [(result.engine, at.batch) for result in found.engines for at in result.batches]
+    if len(set(rows)) < len(rows) or len({result.engine for result in found.engines}) < len(found.engines):
+        raise _Unfit("an engine or a batch is there twice")
+    if len(rows) + len(found.engines) > MOST:
+        raise _Unfit(f"it has more than {MOST} rows")
     for result in found.engines:
         if result.refused is None and None in (result.version, result.device, result.dense, result.pruned):
             raise _Unfit(f"{result.engine} has neither run nor refused")
