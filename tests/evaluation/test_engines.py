@@ -245,6 +245,23 @@ def test_an_engine_that_takes_one_model_only_is_named_with_the_reason(pair, scri
     assert (result.batches, result.version) == ([], None)
 
 
+def test_a_batch_that_is_named_twice_is_measured_once(pair, scripted):
+    (result,) = compare_engines(*pair, engines=["transformers"] * 2, **QUICK | {"batches": (2, 2)}).engines
+    assert [at.batch for at in result.batches] == [2]
+
+
+def test_no_code_of_a_folder_is_run(pair, stand_in, tmp_path):
+    """vLLM runs what lies in a folder; it is given exports, in which lies what numprune wrote."""
+    foreign = tmp_path / "foreign"
+    numprune.export(numprune.load(pair[1]), foreign)
+    (code,) = foreign.glob("*.py")
+    code.write_text("raise SystemExit")
+    unsafe = "any('SystemExit' in open(os.path.join(asked['path'], name)).read() for name in os.listdir(asked['path'])"
+    python = stand_in(f"assert not {unsafe} if name.endswith('.py'))")
+    (result,) = compare_engines(foreign, foreign, engines=["vllm"], python=python, **QUICK).engines
+    assert result.refused is None, result.refused
+
+
 def test_progress_counts_every_run(pair, scripted):
     calls = []
     compare_engines(*pair, engines=["transformers"], progress=lambda *told: calls.append(told), **QUICK)
@@ -321,15 +338,17 @@ def test_an_engine_that_ends_says_why(pair, stand_in, before, says):
 
 def test_stop_ends_the_engines(pair, stand_in):
     class Late:
-        """Set once an engine was started."""
+        """Set once an engine was started and has started something."""
 
         def is_set(self):
-            return bool(children())
+            return len(children()) == 2
 
     def children():
-        return [each for each in psutil.Process().children() if "worker.py" in " ".join(each.cmdline())]
+        """The engine and what it started."""
+        told = [" ".join(each.cmdline()) for each in psutil.Process().children(recursive=True)]
+        return [each for each in told if "worker.py" in each or each == "sleep 61"]
 
-    python = stand_in("import time; time.sleep(60)")
+    python = stand_in("import subprocess, time; subprocess.Popen(['sleep', '61']); time.sleep(60)")
     began = time.monotonic()
     with pytest.raises(Cancelled):
         compare_engines(*pair, engines=["vllm"], python=python, cancel=Late(), **QUICK)
@@ -394,7 +413,7 @@ def test_the_process_has_gone_when_the_block_ends(pair):
         ({"batches": ()}, "batches is 0"),
         ({"batches": (1, 0)}, "batches is 0"),
         ({"new_tokens": 0}, "new_tokens is 0"),
-        ({"prompt_tokens": 61}, "65 tokens exceed the 64 that"),
+        ({"prompt_tokens": 61}, "61 prompt tokens, the first one after them and 4 more exceed the 64 that"),
         ({"repetitions": 2}, "repetitions is 2; give at least 3"),
         ({"gguf_dtype": "q1"}, "gguf_dtype is 'q1'"),
         ({"dtype": "int3"}, "Data type 'int3' is not known"),

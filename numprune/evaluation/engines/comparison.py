@@ -94,6 +94,7 @@ def compare_engines(
     if gguf_dtype not in FORMATS["gguf"].options["dtype"]:
         raise InputError(f"gguf_dtype is '{gguf_dtype}'; use {', '.join(FORMATS['gguf'].options['dtype'])}.")
     resolve_dtype(dtype, None, resolve_device(device))
+    batches = list(dict.fromkeys(batches))
     names = chosen(engines, None if python is None else os.fspath(python))
     threads = torch.get_num_threads()
     stages = _Stages(progress, names, len(batches) * (1 + repetitions) * 2)
@@ -101,17 +102,16 @@ def compare_engines(
         models: list[_Prepared] = []
         for role, name in (("dense", dense), ("pruned", pruned)):
             (own := Path(folder) / role).mkdir()
-            model, counts = _open(os.fspath(name), prompt_tokens)
-            counts.check_fits(prompt_tokens + new_tokens)
+            model, counts, file = _open(os.fspath(name), prompt_tokens)
+            counts.check_fits(prompt_tokens, new_tokens)
             if models:
                 counts.check_vocabulary(models[0].counts)
             forms: dict[str, str | Refused] = {}
             for engine in names:
                 check_cancelled(cancel)
                 try:
-                    forms[engine] = form(
-                        engine, counts.name, model, own, gguf_dtype=gguf_dtype, progress=progress, cancel=cancel
-                    )
+                    how = {"gguf_dtype": gguf_dtype, "progress": progress, "cancel": cancel}
+                    forms[engine] = form(engine, counts.name, model, file, own, **how)
                 except Refused as refusal:
                     forms[engine] = refusal
             models.append(_Prepared(counts, forms))
@@ -150,21 +150,22 @@ def _check_numbers(batches: Sequence[int], prompt_tokens: int, new_tokens: int, 
         raise InputError(f"repetitions is {repetitions}; give at least {FEWEST}, fewer show no spread.")
 
 
-def _open(name: str, prompt_tokens: int) -> tuple[Model | None, Counts]:
-    """A model and its numbers; no model of a GGUF file that only llama.cpp opens."""
+def _open(name: str, prompt_tokens: int) -> tuple[Model | None, Counts, Path | None]:
+    """A model, its numbers and the GGUF file that it is; no model of a file that only llama.cpp opens."""
     if (Path(name) / GRAPH).is_file() and not any(Path(name).glob("*.safetensors")):
         raise InputError(f"{name} is an ONNX export, whose weights numprune does not read; give what it was made from.")
+    source = find_source(name, None)
+    file = source.path if source.kind == "gguf" else None
     try:
         # In the type of the checkpoint it takes the least memory; it is counted and written, not run.
         model = load(name, device="cpu", dtype="checkpoint")
     except UnsupportedArchitecture:
-        source = find_source(name, None)
-        if source.kind != "gguf":
+        if file is None:
             raise
-        return None, of_gguf(source.path, name, prompt_tokens)
+        return None, of_gguf(file, name, prompt_tokens), file
     if not model.reads_text:
         raise InputError(f"{name} draws images, which these engines do not; give a language model.")
-    return model, of_model(model, prompt_tokens)
+    return model, of_model(model, prompt_tokens), file
 
 
 def _engine(

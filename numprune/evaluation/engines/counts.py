@@ -37,10 +37,13 @@ class Counts:
     rows: int
     limit: int | None
 
-    def check_fits(self, tokens: int) -> None:
+    def check_fits(self, prompt_tokens: int, new_tokens: int) -> None:
         """Raise InputError where a sequence is longer than the model supports."""
-        if self.limit is not None and tokens > self.limit:
-            raise InputError(f"{tokens} tokens exceed the {self.limit} that {self.name} supports; ask for fewer.")
+        if self.limit is not None and prompt_tokens + 1 + new_tokens > self.limit:
+            raise InputError(
+                f"{prompt_tokens} prompt tokens, the first one after them and {new_tokens} more exceed the {self.limit}"
+                f" that {self.name} supports; ask for fewer."
+            )
 
     def check_vocabulary(self, dense: Counts) -> None:
         """Raise InputError where a token of both has two ids, or one embeds more of them."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,9 +12,6 @@ from typing import TYPE_CHECKING
 from numprune.errors import CancelEvent, Cancelled, InputError, NumpruneError, Progress, pip_install
 from numprune.evaluation.engines.processes import Refused
 from numprune.export.formats import export
-from numprune.files import MARKER
-from numprune.loading.sources import find_source
-from numprune.models.embedded import embedded_model
 
 if TYPE_CHECKING:
     from numprune.models.model import Model
@@ -104,6 +100,7 @@ def form(
     engine: str,
     name: str,
     model: Model | None,
+    file: Path | None,
     folder: Path,
     *,
     gguf_dtype: str,
@@ -112,9 +109,12 @@ def form(
 ) -> str:
     """What an engine is to open: the path or name of the model itself where it takes that, else of an export of it.
 
+    vLLM runs the code that lies in a folder, so it is given none but what was written here.
+
     Args:
         name: of the model, as it was given.
         model: as numprune opened it; None of a GGUF file that it does not open.
+        file: the GGUF file that it is; None for others.
         folder: where exports are written, one of each format.
         gguf_dtype: of a GGUF file that is written.
 
@@ -123,8 +123,8 @@ def form(
         Cancelled: `cancel` was set.
     """
     format = ENGINES[engine].format
-    if format is not None and _is_already(format, name):
-        return str(find_source(name, None).path)
+    if format == "gguf" and file is not None:
+        return str(file)
     if model is None:
         raise Refused("its layers differ, and a GGUF file of such opens in llama.cpp only")
     if format is None:
@@ -139,15 +139,3 @@ def form(
         except NumpruneError as error:
             raise Refused(str(error).rstrip(".")) from error
     return str(target)
-
-
-def _is_already(format: str, name: str) -> bool:
-    """Whether what lies under a name has a format."""
-    source = find_source(name, None)
-    if format == "gguf" or source.kind == "gguf":
-        return format == source.kind
-    # An embedded model has other tensors beside its own, which engines would read.
-    if format != "transformers" or embedded_model(name) is not None:
-        return False
-    marker = source.path / MARKER
-    return not marker.is_file() or json.loads(marker.read_text()).get("export") in ("transformers", "stock")

@@ -9,9 +9,12 @@ import subprocess
 import sys
 import tempfile
 import threading
+from contextlib import suppress
 from pathlib import Path
 from textwrap import shorten
 from typing import Any
+
+import psutil
 
 from numprune.errors import CancelEvent, check_cancelled
 
@@ -95,7 +98,11 @@ class Worker:
         self.close()
 
     def close(self) -> None:
-        """End the process; what it held is free afterwards."""
+        """End the process and those it started; what they held is free afterwards."""
+        with suppress(psutil.NoSuchProcess):
+            for child in psutil.Process(self._process.pid).children(recursive=True):
+                with suppress(psutil.NoSuchProcess):
+                    child.kill()
         self._process.kill()
         self._process.wait()
         for pipe in (self._process.stdin, self._process.stdout, self._errors):
@@ -111,7 +118,7 @@ class Worker:
         try:
             self._process.stdin.write(json.dumps(question) + "\n")
             self._process.stdin.flush()
-        except BrokenPipeError:  # it has ended, which it said or will be told of below
+        except BrokenPipeError:  # it has ended, of which more below
             pass
         while True:
             check_cancelled(self._cancel)
