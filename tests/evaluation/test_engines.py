@@ -337,23 +337,26 @@ def test_an_engine_that_ends_says_why(pair, stand_in, before, says):
 
 
 def test_stop_ends_the_engines(pair, stand_in):
+    started = []
+
     class Late:
         """Set once an engine was started and has started something."""
 
         def is_set(self):
-            return len(children()) == 2
-
-    def children():
-        """The engine and what it started."""
-        told = [" ".join(each.cmdline()) for each in psutil.Process().children(recursive=True)]
-        return [each for each in told if "worker.py" in each or each == "sleep 61"]
+            for each in psutil.Process().children(recursive=True):
+                told = " ".join(each.cmdline())
+                if each not in started and ("worker.py" in told or told == "sleep 61"):
+                    started.append(each)
+            return len(started) == 2
 
     python = stand_in("import subprocess, time; subprocess.Popen(['sleep', '61']); time.sleep(60)")
     began = time.monotonic()
     with pytest.raises(Cancelled):
         compare_engines(*pair, engines=["vllm"], python=python, cancel=Late(), **QUICK)
     assert time.monotonic() - began < 30
-    assert children() == []
+    _, alive = psutil.wait_procs(started, timeout=10)
+    assert len(started) == 2
+    assert alive == []
 
 
 # The program that runs in an engine's environment.
