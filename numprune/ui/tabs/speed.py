@@ -57,14 +57,16 @@ def build(shared: Shared) -> None:
         by_ratio = gr.Button("By ratio", variant="secondary", elem_id="np-speed-by-ratio", scale=1, min_width=120)
     ratio_figures = gr.HTML(html.empty(BY_RATIO_WAITING), elem_id="np-speed-ratios")
     chart = gr.Plot(label=BY_RATIO, visible=False)
-    opener = gr.UploadButton(
-        "Open bench engines",
-        size="sm",
-        file_types=[".json"],
-        type="filepath",
-        elem_id="np-speed-open-engines",
-        min_width=160,
-    )
+    with gr.Row():
+        opener = gr.UploadButton(
+            "Open bench engines",
+            size="sm",
+            file_types=[".json"],
+            type="filepath",
+            elem_id="np-speed-open-engines",
+            scale=0,
+            min_width=180,
+        )
     engine_figures = gr.HTML(html.empty(BY_ENGINE_WAITING), elem_id="np-speed-engines")
     engine_bars = gr.Plot(label=BY_ENGINE, visible=False)
 
