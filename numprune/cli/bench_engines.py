@@ -21,7 +21,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "models",
         nargs="*",
         metavar="MODEL",
-        help="for engines: the dense model and the pruned one (embedded name, hub id, folder, export or GGUF file)",
+        help="for engines: the dense model and the pruned one, before all options (embedded name, hub id, folder,"
+        " export or GGUF file)",
     )
     group = parser.add_argument_group("engines")
     group.add_argument(
@@ -51,7 +52,8 @@ def run(args: argparse.Namespace, console: Console) -> None:
 
     from numprune.evaluation.engines.comparison import compare_engines
 
-    with quiet_libraries(console), console.progress() as progress:
+    quiet_libraries(console)
+    with console.progress() as progress:
         found = compare_engines(
             *args.models,
             **given(engines=args.engines and [name.strip() for name in args.engines.split(",")]),
