@@ -12,12 +12,13 @@ from pathlib import Path
 
 import psutil
 import pytest
+import torch
 from architectures import make_tokenizer, random_scores, tiny_model
 from engine_runs import COMPARISON
 
 import numprune
 from numprune import Cancelled, InputError, LoadError, Recipe, allocate
-from numprune.evaluation.engines import comparison, forms, processes
+from numprune.evaluation.engines import comparison, forms, processes, worker
 from numprune.evaluation.engines.comparison import compare_engines
 from numprune.evaluation.engines.counts import of_gguf, of_model
 from numprune.evaluation.engines.processes import Refused, Worker, own_environment
@@ -147,6 +148,40 @@ def test_a_gguf_file_whose_layers_differ_is_counted_by_what_it_says(pair, tmp_pa
         found.engines[0].refused
         == "the pruned model: its layers differ, and a GGUF file of such opens in llama.cpp only"
     )
+
+
+@torch.inference_mode()
+def greedy(model, prompt_tokens, count):
+    """The likeliest tokens after a prompt of the one that runs are made with."""
+    ids = torch.full((1, prompt_tokens), worker.TOKEN)
+    for _ in range(count):
+        ids = torch.cat([ids, model.module(ids, use_cache=False).logits[:, -1:].argmax(-1)], 1)
+    return ids[0, prompt_tokens:].tolist()
+
+
+@pytest.mark.parametrize("engine", ["llama.cpp", "onnxruntime"])
+def test_what_is_timed_is_what_the_model_does(pair, tmp_path, engine):
+    """Every sequence of a batch, with its own positions and cache, is continued as the model would."""
+    if engine not in HERE:
+        pytest.skip(f"{engine} is not installed")
+    model = numprune.load(pair[1])
+    format, options = {"llama.cpp": ("gguf", {"dtype": "f32"}), "onnxruntime": ("onnx", None)}[engine]
+    target = tmp_path / ("model.gguf" if format == "gguf" else "model")
+    numprune.export(model, target, format=format, options=options)
+    runner = worker.ENGINES[engine]({"path": str(target), "threads": 1, "device": "cpu"})
+    step, written = {"llama.cpp": "_decoded", "onnxruntime": "_step"}[engine], []
+    real = getattr(runner, step)
+
+    def noted(*given):
+        done = real(*given)
+        written.append(done if engine == "llama.cpp" else done[0][:, 0].tolist())
+        return done
+
+    setattr(runner, step, noted)
+    for batch in (3, 1):
+        written.clear()
+        runner.run(batch, 6, 5)
+        assert written == [[token] * batch for token in greedy(model, 6, 6)]
 
 
 @pytest.mark.vllm
