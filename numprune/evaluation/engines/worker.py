@@ -23,8 +23,10 @@ from pathlib import Path
 from textwrap import shorten
 from typing import Any
 
-TOKEN = 1
-"""Token values do not change the work, so prompts are made of one."""
+
+def prompt_of(tokens: int) -> list[int]:
+    """What every sequence begins with: arbitrary ids that every vocabulary has, since values do not change the work."""
+    return [1 + place % 50 for place in range(tokens)]
 
 
 BLOCK = 128
@@ -77,7 +79,7 @@ class Transformers:
 
     def run(self, batch: int, prompt_tokens: int, new_tokens: int) -> dict[str, Any]:
         device = self._model.device
-        prompt = self._tensor([[TOKEN] * prompt_tokens] * batch, device=device)
+        prompt = self._tensor([prompt_of(prompt_tokens)] * batch, device=device)
         before = self._memory.reset_peak(device) if self._memory.measurable(device) else None
         done = self._speed.run_once(self._model, prompt, new_tokens, None)
         peak = None if before is None else self._model.bytes + max(self._memory.peak(device) - before, 0)
@@ -119,7 +121,8 @@ class LlamaCpp:
         api = self._api
         self._prepare(batch, prompt_tokens, new_tokens)
         api.llama_memory_clear(api.llama_get_memory(self._context), True)
-        prompts = self._filled([[(TOKEN, place) for place in range(prompt_tokens)]] * batch)
+        prompt = [(token, place) for place, token in enumerate(prompt_of(prompt_tokens))]
+        prompts = self._filled([prompt] * batch)
         self._memory.restart()
         began = time.perf_counter()
         tokens = self._decoded(prompts, batch)
@@ -208,7 +211,7 @@ class OnnxRuntime:
     def run(self, batch: int, prompt_tokens: int, new_tokens: int) -> dict[str, Any]:
         np = self._np
         empty = [np.zeros((batch, each.shape[1], 0, each.shape[3]), np.float32) for each in self._caches]
-        past, ids = list(map(self._value, empty)), np.full((batch, prompt_tokens), TOKEN)
+        past, ids = list(map(self._value, empty)), np.array([prompt_of(prompt_tokens)] * batch)
         self._memory.restart()
         began = time.perf_counter()
         ids, past = self._step(ids, past, prompt_tokens)
@@ -276,7 +279,7 @@ class Vllm:
         sampling = self._parameters(temperature=0, max_tokens=1 + new_tokens, ignore_eos=True, detokenize=False)
         for _ in range(batch):
             self._count += 1
-            prompt = self._prompt(prompt_token_ids=[TOKEN] * prompt_tokens)
+            prompt = self._prompt(prompt_token_ids=prompt_of(prompt_tokens))
             engine.add_request(str(self._count), prompt, sampling)
         self._memory.restart()
         began, first, written = time.perf_counter(), None, set()
