@@ -12,7 +12,7 @@ engine = LLM(
     dtype="float32",
     enforce_eager=not asked["compiled"],
     max_model_len=asked["longest"],
-    trust_remote_code=True,
+    trust_remote_code=asked["trusted"],
     enable_prefix_caching=True,
 )
 sampling = SamplingParams(temperature=0, max_tokens=asked["new"], logprobs=1, ignore_eos=True, detokenize=False)
@@ -24,4 +24,4 @@ for _ in range(2):
         logs = [steps[token].logprob for steps, token in zip(written.logprobs, written.token_ids, strict=True)]
         cached = output.num_cached_tokens or 0
         found.append({"tokens": list(written.token_ids), "log-probabilities": logs, "cached": cached})
-print(json.dumps(found))
+print(json.dumps({"runs as": engine.llm_engine.model_config.architecture, "written": found}))

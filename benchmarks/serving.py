@@ -1,23 +1,24 @@
 """Serve dense and pruned models in vLLM and compare what it writes with what numprune writes.
 
     python benchmarks/serving.py --environment DIR [--model FOLDER (--pruned FOLDER | --ratio R --preset NAME)]
-    python benchmarks/serving.py --environment DIR --architectures [NAME ...]
+    python benchmarks/serving.py --environment DIR --architectures [NAME ...] [--plugin]
 
 DIR is a virtual environment with vLLM, made when it is not there: vLLM wants other versions of transformers than
 numprune. Without --model random models with heads 32 wide, the least vLLM's CPU backend takes, are pruned unevenly, one
 layer of all heads and one of all channels: a Llama, dense and pruned, or one of each of the architectures, pruned and
-not compiled. Prints JSON; exits with 1 where a token or a log-probability differs.
+not compiled. With --plugin the layers of `numprune.vllm` run the folders, and no remote code. Prints JSON; exits with 1
+where a token or a log-probability differs.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
 import re
 import subprocess
 import sys
 import tempfile
+import tomllib
 import venv
 from importlib.metadata import PathDistribution
 from pathlib import Path
@@ -29,6 +30,7 @@ import transformers
 
 import numprune
 from numprune import Recipe
+from numprune.evaluation.engines.processes import vllm_environment
 from numprune.models.adapter import adapter_for
 from numprune.models.model import Model
 
@@ -40,6 +42,8 @@ SHARED, LENGTHS, NEW = 140, (152, 145, 149, 7), 16
 batch, and tokens written after each."""
 TOLERANCE = 1e-3
 """Of log-probabilities in float32, in nats."""
+PLUGINS = "vllm.general_plugins"
+"""Entry points that vLLM looks for."""
 SERVER = Path(__file__).with_name("serve_vllm.py")
 
 
@@ -97,7 +101,7 @@ CONFIGS = {
 """Configs of transformers and their sizes, by what they are called here."""
 
 
-def tiny(architecture: str = "llama") -> tuple[Model, Model]:
+def tiny(architecture: str = "llama", *, compensation: str = "paper") -> tuple[Model, Model]:
     """A random model and what pruning leaves of it: layers that differ, one without heads and one without channels."""
     name, sizes = CONFIGS[architecture]
     config = getattr(transformers, name)(**sizes)
@@ -108,9 +112,8 @@ def tiny(architecture: str = "llama") -> tuple[Model, Model]:
     ids = torch.randint(3, 512, (8, 32), generator=torch.Generator().manual_seed(1))
     stats = numprune.calibrate(dense, ids, samples=8, sequence_length=32)
     emptied = {"1.attention": 0.99, "2.mlp": 0.99}
-    plan = numprune.allocate(
-        numprune.score(dense, stats), Recipe(ratio=0.4, ratios=emptied, prune={"2.mlp": range(96)}, allow_empty=True)
-    )
+    recipe = Recipe(ratio=0.4, ratios=emptied, prune={"2.mlp": range(96)}, allow_empty=True, compensation=compensation)
+    plan = numprune.allocate(numprune.score(dense, stats), recipe)
     return dense, numprune.prune(dense, plan, stats)
 
 
@@ -160,23 +163,41 @@ class NotServed(Exception):
     """vLLM refuses a model; the message is what it wrote last."""
 
 
-def served(python: Path, folder: Path, expected: list[dict[str, Any]], *, compiled: bool) -> list[dict[str, Any]]:
-    """What vLLM writes after the same prompts, all of them twice, so that the second time their prefixes are cached.
+def install_plugin(folder: Path) -> None:
+    """Make a folder of packages in which vLLM finds this numprune as it would if that was installed."""
+    (folder / "numprune").symlink_to(Path(numprune.__file__).parent)
+    metadata = folder / f"numprune-{numprune.__version__}.dist-info"
+    metadata.mkdir()
+    (metadata / "METADATA").write_text(f"Metadata-Version: 2.1\nName: numprune\nVersion: {numprune.__version__}\n")
+    project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["project"]
+    entries = [
+        f"[{group}]\n{name} = {at}\n" for group, all_ in project["entry-points"].items() for name, at in all_.items()
+    ]
+    (metadata / "entry_points.txt").write_text("\n".join(entries))
+
+
+def served(
+    python: Path,
+    folder: Path,
+    expected: list[dict[str, Any]],
+    *,
+    compiled: bool,
+    packages: Path | None = None,
+) -> dict[str, Any]:
+    """The class that vLLM runs a folder with and what it writes after the same prompts, all of them twice, so that the
+    second time their prefixes are cached.
+
+    Args:
+        packages: a folder by `install_plugin`.
 
     Raises:
         NotServed: it ends in an error.
     """
     asked = {"folder": str(folder), "prompts": [each["prompt"] for each in expected], "new": NEW, "compiled": compiled}
-    asked["longest"] = max(LENGTHS) + NEW
-    settings = {
-        "VLLM_CPU_KVCACHE_SPACE": "1",
-        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
-        "VLLM_LOGGING_LEVEL": "ERROR",
-        "VLLM_NO_USAGE_STATS": "1",
-        "HF_HUB_OFFLINE": "1",
-    }
-    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"} | settings
+    asked |= {"longest": max(LENGTHS) + NEW, "trusted": packages is None}
+    environment = vllm_environment(VLLM_CPU_KVCACHE_SPACE="1")
+    if packages is not None:
+        environment["PYTHONPATH"] = str(packages)
     done = subprocess.run(
         [python, str(SERVER)], input=json.dumps(asked), env=environment, capture_output=True, text=True, cwd=folder
     )
@@ -185,12 +206,15 @@ def served(python: Path, folder: Path, expected: list[dict[str, Any]], *, compil
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def compare(python: Path, model: Model, folder: Path, *, compiled: bool) -> dict[str, Any]:
+def compare(
+    python: Path, model: Model, folder: Path, *, compiled: bool, packages: Path | None = None
+) -> dict[str, Any]:
     """Whether vLLM writes what the model writes, and how far log-probabilities are apart."""
     if not folder.exists():
         numprune.export(model, folder)
     expected = written(model)
-    found = served(python, folder, expected, compiled=compiled)
+    answer = served(python, folder, expected, compiled=compiled, packages=packages)
+    found = answer["written"]
     wanted = [*expected, *expected]
     apart = max(
         abs(a - b)
@@ -199,7 +223,13 @@ def compare(python: Path, model: Model, folder: Path, *, compiled: bool) -> dict
     )
     same = all(one["tokens"] == other["tokens"] for one, other in zip(wanted, found, strict=True))
     again = [each["cached"] for each in found[len(expected) :]]
-    return {"compiled": compiled, "same tokens": same, "log-probabilities apart": apart, "tokens from the cache": again}
+    return {
+        "runs as": answer["runs as"],
+        "compiled": compiled,
+        "same tokens": same,
+        "log-probabilities apart": apart,
+        "tokens from the cache": again,
+    }
 
 
 def main() -> int:
@@ -210,6 +240,7 @@ def main() -> int:
     parser.add_argument("--ratio", type=float, default=0.2, help="to prune by (default 0.2)")
     parser.add_argument("--preset", default=numprune.DEFAULT_PRESET, help="to prune by (default %(default)s)")
     parser.add_argument("--architectures", nargs="*", metavar="NAME", help=f"of {', '.join(CONFIGS)} (default all)")
+    parser.add_argument("--plugin", action="store_true", help="by the layers of numprune.vllm, and no remote code")
     parser.add_argument("--eager", action="store_true", help="leave out the compiled runs")
     args = parser.parse_args()
     python = make_environment(args.environment)
@@ -220,10 +251,14 @@ def main() -> int:
         models = dict(zip(("dense", "pruned"), _pair(args), strict=True))
     eager = args.eager or args.architectures is not None
     with tempfile.TemporaryDirectory() as folder:
+        packages = None
+        if args.plugin:
+            (packages := Path(folder) / "packages").mkdir()
+            install_plugin(packages)
         for name, model in models.items():
             for compiled in (False,) if eager else (False, True):
                 try:
-                    outcome = compare(python, model, Path(folder) / name, compiled=compiled)
+                    outcome = compare(python, model, Path(folder) / name, compiled=compiled, packages=packages)
                 except NotServed as refusal:
                     outcome = {"same tokens": False, "refused": str(refusal)}
                 results.append({"model": name, **outcome})

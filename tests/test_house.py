@@ -14,7 +14,7 @@ import numprune
 PACKAGE = Path(numprune.__file__).parent
 
 ORDER = (
-    ("errors.py", "files.py", "lazy.py", "linalg.py", "waiting.py"),
+    ("errors.py", "files.py", "lazy.py", "linalg.py", "vllm/", "waiting.py"),
     ("plan/",),
     ("models/",),
     ("generation/",),
@@ -27,6 +27,7 @@ ORDER = (
     ("layerwise/",),
     ("evaluation/",),
     ("export/",),
+    ("evaluation/engines/",),
     ("__init__.py",),
     ("__main__.py", "cli/", "ui/"),
 )

@@ -8,6 +8,7 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
+from numprune.cli import bench_engines
 from numprune.cli.console import Console
 from numprune.cli.options import Commands, add_command, add_device, given, quiet_libraries
 from numprune.errors import InputError
@@ -16,21 +17,35 @@ from numprune.files import to_json, write_text
 if TYPE_CHECKING:
     from numprune.evaluation.benchmark import Benchmark
 
-BENCHMARKS = ("score", "eliminate", "calibrate", "prune", "speed", "images", "dashboard", "scale")
+BENCHMARKS = ("score", "eliminate", "calibrate", "prune", "speed", "images", "dashboard", "scale", "engines")
 
 EXAMPLE = """\
   numprune bench score --sizes 4096 --json
 
-  prints the closed form of the score against the paper's 50-step loop and against a bare Cholesky factorisation."""
+  numprune bench engines tiny-stories smaller --engines transformers,llama.cpp --out engines.json
+
+  The first prints the closed form of the score against the paper's 50-step loop and against a bare Cholesky
+  factorisation. The second times both models in turn in each engine; the page opens its file in the tab Speed."""
 
 
 def add(commands: Commands) -> None:
-    parser = add_command(commands, "bench", "measure what the method costs, on random data", example=EXAMPLE)
-    parser.add_argument(
-        "which", nargs="?", choices=BENCHMARKS, help="one of the benchmarks (default: all but dashboard and scale)"
+    parser = add_command(
+        commands,
+        "bench",
+        "measure what the method costs, on random data, or (engines) how fast two models are where they are served",
+        example=EXAMPLE,
     )
+    parser.add_argument(
+        "which",
+        nargs="?",
+        choices=BENCHMARKS,
+        help="one of the benchmarks (default: all but dashboard, scale and engines)",
+    )
+    bench_engines.add_options(parser)
     add_device(parser)
-    parser.add_argument("--repetitions", type=int, default=3, metavar="N", help="of every measurement (default 3)")
+    parser.add_argument(
+        "--repetitions", "--repeats", type=int, default=3, metavar="N", help="of every measurement (default 3)"
+    )
     parser.add_argument("--out", metavar="FILE", help="also write the JSON to a file")
     group = parser.add_argument_group("score, eliminate")
     group.add_argument("--sizes", default="4096,11008", metavar="D,D", help="input channels (default 4096,11008)")
@@ -57,11 +72,16 @@ def add(commands: Commands) -> None:
 
 def run(args: argparse.Namespace, console: Console) -> None:
     counts = ("repetitions", "out_features", "samples", "sequence_length", "new_tokens", "loop_steps")
-    counts += ("hidden", "channels", "layers", "heads", "grid", "batch")
+    counts += ("prompt_tokens", "hidden", "channels", "layers", "heads", "grid", "batch")
     for name in counts:
         value = getattr(args, name)
         if value is not None and value < 1:
             raise InputError(f"{name} is {value}; give at least 1.")
+    if args.which == "engines":
+        bench_engines.run(args, console)
+        return
+    if args.models:
+        raise InputError(f"bench {args.which} takes no model, and was given {args.models[0]}; leave it out.")
     sizes = _sizes(args.sizes)
 
     from numprune.evaluation.benchmark import machine

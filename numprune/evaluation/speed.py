@@ -150,10 +150,10 @@ def measure_in_turn(
         check_cancelled(cancel)
         model, ids = models[each], prompts[each]
         if done > repetitions:
-            grown = growth(lambda model=model, ids=ids: _run(model, ids, new_tokens, cancel), model.device)
+            grown = growth(lambda model=model, ids=ids: run_once(model, ids, new_tokens, cancel), model.device)
             records[each].peaks.append(model.bytes + grown)
         else:
-            run = _run(model, ids, new_tokens, cancel)
+            run = run_once(model, ids, new_tokens, cancel)
             if done:
                 records[each].runs.append(run)
         if progress is not None:
@@ -188,7 +188,7 @@ def gain_over(first: Record, record: Record) -> tuple[tuple[float, float, float]
 
 
 @torch.inference_mode()
-def _run(model: Model, prompt: torch.Tensor, new_tokens: int, cancel: CancelEvent | None) -> Run:
+def run_once(model: Model, prompt: torch.Tensor, new_tokens: int, cancel: CancelEvent | None) -> Run:
     """Read the prompt and decode so many tokens more, noting when each was there."""
     cache, clock = DynamicCache(config=model.config), Clock(model.device)
     tokens = [_step(model, prompt, cache)]

@@ -147,14 +147,14 @@ def _timed(name: str, model: Model, record: Record, first: Record, prompt_tokens
     decode_gain, prefill_gain = gain_over(first, record)
     run = _median_run(record.runs)
     end = prompt_tokens + speed.new_tokens
-    size = sizes(model, context=prompt_tokens // 2)
+    size = sizes(model)
     return Timed(
         name=name,
         speed=speed,
         decode_gain=decode_gain,
         prefill_gain=prefill_gain,
-        step_bytes=size.bytes - _looked_up(model) + batch * size.kv_bytes * (prompt_tokens + end) // 2,
-        prompt_flops=batch * (size.flops * prompt_tokens - _head_flops(model) * (prompt_tokens - 1)),
+        step_bytes=size.bytes - looked_up_bytes(model) + batch * size.kv_bytes * (prompt_tokens + end) // 2,
+        prompt_flops=batch * prompt_flops(model, prompt_tokens),
         memory=size.bytes + batch * size.kv_bytes * end,
         run=run,
         pieces=tuple(model.token_names(run.tokens)),
@@ -166,7 +166,7 @@ def _median_run(runs: Sequence[Run]) -> Run:
     return next(run for run in runs if run.seconds[-1] == middle)
 
 
-def _looked_up(model: Model) -> int:
+def looked_up_bytes(model: Model) -> int:
     """Bytes of an embedding of which a step reads single rows: one that is not the output head as well."""
     table, head = model.module.get_input_embeddings(), model.module.get_output_embeddings()
     if not isinstance(table, nn.Embedding) or (head is not None and table.weight is head.weight):
@@ -174,7 +174,8 @@ def _looked_up(model: Model) -> int:
     return table.weight.numel() * table.weight.element_size()
 
 
-def _head_flops(model: Model) -> int:
-    """Operations of the output head at one token."""
+def prompt_flops(model: Model, tokens: int) -> int:
+    """Operations that reading a prompt takes; the output head runs at its last token only."""
     head = model.module.get_output_embeddings()
-    return 0 if head is None else 2 * head.weight.numel()
+    head_flops = 0 if head is None else 2 * head.weight.numel()
+    return sizes(model, context=tokens // 2).flops * tokens - head_flops * (tokens - 1)

@@ -64,7 +64,7 @@ def test_models_take_turns(monkeypatch):
         work()
         return 7
 
-    monkeypatch.setattr(speed, "_run", run)
+    monkeypatch.setattr(speed, "run_once", run)
     monkeypatch.setattr(speed, "growth", growth)
     calls = []
     records = speed.measure_in_turn(

@@ -21,7 +21,9 @@ def scripted(monkeypatch, *runs):
     """Runs with these times: (seconds of every token) of warm-ups and repetitions in the order they are made."""
     waiting = iter(runs)
     monkeypatch.setattr(speed, "measurable", lambda device: False)
-    monkeypatch.setattr(speed, "_run", lambda model, prompt, new_tokens, cancel: speed.Run((1, 2, 3), next(waiting)))
+    monkeypatch.setattr(
+        speed, "run_once", lambda model, prompt, new_tokens, cancel: speed.Run((1, 2, 3), next(waiting))
+    )
 
 
 def test_gains_are_of_runs_made_side_by_side(model, pruned, monkeypatch):

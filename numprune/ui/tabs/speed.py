@@ -1,20 +1,24 @@
-"""Speed: both models measured in turn, every token's time replayed; and speed and memory by ratio."""
+"""Speed: both models measured in turn, every token's time replayed; speed and memory by ratio; and what was measured in
+other engines."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 import pandas as pd
 
 from numprune.errors import InputError, Progress
+from numprune.evaluation.engines.records import EngineComparison
 from numprune.evaluation.repeats import FEWEST
 from numprune.ui import engine, html, race
 from numprune.ui.comparison import DENSE
 from numprune.ui.edits import ratios_of
+from numprune.ui.engine_figures import engine_chart, engine_table
 from numprune.ui.figures import sweep_chart
-from numprune.ui.shared import Shared, Updates, View
+from numprune.ui.shared import QUICK, Shared, Updates, View, toasts
 
 if TYPE_CHECKING:
     from numprune.evaluation.speed_comparison import SpeedComparison
@@ -22,7 +26,7 @@ if TYPE_CHECKING:
     from numprune.models import Model
 
 
-SPEED, BY_RATIO = "Speed", "Speed and memory by ratio"
+SPEED, BY_RATIO, BY_ENGINE = "Speed", "Speed and memory by ratio", "Speed by engine"
 BATCHES = (1, 8)
 PROMPT = (
     "Once upon a time, a little rabbit lived in a small house near the river. Every morning she went out to look for"
@@ -32,6 +36,10 @@ PROMPT = (
 WAITING = "Press Measure: both models are timed in turn, silently, at batch 1 and 8; then their tokens can be replayed."
 WITHOUT_PRUNED = "Prune a model, then measure both here in turn."
 BY_RATIO_WAITING = "Press By ratio: the recipe of the page is carried out at every ratio, and each model is timed."
+BY_ENGINE_WAITING = (
+    "Where the models are served: numprune bench engines MODEL PRUNED --out FILE times both in transformers, llama.cpp,"
+    " ONNX Runtime and vLLM; open the file here."
+)
 PROMPT_TOKENS, NEW_TOKENS = 64, 64
 
 
@@ -49,6 +57,18 @@ def build(shared: Shared) -> None:
         by_ratio = gr.Button("By ratio", variant="secondary", elem_id="np-speed-by-ratio", scale=1, min_width=120)
     ratio_figures = gr.HTML(html.empty(BY_RATIO_WAITING), elem_id="np-speed-ratios")
     chart = gr.Plot(label=BY_RATIO, visible=False)
+    with gr.Row():
+        opener = gr.UploadButton(
+            "Open bench engines",
+            size="sm",
+            file_types=[".json"],
+            type="filepath",
+            elem_id="np-speed-open-engines",
+            scale=0,
+            min_width=180,
+        )
+    engine_figures = gr.HTML(html.empty(BY_ENGINE_WAITING), elem_id="np-speed-engines")
+    engine_bars = gr.Plot(label=BY_ENGINE, visible=False)
 
     def opened(view: View) -> Updates:
         return {
@@ -58,6 +78,8 @@ def build(shared: Shared) -> None:
             figures: "",
             ratio_figures: html.empty(BY_RATIO_WAITING),
             chart: gr.Plot(None, visible=False),
+            engine_figures: html.empty(BY_ENGINE_WAITING),
+            engine_bars: gr.Plot(None, visible=False),
         }
 
     def kept(view: View) -> Updates:
@@ -65,7 +87,8 @@ def build(shared: Shared) -> None:
         measured = {} if SPEED in view.findings else {shown: html.empty(WAITING if names else WITHOUT_PRUNED)}
         return {which: gr.Dropdown(names, value=names[-1:], multiselect=True), **measured}
 
-    shared.redraw("opened", {which, prompt, shown, figures, ratio_figures, chart}, opened)
+    by_engine = {engine_figures, engine_bars}
+    shared.redraw("opened", {which, prompt, shown, figures, ratio_figures, chart, *by_engine}, opened)
     shared.redraw("kept", {which, shown}, kept)
 
     def run(given: Updates, request: gr.Request) -> Iterator[Updates]:
@@ -116,9 +139,19 @@ def build(shared: Shared) -> None:
                 yield {ratio_figures: table, chart: gr.Plot(drawn, visible=True)}
             shared.workbench.find(view.owner, BY_RATIO, numbers, table, drawn)
 
+    def open_engines(file: str, request: gr.Request) -> Updates:
+        with toasts():
+            view = shared.view(request)
+            found = EngineComparison.read(Path(file))
+            table, drawn = engine_table(found), engine_chart(found)
+            pictures = [] if drawn is None else [drawn]
+            shared.workbench.find(view.owner, BY_ENGINE, found.to_pandas(), table, *pictures)
+            return {engine_figures: table, engine_bars: gr.Plot(drawn, visible=drawn is not None)}
+
     def wire() -> None:
         shared.long(measure.click, run, {which, prompt, new_tokens, runs}, {shown, figures}, show_on=shown)
         shared.long(by_ratio.click, run_by_ratio, {ratios}, {ratio_figures, chart}, show_on=ratio_figures)
+        opener.upload(open_engines, opener, by_engine, **QUICK)
 
     shared.later(wire)
 

@@ -1,0 +1,1 @@
+"""Dense and pruned models timed in the engines that serve them."""
