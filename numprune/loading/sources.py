@@ -13,7 +13,7 @@ from typing import Any, Literal
 from huggingface_hub import hf_hub_download, snapshot_download
 from safetensors import SafetensorError
 
-from numprune.errors import LoadError, NumpruneError
+from numprune.errors import LoadError, NumpruneError, memory_ran_out
 from numprune.models.embedded import embedded_model, embedded_models
 
 Kind = Literal["folder", "gguf", "llamagen"]
@@ -180,6 +180,8 @@ def attempt(name: str, step: Callable[[], Any], *, what: str = "") -> Any:
             " convert them to safetensors."
         ) from error
     except Exception as error:
+        if memory_ran_out(error):
+            raise
         reason = shorten(str(error) or type(error).__name__, 200, placeholder=" …").rstrip(" .:")
         if _existing(name) is not None or embedded_model(name) is not None:
             raise LoadError(
