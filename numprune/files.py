@@ -177,7 +177,7 @@ def replaceable(target: Path) -> bool:
                 return False
         except FileNotFoundError:
             return True
-        except NotADirectoryError:
+        except (NotADirectoryError, PermissionError):
             return False
 
 

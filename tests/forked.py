@@ -103,7 +103,12 @@ def _serve():
     from numprune.cli import main
 
     # What commands wait for longest; the rest they import themselves.
-    for name in ("transformers.models.llama.modeling_llama", "numprune.pruning", "numprune.evaluation", "numprune.ui.app"):
+    for name in (
+        "transformers.models.llama.modeling_llama",
+        "numprune.pruning",
+        "numprune.evaluation",
+        "numprune.ui.app",
+    ):
         importlib.import_module(name)
     for name in ("load", "prune", "calibrate", "score", "perplexity", "export", "sweep", "generate"):
         getattr(importlib.import_module("numprune"), name)
