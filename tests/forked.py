@@ -3,6 +3,7 @@
 A process that starts from nothing takes seconds before it does anything, and a fault is worth trying often.
 """
 
+import contextlib
 import functools
 import importlib
 import json
@@ -14,7 +15,6 @@ import sys
 import tempfile
 import time
 import traceback
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -84,7 +84,7 @@ class Program:
         return json.loads(self.process.stdout.readline())
 
 
-@contextmanager
+@contextlib.contextmanager
 def program(**environment):
     """A program that forks, in the environment of the tests but for what is given."""
     running = Program(**environment)
@@ -171,16 +171,21 @@ def _faulty(where, what):
     """Let the memory end where a stage begins to compute."""
     module, name = STAGES[where]
     module = importlib.import_module(module)
-    before = getattr(module, name)
+    before, hoard = getattr(module, name), []
 
     @functools.wraps(before)
     def after(*given, **named):
-        if what == "device":
-            import torch
+        import torch
 
+        if what == "device":
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has 1.00 GiB free.")
         used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
         resource.setrlimit(resource.RLIMIT_AS, (used, used))
+        # What was freed before is still to be had; the little that is left is for the sentence.
+        for size in (1 << 24, 1 << 21, 1 << 18):
+            with contextlib.suppress(RuntimeError):
+                while True:
+                    hoard.append(torch.empty(size, dtype=torch.uint8))
         return before(*given, **named)
 
     setattr(module, name, after)

@@ -61,7 +61,8 @@ def write_scores(
     is the plan made from the scores, to the unit. The scores of the single channels of a head are left out: nothing
     that is made from a file needs them, and as read every channel has its unit's. The metadata is text: `format`,
     `sha256` of all that follows, and `about`, a JSON of scores (scorer and ratio each), model, fingerprint, parameters,
-    calibration, outline and, by module, cost, remainder and width. A scorer takes 8 bytes a unit, 18.4 MB for the 80 x 28,680 of a 70B model.
+    calibration, outline and, by module, cost, remainder and width. A scorer takes 8 bytes a unit, 18.4 MB for the
+    80 x 28,680 of a 70B model.
 
     Args:
         scores: of one scorer or of several, all of one model.
