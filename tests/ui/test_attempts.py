@@ -1,4 +1,4 @@
-"""What visitors may do: everything else, through the raw HTTP API, is refused, and nothing is read, written or shown."""
+"""What visitors may not do, tried through the raw HTTP API: it is refused, and nothing is read, written or shown."""
 
 import http.client
 import io
@@ -15,6 +15,7 @@ from servers import served
 from numprune.loading import load
 from numprune.plan.recipe import CalibrationRecipe
 from numprune.ui.serving import Policy
+from numprune.ui.session_report import session_report
 from numprune.ui.workbench import Workbench
 
 SECRET = "the-secret-of-the-server"
@@ -385,7 +386,7 @@ def test_other_pages_may_not_ask_in_a_visitor_s_name(page, origin):
         status, _, headers = page.post(
             "/gradio_api/call/load", {"data": ["/etc"]}, Origin=origin, kind=kind, Sec_Fetch_Site="cross-site"
         )
-        allowed = dict((name.lower(), value) for name, value in headers).get("access-control-allow-origin")
+        allowed = {name.lower(): value for name, value in headers}.get("access-control-allow-origin")
         assert allowed not in (origin, "*")
         assert status in (400, 403, 415, 422, 200)
 
@@ -452,8 +453,13 @@ def test_html_is_never_part_of_an_answer_s_page(page, place, monkeypatch):
         format, options = (HTML, {}) if place == "format" else ("transformers", {HTML: HTML})
         worked, told = page.call("export", recipe, name, format, options, session=session)
         assert not worked
-    # Data, never markup: whoever shows it escapes it.
-    status, body, headers = page.get("/")
-    assert b"onerror=alert(1)" not in body
-    assert b"<script>alert(2)" not in body
-    page.bench.release(session)
+    # The answers are data; whoever shows it, as the page and its report do, escapes it.
+    _, body, _ = page.get("/")
+    bench = page.bench
+    loaded = bench.load(bench.start, session, scorers=["newton"])
+    report = session_report(loaded, bench.plan(bench.fresh(loaded)), bench.variants(session), {})
+    assert place != "name" or "&lt;img src=x onerror=alert(1)&gt;" in report
+    for markup in ("<img src=x", "<script>alert(2)"):
+        assert markup not in report
+        assert markup not in body.decode()
+    bench.release(session)
