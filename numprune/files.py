@@ -244,3 +244,17 @@ def _empty_file(path: Path) -> Path:
 def to_json(value: Any) -> str:
     """JSON text with a trailing newline; NaN and infinity are refused rather than written."""
     return json.dumps(value, indent=2, allow_nan=False) + "\n"
+
+
+def from_json(text: str | bytes) -> Any:
+    """What JSON text holds.
+
+    Raises:
+        ValueError: it is no JSON, nested deeper than Python follows, or has a number of thousands of digits.
+    """
+    try:
+        return json.loads(text)
+    except (json.JSONDecodeError, UnicodeDecodeError):
+        raise
+    except (RecursionError, ValueError) as error:
+        raise ValueError("it is nested too deep, or a number in it is too long") from error
