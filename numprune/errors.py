@@ -50,3 +50,14 @@ def check_cancelled(cancel: CancelEvent | None) -> None:
     """Raise Cancelled when the caller asked to stop."""
     if cancel is not None and cancel.is_set():
         raise Cancelled("Stopped on request; the model and everything computed before are unchanged.")
+
+
+def memory_ran_out(error: BaseException) -> bool:
+    """Whether an error, in the words of torch, Python or the system, says that a device or the machine is out of
+    memory. torch's allocator on a CPU has no error of its own."""
+    said = str(error).lower()
+    return (
+        isinstance(error, MemoryError)
+        or type(error).__name__ == "OutOfMemoryError"
+        or any(words in said for words in ("out of memory", "allocate memory", "not enough memory", "bad_alloc"))
+    )

@@ -51,3 +51,13 @@ def duration(seconds: float) -> str:
         if seconds >= 1.5 * size:
             return f"{seconds / size:.0f} {unit}s"
     return f"{seconds:.0f} seconds"
+
+
+def bound_hub() -> None:
+    """Let no question to the hub wait for ever: its client bounds some and leaves the others unbounded.
+
+    The bound is the client's own, HF_HUB_DOWNLOAD_TIMEOUT, 10 seconds without a word unless it is set.
+    """
+    from huggingface_hub import constants, get_session
+
+    get_session().timeout = constants.HF_HUB_DOWNLOAD_TIMEOUT

@@ -423,6 +423,59 @@ PLACES = [
 ]
 
 
+def recipe(**changes):
+    """The text of a recipe with some entries changed."""
+    return json.dumps({"version": 3, **changes}).encode()
+
+
+RECIPES = [
+    # what the file holds, what the case is called, what is said
+    (b"", "an empty file", "The recipe is not JSON"),
+    (b"ratio: 0.3", "YAML", "The recipe is not JSON"),
+    (b'{"version": 3,', "cut short", "The recipe is not JSON"),
+    (b"\xff\xfe\x00", "no text", "cannot be read"),
+    (b"[1, 2]", "a list", "A recipe is a JSON object"),
+    (b'{"a":' * 100_000, "deeper than any", "it is nested too deep"),
+    (b'{"version": 3, "ratio": ' + b"1" * 5000 + b"}", "a number of 5000 digits", "The recipe is not JSON"),
+    (b'{"ratio": 0.3}', "no version", "The recipe has version None"),
+    (recipe(version=99), "a later version", "The recipe has version 99"),
+    (recipe(version="3"), "a version in words", "The recipe has version 3"),
+    (recipe(sparsity=0.3), "another tool's key", "unknown key 'sparsity'"),
+    (recipe(ratio="30%"), "a ratio in words", "'ratio' in the recipe is '30%'"),
+    (recipe(ratio=float("nan")), "a ratio that is no number", "ratio is nan"),
+    (recipe(ratio=30), "a ratio in percent", "ratio is 30"),
+    (recipe(ratios={"mlp.3": 0.5}), "a module spelled otherwise", "mlp.3"),
+    (recipe(ratios={"0.mlp": None}), "a ratio of a module that is null", "ratio is None"),
+    (recipe(keep={"0.mlp": 3}), "units that are no list", "keep of 0.mlp is 3"),
+    (recipe(keep={"0.mlp": [1]}, prune={"0.mlp": [1]}), "a unit kept and removed", "both forced to stay and forced"),
+    (recipe(calibration="c4"), "a calibration as a word", "must be an object with data"),
+    (recipe(calibration={"samples": 2.5}), "half a sample", "'samples' in the recipe's calibration is 2.5"),
+    (recipe(scorer="magic"), "a scorer nobody knows", "magic"),
+    (recipe(fingerprint="0" * 16), "another model's", "The recipe was made for"),
+    (recipe(keep={"9.mlp": [0]}), "a plan of a deeper model", "names 9.mlp, which"),
+    (recipe(prune={"0.mlp": [999]}), "a plan of a wider model", "outside 0 to"),
+]
+
+
+def scores(**changes):
+    """A file of scores whose metadata is changed."""
+    from safetensors.numpy import save
+
+    return save({"newton/0.mlp": np.ones(3)}, {"format": "numprune scores 2", "about": "{}", **changes})
+
+
+SCORES = [
+    # what the file holds, what the case is called, what is said
+    (tensors(), "weights", "holds no scores that this numprune reads"),
+    (scores(format="numprune scores 9"), "a later format", "holds no scores that this numprune reads"),
+    (scores(about="{"), "a description that is no JSON", "cannot be read"),
+    (scores(about="[]"), "a description of another kind", "cannot be read"),
+    (scores(about="[" * 100_000), "a description deeper than any", "cannot be read"),
+    (scores(), "a description of nothing", "cannot be read"),
+    (b"\xff" * 8 + b"{}", "a header longer than the file", "cannot be read"),
+]
+
+
 def write_named(folder):
     """What the calibrations of NAMES find."""
     for made in ("empty", "pictures", "arrow", "texts/sub"):

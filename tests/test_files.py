@@ -1,6 +1,10 @@
 import errno
 import json
 import os
+import signal
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -136,3 +140,73 @@ def test_what_is_written_may_be_read_by_whom_the_umask_lets(tmp_path):
     for path in tmp_path.rglob("*"):
         wanted = (0o777 if path.is_dir() else 0o666) & ~umask
         assert path.stat().st_mode & 0o777 == wanted, path
+
+
+def left_by_a_killed_run(target, *, writing, finished=False):
+    """What a process leaves that is killed while it writes `target`, or while it puts it in its place."""
+    code = f"""
+import os, signal
+from pathlib import Path
+from numprune import files
+end = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+if {writing!r} == "text":
+    Path.replace = end
+    files.write_text({str(target)!r}, "half")
+with files.atomic_folder({str(target)!r}) as folder:
+    (folder / "half").write_text("half")
+    if not {finished}:
+        end()
+    rename = Path.rename
+    Path.rename = lambda path, to: end() if path.suffix == ".partial" else rename(path, to)
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=Path(files.__file__).parents[1], timeout=60, check=False)
+    assert done.returncode == -signal.SIGKILL
+
+
+@pytest.mark.parametrize("writing", ["folder", "text"])
+def test_what_a_killed_run_left_is_cleared_away_by_the_next_one(tmp_path, writing):
+    target = tmp_path / "a [b]*"
+    left_by_a_killed_run(target, writing=writing)
+    assert len(names(tmp_path)) == 1
+    others = [".a [b]*.c.abcdefgh.partial", ".a.abcdefgh.partial", ".a [b]*.notes"]
+    for name in others:
+        (tmp_path / name).mkdir()
+    write_text(target, "whole") if writing == "text" else write(target, "a.txt")
+    assert names(tmp_path) == sorted([target.name, *others])
+
+
+def test_an_earlier_output_that_a_killed_run_was_replacing_is_back(tmp_path):
+    target = tmp_path / "model"
+    write(target, MARKER, "first")
+    left_by_a_killed_run(target, writing="folder", finished=True)
+    assert not target.exists()
+    files.clear_away(target)
+    assert names(tmp_path) == ["model"]
+    assert names(target) == ["first", MARKER]
+
+
+def test_what_a_living_run_writes_is_not_cleared_away(tmp_path):
+    target = tmp_path / "model"
+    with atomic_folder(target) as mine:
+        (mine / MARKER).write_text("mine")
+        write(target, MARKER, "theirs")
+        files.clear_away(target)
+        assert mine.is_dir()
+    # Who ends last is there, whole.
+    assert names(tmp_path) == ["model"]
+    assert (target / MARKER).read_text() == "mine"
+    assert names(target) == [MARKER]
+
+
+def test_runs_that_end_at_the_same_moment_replace_each_other_whole(tmp_path):
+    target = tmp_path / "model"
+
+    def often(number):
+        for _ in range(40):
+            write(target, MARKER, *(f"{number}-{each}" for each in range(3)))
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(often, range(4)))
+    assert names(tmp_path) == ["model"]
+    assert len({name.split("-")[0] for name in names(target) if name != MARKER}) == 1
+    assert len(names(target)) == 4

@@ -24,10 +24,11 @@ class RememberedTrial:
         self.path = cache_folder() / f"search-{_identity(trial)}.jsonl"
         self._losses: dict[str, float] = {}
         with suppress(OSError):  # there is none yet
-            for line in self.path.read_text(encoding="utf-8").splitlines():
-                with suppress(json.JSONDecodeError, ValueError):  # a line that was cut off counts for nothing
-                    key, loss = json.loads(line)
-                    self._losses[key] = float(loss)
+            for line in self.path.read_text(encoding="utf-8", errors="replace").splitlines():
+                with suppress(ValueError, TypeError):  # a line that was cut off or damaged counts for nothing
+                    key, loss, check = json.loads(line)
+                    if check == _digest([key, loss]):
+                        self._losses[key] = loss
 
     def loss(self, keep: Keep) -> float:
         """As the trial's."""
@@ -53,7 +54,7 @@ class RememberedTrial:
         with suppress(OSError):
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with self.path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps([key, loss]) + "\n")
+                file.write(json.dumps([key, loss, _digest([key, loss])]) + "\n")
 
 
 def _identity(trial: MaskedTrial | FittedTrial) -> str:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 from contextlib import suppress
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 
 from numprune.calibration.names import cache_folder
 from numprune.errors import CancelEvent, NumpruneError, Progress
@@ -16,6 +17,9 @@ from numprune.generation.text import Sampling, sample_tokens, start_token
 from numprune.models.batches import SAMPLED_SEQUENCES
 from numprune.models.embedded import embedded_model
 from numprune.models.model import Model
+
+_CHECK = "sha256"
+"""Metadata of a file of samples: of its tensor, whose bits nothing else vouches for."""
 
 
 def self_samples(
@@ -40,11 +44,8 @@ def self_samples(
     name = f"self-{model.fingerprint()}-{samples}x{length}-{seed}{settings}.safetensors"
     folders = [folder for folder in (embedded_model(model.name), cache_folder()) if folder is not None]
     for folder in folders:
-        try:
-            tokens = load_file(folder / name)["tokens"].long()
-        except (OSError, SafetensorError, KeyError):
-            continue  # not there, or not whole: draw the samples again
-        if tokens.shape == (samples, length):
+        tokens = _kept(folder / name)
+        if tokens is not None and tokens.shape == (samples, length):
             return tokens
     tokens = draw_samples(model, samples, length, seed, progress=progress, cancel=cancel)
     _keep(tokens, folders[-1] / name)
@@ -79,7 +80,23 @@ def draw_samples(
     return torch.cat(parts)
 
 
+def _kept(path: Path) -> torch.Tensor | None:
+    """Samples that were kept; None where they are not there, or not as they were written."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            tokens, written = file.get_tensor("tokens"), (file.metadata() or {}).get(_CHECK)
+    except (OSError, SafetensorError):
+        return None
+    # Files of earlier versions have no check, nor has what ships with an embedded model.
+    return tokens.long() if written in (None, _check(tokens)) else None
+
+
+def _check(tokens: torch.Tensor) -> str:
+    return hashlib.sha256(tokens.numpy().tobytes()).hexdigest()
+
+
 def _keep(tokens: torch.Tensor, path: Path) -> None:
     # The cache only saves time; a full or read-only disk must not fail the calibration.
     with suppress(NumpruneError), atomic_file(path) as partial:
-        save_file({"tokens": tokens.to(torch.int32)}, partial)
+        kept = tokens.to(torch.int32).contiguous()
+        save_file({"tokens": kept}, partial, {_CHECK: _check(kept)})

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gzip
 import io
-import json
 import re
 import zlib
 from collections.abc import Callable, Iterator
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from numprune.errors import InputError, pip_install
+from numprune.files import from_json
 
 SEPARATOR = "<|endoftext|>"
 _TEXT, _JSON, _LINES, _TABLE, _PARQUET = "text", "JSON", "JSON lines", "table", "Parquet"
@@ -189,7 +189,7 @@ def _check_plain(text: str, path: Path) -> None:
         first = text.lstrip().split("\n", 1)[0]
         for part, suffix in ((first, ".jsonl"), (text, ".json")):
             try:
-                value = json.loads(part)
+                value = from_json(part)
             except ValueError:
                 continue
             if value and isinstance(value, dict | list):
@@ -200,8 +200,8 @@ def _json(text: str, path: Path, *, lines: bool) -> Iterator[tuple[str, Any]]:
     """The rows of a JSON file, each with what to call it."""
     if not lines:
         try:
-            rows = _rows_of(json.loads(text), path) if text.strip() else []
-        except json.JSONDecodeError as error:
+            rows = _rows_of(from_json(text), path) if text.strip() else []
+        except ValueError as error:
             if "\n" not in text.strip() or not _is_json(text.lstrip().split("\n", 1)[0]):
                 raise InputError(f"{path} is not JSON ({error}); mend it or choose another file.") from error
             lines = True
@@ -214,15 +214,15 @@ def _json(text: str, path: Path, *, lines: bool) -> Iterator[tuple[str, Any]]:
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise InputError(f"Line {number} of {path} is not JSON ({error.msg}); mend it.") from error
+            row = from_json(line)
+        except ValueError as error:
+            raise InputError(f"Line {number} of {path} is not JSON ({error}); mend it.") from error
         yield f"Line {number} of {path}", row
 
 
 def _is_json(text: str) -> bool:
     try:
-        json.loads(text)
+        from_json(text)
     except ValueError:
         return False
     return True

@@ -15,7 +15,7 @@ from contextlib import contextmanager, nullcontext, redirect_stdout
 import numprune
 from numprune.cli import bench, evaluate, export, generate, prune, reproduce, score, serve, sweep
 from numprune.cli.console import Console
-from numprune.errors import InputError, LoadError, NumpruneError
+from numprune.errors import InputError, LoadError, NumpruneError, memory_ran_out
 
 COMMANDS = (score, prune, evaluate, sweep, reproduce, generate, export, bench, serve)
 
@@ -110,6 +110,6 @@ def _explain(error: Exception) -> tuple[int, str]:
     if isinstance(error, NumpruneError):
         return FAILED, str(error)
     first = (str(error).strip() or "no message").splitlines()[0]
-    if isinstance(error, MemoryError) or "out of memory" in first.lower():
+    if memory_ran_out(error):
         return FAILED, f"Out of memory ({first}); use fewer samples, a shorter sequence length or another device."
     return FAILED, f"{type(error).__name__}: {first}; this should not happen, repeat with --debug for the traceback."

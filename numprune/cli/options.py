@@ -77,14 +77,16 @@ def load_model(name: str, args: argparse.Namespace, console: Console) -> Model:
 
 
 def quiet_libraries(console: Console) -> AbstractContextManager[Any]:
-    """Stop transformers from talking; downloads show a bar only where the command's own does.
+    """Stop transformers and the hub's client from talking; downloads show a bar only where the command's own does.
 
     Returns:
         A context for loading, in which bars of its own that it has no switch for are not seen either.
     """
     from huggingface_hub.utils import disable_progress_bars
+    from huggingface_hub.utils import logging as hub_logging
     from transformers.utils import logging
 
+    hub_logging.set_verbosity_error()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     if console.shows_progress:

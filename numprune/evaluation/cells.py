@@ -89,7 +89,11 @@ def read_cells(path: str | Path) -> list[Cell]:
     if not path.exists():
         return []
     try:
-        rows = list(csv.DictReader(io.StringIO(path.read_text(encoding="utf-8"))))
+        text = path.read_text(encoding="utf-8")
+        rows = list(csv.DictReader(io.StringIO(text)))
+        # The last number of a file that was cut short would be another number.
+        if text and (not text.endswith("\n") or any(None in [*row, *row.values()] for row in rows)):
+            raise ValueError("cut short")
         return [
             Cell(**{item.name: _parsed(str(item.type), row[item.name]) for item in fields(Cell) if _given(item, row)})
             for row in rows

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 from transformers import CONFIG_MAPPING
 
 from numprune.errors import LoadError, UnsupportedArchitecture
+from numprune.files import from_json
 from numprune.loading.weights import WeightFiles, adapter_leftover, quantisation
 from numprune.models.adapter import adapter_for, supported_model_types
 from numprune.models.depth import PER_LAYER
@@ -19,7 +19,7 @@ from numprune.models.layer_sizes import text_config
 def raw_config(folder: Path) -> dict[str, Any]:
     """The config.json as it stands; empty where it cannot be read, which transformers will explain."""
     try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8-sig"))
+        config = from_json((folder / "config.json").read_text(encoding="utf-8-sig"))
     except (OSError, ValueError):
         return {}
     return config if isinstance(config, dict) else {}

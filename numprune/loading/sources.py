@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import json
 import pickle
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from textwrap import shorten
 from typing import Any, Literal
 
-from huggingface_hub import hf_hub_download, snapshot_download
+from huggingface_hub import HfApi, hf_hub_download, snapshot_download
+from huggingface_hub.constants import HF_HUB_DOWNLOAD_TIMEOUT
+from huggingface_hub.errors import LocalEntryNotFoundError
 from safetensors import SafetensorError
 
-from numprune.errors import LoadError, NumpruneError
+from numprune.errors import LoadError, NumpruneError, memory_ran_out
 from numprune.models.embedded import embedded_model, embedded_models
+from numprune.waiting import bound_hub
 
 Kind = Literal["folder", "gguf", "llamagen"]
 _SETTINGS = ("*.json", "*.jinja", "*.model", "*.txt", "*.py")
@@ -61,6 +65,7 @@ def find_source(name: str, revision: str | None) -> Source:
         return Source(name, _kind(name, path), path)
     repository, _, file = name.partition(":")
     if file and repository.count("/") == 1 and file.endswith((".gguf", ".pt")):
+        bound_hub()
         fetched = Path(attempt(name, lambda: hf_hub_download(repository, file, revision=revision)))
         return Source(name, "gguf" if file.endswith(".gguf") else "llamagen", fetched, repository, revision)
     looks_local = name.startswith(("/", ".", "~")) or name.count("/") != 1
@@ -121,8 +126,23 @@ def _weight_names(folder: Path) -> list[tuple[str, ...]]:
 def _fetched(repository: str, revision: str | None, patterns: tuple[str, ...]) -> Path:
     """A copy of the files of a repository that fit, without those of its subfolders but for chat templates."""
     options = {"allow_patterns": list(patterns), "ignore_patterns": ["original/*", "onnx/*", "checkpoint-*/*"]}
-    folder = attempt(repository, lambda: snapshot_download(repository, revision=revision, **options))
-    return Path(folder)
+    return Path(attempt(repository, lambda: _snapshot(repository, revision, options)))
+
+
+def _snapshot(repository: str, revision: str | None, options: dict[str, Any]) -> str:
+    """`snapshot_download`, which asks which commit is meant without any bound on how long the hub may be silent."""
+    bound_hub()
+    commit = revision
+    if not re.fullmatch("[0-9a-f]{40}", revision or ""):
+        try:
+            commit = HfApi().repo_info(repository, revision=revision, timeout=HF_HUB_DOWNLOAD_TIMEOUT).sha
+        except Exception as error:
+            # As `snapshot_download` does: what was fetched before is good enough.
+            try:
+                return snapshot_download(repository, revision=revision, local_files_only=True, **options)
+            except LocalEntryNotFoundError:
+                raise error from None
+    return snapshot_download(repository, revision=commit, **options)
 
 
 def check_folder(source: Source) -> None:
@@ -180,6 +200,8 @@ def attempt(name: str, step: Callable[[], Any], *, what: str = "") -> Any:
             " convert them to safetensors."
         ) from error
     except Exception as error:
+        if memory_ran_out(error):
+            raise
         reason = shorten(str(error) or type(error).__name__, 200, placeholder=" …").rstrip(" .:")
         if _existing(name) is not None or embedded_model(name) is not None:
             raise LoadError(

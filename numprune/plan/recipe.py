@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
@@ -13,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from numprune.errors import InputError
-from numprune.files import to_json
+from numprune.files import from_json, to_json
 from numprune.plan.keys import ModuleKey, modules_of
 
 VERSION = 3
@@ -241,8 +240,8 @@ class Recipe:
     @classmethod
     def from_json(cls, text: str) -> Recipe:
         try:
-            given = json.loads(text)
-        except json.JSONDecodeError as error:
+            given = from_json(text)
+        except ValueError as error:
             raise InputError(f"The recipe is not JSON ({error}); choose a recipe.json written by numprune.") from error
         return cls.from_dict(given)
 

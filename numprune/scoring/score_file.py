@@ -60,9 +60,10 @@ def write_scores(
 
     Every module has a tensor `newton/3.mlp` of its units, (units,) float64: whole, so that a plan made from the file
     is the plan made from the scores, to the unit. The scores of the single channels of a head are left out: nothing
-    that is made from a file needs them, and as read every channel has its unit's. The metadata is text: `format`, and
-    `about`, a JSON of scores (scorer and ratio each), model, fingerprint, parameters, calibration, outline and, by
-    module, cost, remainder and width. A scorer takes 8 bytes a unit, 18.4 MB for the 80 x 28,680 of a 70B model.
+    that is made from a file needs them, and as read every channel has its unit's. The metadata is text: `format`,
+    `sha256` of all that follows, and `about`, a JSON of scores (scorer and ratio each), model, fingerprint, parameters,
+    calibration, outline and, by module, cost, remainder and width. A scorer takes 8 bytes a unit, 18.4 MB for the
+    80 x 28,680 of a 70B model.
 
     Args:
         scores: of one scorer or of several, all of one model.
@@ -96,7 +97,17 @@ def write_scores(
             for key, module in first.modules.items()
         },
     }
-    write_bytes(path, save(tensors, {"format": FORMAT, "about": json.dumps(about, allow_nan=False)}))
+    text = json.dumps(about, allow_nan=False)
+    write_bytes(path, save(tensors, {"format": FORMAT, "about": text, "sha256": _check(text, tensors)}))
+
+
+def _check(about: str, tensors: Mapping[str, np.ndarray]) -> str:
+    """What vouches for every bit of a file."""
+    seen = hashlib.sha256(about.encode())
+    for name in sorted(tensors):
+        seen.update(name.encode())
+        seen.update(tensors[name].tobytes())
+    return seen.hexdigest()
 
 
 def read_scores(path: str | os.PathLike[str]) -> tuple[ScoreTable, CalibrationRecipe]:
@@ -132,6 +143,11 @@ def read_score_file(path: str | os.PathLike[str], name: str = "") -> ScoreFile:
             if metadata["format"] == EARLIER:
                 about = {"scores": [{"scorer": about.pop("scorer"), "ratio": about.pop("ratio")}], **about}
             found = _file(file, about, earlier=metadata["format"] == EARLIER)
+            # Files of earlier versions have none.
+            if "sha256" in metadata:
+                held = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (a file, not a dict)
+                if _check(metadata["about"], held) != metadata["sha256"]:
+                    raise ValueError("it was changed since it was written")
         return replace(found, digest=hashlib.sha256(Path(path).read_bytes()).hexdigest()[:16])
     except (OSError, SafetensorError, KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
         what = str(error) or type(error).__name__

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ import gradio as gr
 
 from numprune.allocation.threshold import allocate
 from numprune.errors import InputError, NumpruneError
+from numprune.files import from_json
 from numprune.plan.presets import METHODS
 from numprune.plan.recipe import DEPTHS, Recipe
 from numprune.ui import engine
@@ -144,7 +144,7 @@ def apply_all(
     """
     kinds, work = set(), None
     try:
-        edits = numbered(json.loads(message), workbench.seen(owner))
+        edits = numbered(from_json(message), workbench.seen(owner))
     except (InputError, TypeError, ValueError):
         problems.append(UNREADABLE)
         return kinds, None
@@ -164,9 +164,11 @@ def worked(shared: Shared, owner: str, message: Any, progress: Any, cancel: Any)
     """Carry out an edit that takes long: score, let the model say its ratios, then take everything over at once."""
     workbench = shared.workbench
     try:
-        edit = json.loads(message)
+        edit = from_json(message)
     except (TypeError, ValueError):
         raise InputError(UNREADABLE) from None
+    if not isinstance(edit, dict) or not isinstance(edit.get("method", ""), str):
+        raise InputError(UNREADABLE)
     kind, session = edit.get("kind"), workbench.session(owner)
     steps = {"progress": progress, "cancel": cancel}
     if kind == "recipe":

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ import numpy as np
 import pandas as pd
 
 from numprune.errors import InputError
+from numprune.files import from_json
 from numprune.plan.keys import ModuleKey
 from numprune.ui.edits import UNREADABLE
 from numprune.ui.heatmap import SAVE_JS
@@ -71,7 +71,7 @@ def message(text: Any, kind: type) -> Any:
         InputError: it is something else.
     """
     try:
-        data = json.loads(text)
+        data = from_json(text)
     except (TypeError, ValueError):
         raise InputError(UNREADABLE) from None
     if not isinstance(data, kind):

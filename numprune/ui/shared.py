@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import re
-import sys
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -14,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import gradio as gr
 
-from numprune.errors import Cancelled, NumpruneError
+from numprune.errors import Cancelled, NumpruneError, memory_ran_out
 from numprune.plan.plan import PruningPlan
 from numprune.ui.downloads import Downloads
 from numprune.ui.jobs import Job, Jobs
@@ -244,11 +243,6 @@ def tell_time(sentence: str) -> None:
     gr.Info(f"{sentence} Stop, at the top, ends it.", title="This takes a while")
 
 
-def out_of_memory() -> tuple[type[BaseException], ...]:
-    """The errors that say so; torch's own can only come once torch is imported."""
-    return MemoryError, getattr(sys.modules.get("torch"), "OutOfMemoryError", MemoryError)
-
-
 @contextmanager
 def toasts() -> Iterator[None]:
     """Turn errors into toasts."""
@@ -258,15 +252,16 @@ def toasts() -> Iterator[None]:
         raise gr.Error(str(error), title="Stopped", print_exception=False) from error
     except NumpruneError as error:
         raise gr.Error(str(error), title="That did not work", print_exception=False) from error
-    except out_of_memory() as error:
-        raise gr.Error(
-            "The device ran out of memory; load the model in bfloat16, use a shorter sequence length, or use the CPU.",
-            title="Out of memory",
-            print_exception=False,
-        ) from error
     except gr.Error:
         raise
     except Exception as error:
+        if memory_ran_out(error):
+            raise gr.Error(
+                "The device ran out of memory; load the model in bfloat16, use a shorter sequence length, or use the"
+                " CPU.",
+                title="Out of memory",
+                print_exception=False,
+            ) from error
         logger.exception("A dashboard step failed")
         raise gr.Error(
             f"{type(error).__name__}: {error}. The program's log has the details; the page is as it was before.",

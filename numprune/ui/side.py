@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import gradio as gr
 
 from numprune.errors import InputError
+from numprune.files import from_json
 from numprune.ui.comparison import DENSE, columns
 from numprune.ui.edits import UNREADABLE
 from numprune.ui.image_columns import quality_columns, quality_line, quality_print
@@ -122,7 +122,7 @@ def pair_of(message: Any) -> tuple[int, str]:
         InputError: it names none.
     """
     try:
-        data = json.loads(message)
+        data = from_json(message)
         index, model = data["index"], data["model"]
     except (TypeError, ValueError, KeyError):
         raise InputError(UNREADABLE) from None

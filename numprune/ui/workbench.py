@@ -128,6 +128,9 @@ class Workbench(Visits):
         """
         if request != self.start:
             self.policy.check(request, own_texts)
+        asked = request.calibration
+        tokens = max(asked.samples, 0) * max(asked.sequence_length, 0)
+        self._check_budget(8 * tokens, f"A calibration on {tokens:.3g} tokens")
         weights = None
         if request.by_model:
             with self._building_of(request):

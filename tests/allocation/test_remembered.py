@@ -88,9 +88,16 @@ def test_a_damaged_file_or_a_disk_that_cannot_be_written_costs_time_alone(scored
     keep = {block.key: tuple(range(1, block.units)) for block in model.blocks}
     real = MaskedTrial(model, stats, Recipe(), 8).loss(keep)
     trial = RememberedTrial(MaskedTrial(model, stats, Recipe(), 8))
-    trial.path.write_text('["dense", 1.25]\nnonsense\n["cut o')
+    dense = trial.dense_loss()
+    [written] = trial.path.read_text().splitlines()
+    measured = count(monkeypatch)
+    flipped = written.replace(str(dense)[:3], "9.9").encode()
+    for damage in (flipped, b"7", b'[["dense"], 1, "a"]', b'["dense", 1.25]', b"\xff\xfe", b"nonsense", b'["cut o'):
+        trial.path.write_bytes(damage + b"\n")
+        assert RememberedTrial(MaskedTrial(model, stats, Recipe(), 8)).dense_loss() == dense
+    trial.path.write_text(f'{written}\n["cut o')
     again = RememberedTrial(MaskedTrial(model, stats, Recipe(), 8))
-    assert (again.dense_loss(), again.loss(keep)) == (1.25, real)
+    assert (again.dense_loss(), again.loss(keep), len(measured)) == (dense, real, 1)
     assert json.loads(trial.path.read_text().splitlines()[-1].split("cut o")[-1] or "[]") is not None
     monkeypatch.setenv("NUMPRUNE_CACHE", str(tmp_path / "file" / "folder"))
     (tmp_path / "file").write_text("no folder")

@@ -4,11 +4,14 @@ import shutil
 
 import pytest
 from inputs import (
+    BAD_INPUT,
     CANNOT_LOAD,
     MODELS,
     NAMES,
     OK,
     PLACES,
+    RECIPES,
+    SCORES,
     STORY,
     TEXTS,
     save_tiny,
@@ -87,5 +90,23 @@ def test_model_by_name(run, tmp_path, name, says):
     judged(run, ["eval", given, "--data", tmp_path / "a.txt"], CANNOT_LOAD, [says])
 
 
+@pytest.mark.parametrize(("content", "what", "says"), RECIPES, ids=[row[1] for row in RECIPES])
+def test_recipe(run, tiny, tmp_path, content, what, says):
+    (tmp_path / "recipe.json").write_bytes(content)
+    (tmp_path / "a.txt").write_text(STORY)
+    text = ["--calibration", tmp_path / "a.txt"] if what != "a calibration as a word" else []
+    text += ["--samples", 2, "--sequence-length", 8] if "calibration" not in says else []
+    judged(
+        run, ["prune", tiny, "--recipe", tmp_path / "recipe.json", *text, "--out", tmp_path / "o"], BAD_INPUT, [says]
+    )
+    assert not (tmp_path / "o").exists()
+
+
+@pytest.mark.parametrize(("content", "what", "says"), SCORES, ids=[row[1] for row in SCORES])
+def test_file_of_scores(run, tmp_path, content, what, says):
+    (tmp_path / "s.safetensors").write_bytes(content)
+    judged(run, ["serve", "--scores", tmp_path / "s.safetensors"], BAD_INPUT, [says, "s.safetensors"])
+
+
 def test_the_table_is_long_enough():
-    assert len(TEXTS) + len(NAMES) + len(MODELS) + len(PLACES) >= 120
+    assert sum(map(len, (TEXTS, NAMES, MODELS, PLACES, RECIPES, SCORES))) >= 200
