@@ -14,7 +14,7 @@ LAYERS, HEADS, CHANNELS = 3, 4, 12
 KEYS = [ModuleKey(layer, kind) for layer in range(LAYERS) for kind in ("attention", "mlp")]
 UNITS = {key: HEADS if key.kind == "attention" else CHANNELS for key in KEYS}
 COST = {"attention": 40, "mlp": 12}
-REMAINDER = 7
+REMAINDER, BESIDE = 7, 11
 PARAMETERS = 5000
 
 quick = settings(max_examples=200, deadline=None, derandomize=True)
@@ -33,7 +33,8 @@ recipes = st.fixed_dictionaries(
         "ratios": st.dictionaries(keys, fractions, max_size=3),
         "keep": st.lists(by_module, max_size=2).map(dict),
         "prune": st.lists(by_module, max_size=2).map(dict),
-        "allocation": st.sampled_from(["global", "uniform", "paper_printed"]),
+        "allocation": st.sampled_from(["global", "uniform", "paper_printed", "none"]),
+        "drop": st.lists(keys | st.integers(0, LAYERS).map(str), max_size=3),
         "round_heads": st.integers(1, 5),
         "round_channels": st.integers(1, 14),
         "uniform": st.booleans(),
@@ -49,7 +50,8 @@ def tables(draw):
         scores = draw(st.lists(st.floats(-1e6, 1e6), min_size=UNITS[key], max_size=UNITS[key]))
         cost, rest = COST[key.kind], REMAINDER if key.kind == "attention" else 0
         modules[key] = ModuleScores(np.array(scores), np.array(scores), cost, rest)
-    return ScoreTable(modules, "newton", 0.5, "random", "0" * 16, PARAMETERS)
+    beside = draw(st.tuples(*[st.sampled_from([None, BESIDE])] * LAYERS))
+    return ScoreTable(modules, "newton", 0.5, "random", "0" * 16, PARAMETERS, beside)
 
 
 @quick
@@ -64,7 +66,8 @@ def test_a_plan_counts_what_it_removes_and_keeps_its_locks(table, asked):
     for key, kept in plan.keep.items():
         assert list(kept) == sorted(set(kept))
         assert all(0 <= unit < UNITS[key] for unit in kept)
-        assert kept or recipe.allow_empty, key
+        assert kept or recipe.allow_empty or key in recipe.drop, key
+        assert not (kept and key in recipe.drop), key
         assert set(recipe.keep.get(key, ())) <= set(kept), key
         if set(recipe.prune.get(key, ())) & set(kept):
             assert any(str(key) in note or "kept" in note or "keep" in note for note in plan.notes), plan.notes
@@ -73,7 +76,10 @@ def test_a_plan_counts_what_it_removes_and_keeps_its_locks(table, asked):
         gone += (UNITS[key] - len(kept)) * module.cost
         if not kept:
             gone += module.remainder
-    assert plan.parameters_after == PARAMETERS - gone
+    empty = [layer for layer in range(LAYERS) if not any(plan.keep[key] for key in KEYS if key.layer == layer)]
+    able = [layer for layer in empty if table.beside[layer] is not None]
+    assert list(plan.gone) == (able if len(able) < LAYERS else able[1:])
+    assert plan.parameters_after == PARAMETERS - gone - BESIDE * len(plan.gone)
     assert plan.prunable_parameters == whole
     widest = max(COST["attention"] * recipe.round_heads, COST["mlp"] * recipe.round_channels)
     if not plan.notes and not recipe.uniform and recipe.allocation == "global":
@@ -95,7 +101,7 @@ anything = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
     max_leaves=6,
 )
-names = st.sampled_from([*Recipe().to_dict(), "suggested", "nothing"])
+names = st.sampled_from([*Recipe().to_dict(), "suggested", "depth", "depth_scorer", "drop", "nothing"])
 
 
 @quick

@@ -17,7 +17,10 @@ names = st.sampled_from(["0.attention", "1.mlp", "99.mlp", "", "x"])
 anything = st.recursive(
     plain | names, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=6), inner, max_size=3)
 )
-FIELDS = ("ratio", "cells", "gesture", "module", "index", "unit", "locked", "name", "to", "recipe", "method", "value")
+FIELDS = (
+    *("ratio", "cells", "gesture", "module", "index", "unit", "locked", "name", "to", "recipe", "method", "value"),
+    *("layer", "what"),
+)
 kinds = st.sampled_from([*edits._APPLY, "nothing"]) | anything
 
 
