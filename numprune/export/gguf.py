@@ -30,6 +30,10 @@ from numprune.export.gguf_layers import (
 from numprune.export.gguf_vocab import Vocabulary, read_vocabulary, vocabulary_refusal
 from numprune.models.model import Model
 
+QUICK_ROWS = 32
+"""Columns of a matrix that llama.cpp's kernels take at once. On two cores prompts of a SmolLM2 pruned by 20 % were read at
+.56 (.55 to .62) times the dense model's speed in float16 without rounding and 1.35 (1.23 to 1.66) times with it."""
+
 
 def refusal(model: Model) -> str | None:
     """Why GGUF cannot carry a model, as half a sentence after its name; None when it can."""
@@ -187,6 +191,13 @@ def _notes(model: Model, layers: list[FileLayer]) -> list[str]:
     if not is_even(model):
         name = architecture(model)
         notes.append(f"Layers differ in shape, so the architecture is '{name}', the same graph with counts per layer.")
+    odd = sum(layer.channels % QUICK_ROWS != 0 for layer in layers)
+    if odd and model.config.intermediate_size % QUICK_ROWS == 0:
+        notes.append(
+            f"{odd} of {len(layers)} layers keep a number of channels that is no multiple of {QUICK_ROWS}, at which"
+            f" llama.cpp can read prompts slower than the dense model's; prune with --round-channels {QUICK_ROWS} where"
+            " prompts are long."
+        )
     padded = [str(key) for layer in layers for key in layer.padded]
     if padded:
         notes.append(f"Nothing is left of {', '.join(padded)}; one unit of zeros stands there in the file.")

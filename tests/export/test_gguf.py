@@ -346,3 +346,13 @@ def test_a_file_of_a_model_with_fewer_layers_counts_those_that_are_left(tmp_path
         expected = layers[old].mlp.down_proj.weight.numpy()
         assert np.array_equal(values(tensors[f"blk.{new}.ffn_down.weight"]), expected)
     assert not any(name.startswith("blk.3.") for name in tensors)
+
+
+@pytest.mark.parametrize(("channels", "told"), [(63, True), (32, False), (64, False)])
+def test_channels_that_llama_cpp_reads_slowly_are_named(tmp_path, channels, told):
+    model = with_tokenizer(intermediate_size=64)
+    keep = {ModuleKey(1, "mlp"): range(channels)}
+    _, _, done = write(sliced(model, keep), tmp_path, dtype="f16")
+    assert (
+        any("1 of 2 layers keep a number of channels that is no multiple of 32" in note for note in done.notes) == told
+    )

@@ -1,0 +1,184 @@
+"""Width alone, depth alone and both, at the same share of the prunable parameters: loss and speed in one table.
+
+    python benchmarks/depth.py tiny-stories --out benchmarks/depth.csv --page benchmarks/depth.md
+    python benchmarks/depth.py FOLDER --calibration a.txt,b.txt --data c.txt --out ...
+
+Every row is in the CSV as soon as it is measured, so that the same command goes on where it was stopped. The pruned
+model and the dense one are timed in turn, so nothing else should run meanwhile.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import time
+from pathlib import Path
+
+import torch
+
+import numprune
+from numprune import Model, Recipe
+from numprune.allocation.depth import depth_of
+
+WAYS = {
+    "width": ("balanced", {}),
+    "layers by the loss, fitted": ("balanced", {"depth": "layers", "allocation": "none"}),
+    "modules by the loss, fitted": ("balanced", {"depth": "modules", "allocation": "none"}),
+    "width and modules": ("balanced", {"depth": "modules"}),
+    "width and layers": ("balanced", {"depth": "layers"}),
+    "shortgpt": ("shortgpt", {}),
+    "drop": ("drop", {}),
+}
+"""What is compared: a preset, and what of its recipe is otherwise."""
+COLUMNS = (
+    *("model", "way", "ratio", "reached", "layers", "dropped", "tokens", "loss", "standard_error", "seconds"),
+    *("decode", "decode_low", "decode_high", "prefill", "prefill_low", "prefill_high", "device", "threads"),
+)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model")
+    parser.add_argument("--ratios", default="0.1,0.2,0.3,0.4,0.5")
+    parser.add_argument("--ways", default=",".join(WAYS), help="separated by commas")
+    parser.add_argument("--calibration", default="self")
+    parser.add_argument("--samples", type=int, default=128)
+    parser.add_argument("--sequence-length", type=int, default=256)
+    parser.add_argument("--data", default=None, help="held-out text; the embedded stories by default")
+    parser.add_argument("--max-tokens", type=int, default=None)
+    parser.add_argument("--repetitions", type=int, default=5)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--page", type=Path, default=None, help="a page of all rows of the CSV")
+    args = parser.parse_args()
+    measure(args)
+    if args.page is not None:
+        args.page.write_text(page(args.out), encoding="utf8")
+
+
+def measure(args: argparse.Namespace) -> None:
+    """Measure the rows that are missing."""
+    model = numprune.load(args.model, device=args.device, dtype="float32")
+    name = Path(args.model).name
+    done = {(row["model"], row["way"], float(row["ratio"])) for row in rows(args.out)}
+    ratios = [float(ratio) for ratio in args.ratios.split(",")]
+    missing = [(way, ratio) for way in args.ways.split(",") for ratio in ratios if (name, way, ratio) not in done]
+    dense = (name, "dense", 0.0) not in done
+    if not (missing or dense):
+        return
+    if dense:
+        write(args.out, {"model": name, "way": "dense", "ratio": 0.0, "layers": model.layers, **loss(model, args)})
+    stats = numprune.calibrate(model, args.calibration, samples=args.samples, sequence_length=args.sequence_length)
+    kept: dict[str, object] = {}
+
+    def once(what: str, make: object) -> object:
+        if what not in kept:
+            kept[what] = make()
+        return kept[what]
+
+    for way, ratio in missing:
+        began = time.monotonic()
+        method, changes = WAYS[way]
+        recipe = numprune.preset(method).applied(Recipe(ratio=ratio)).replace(**changes)
+        scores = once(recipe.scorer, lambda scorer=recipe.scorer: numprune.score(model, stats, scorer=scorer))
+        if recipe.depth != "none":
+            of = f"{recipe.depth} {recipe.depth_scorer}"
+            depth = once(of, lambda asked=recipe: depth_of(model, stats, asked, most=max(ratios)))
+            recipe = numprune.choose_depth(scores, depth, recipe)
+        plan = numprune.allocate(scores, recipe)
+        pruned = numprune.prune(model, plan, stats)
+        row = {
+            "model": name,
+            "way": way,
+            "ratio": ratio,
+            "reached": round(plan.ratio_reached, 4),
+            "layers": pruned.layers,
+            "dropped": " ".join(map(str, recipe.drop)),
+            "seconds": round(time.monotonic() - began, 1),
+            **loss(pruned, args),
+            **speed(model, pruned, args),
+        }
+        write(args.out, row)
+        print(row, flush=True)
+
+
+def loss(model: Model, args: argparse.Namespace) -> dict[str, object]:
+    data = args.data or numprune.held_out_text()
+    found = numprune.perplexity(
+        model,
+        data,
+        sequence_length=args.sequence_length,
+        **({"max_tokens": args.max_tokens} if args.max_tokens else {}),
+    )
+    return {"tokens": found.tokens, "loss": round(found.nll, 4), "standard_error": round(found.standard_error, 4)}
+
+
+def speed(dense: Model, pruned: Model, args: argparse.Namespace) -> dict[str, object]:
+    """How many times as fast as the dense model, at batch 1."""
+    found = numprune.compare_speed({"dense": dense, "pruned": pruned}, repetitions=args.repetitions)
+    values: dict[str, object] = {"device": str(dense.device), "threads": torch.get_num_threads()}
+    for name in ("decode", "prefill"):
+        middle, low, high = getattr(found.models[1], f"{name}_gain")
+        values |= {name: round(middle, 3), f"{name}_low": round(low, 3), f"{name}_high": round(high, 3)}
+    return values
+
+
+def rows(path: Path) -> list[dict[str, str]]:
+    """The rows that are there."""
+    if not path.is_file():
+        return []
+    with path.open(newline="", encoding="utf8") as file:
+        return list(csv.DictReader(file))
+
+
+def write(path: Path, row: dict[str, object]) -> None:
+    """Add a row; the file is whole at any time."""
+    partial = path.with_name(f".{path.name}.partial")
+    with partial.open("w", newline="", encoding="utf8") as file:
+        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows([*rows(path), row])
+    partial.replace(path)
+
+
+def page(path: Path) -> str:
+    """The tables of all models in a file."""
+    parts = [
+        "# Width, depth, and both",
+        "Written by `python benchmarks/depth.py` from [depth.csv](depth.csv). Excess loss in nats a token on held-out"
+        " text over the dense model, then how many times as fast it decodes and reads a prompt at batch 1, both models"
+        " timed in turn: median (lowest to highest).",
+    ]
+    found = rows(path)
+    for model in dict.fromkeys(row["model"] for row in found):
+        own = [row for row in found if row["model"] == model]
+        dense = next(row for row in own if row["way"] == "dense")
+        ratios = sorted({float(row["ratio"]) for row in own} - {0.0})
+        first = next(row for row in own if row["decode"])
+        parts.append(f"## {model}")
+        parts.append(
+            f"{dense['tokens']} tokens, loss of the dense model {dense['loss']} (standard error"
+            f" {dense['standard_error']}), {dense['layers']} layers, one calibration seed, {first['device']},"
+            f" {first['threads']} threads, float32."
+        )
+        lines = ["| | " + " | ".join(f"{ratio:.0%}" for ratio in ratios) + " |", "|---" * (len(ratios) + 1) + "|"]
+        for way in dict.fromkeys(row["way"] for row in own):
+            of_way = {float(row["ratio"]): row for row in own if row["way"] == way}
+            if way != "dense":
+                cells = [cell(of_way.get(ratio), dense) for ratio in ratios]
+                lines.append(f"| {way} | " + " | ".join(cells) + " |")
+        parts.append("\n".join(lines))
+    return "\n\n".join(parts) + "\n"
+
+
+def cell(row: dict[str, str] | None, dense: dict[str, str]) -> str:
+    if row is None:
+        return ""
+    lost = float(row["loss"]) - float(dense["loss"])
+    reached = "" if abs(float(row["reached"]) - float(row["ratio"])) < 0.005 else f" at {float(row['reached']):.0%}"
+    speeds = (f"{row[name]} ({row[f'{name}_low']} to {row[f'{name}_high']})" for name in ("decode", "prefill"))
+    return f"**{lost:.3f}**{reached}, {row['layers']} layers<br>decode {'<br>prompt '.join(speeds)}"
+
+
+if __name__ == "__main__":
+    main()
