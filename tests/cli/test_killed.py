@@ -83,7 +83,8 @@ def test_an_output_is_whole_or_not_there(forking, place, name):
         if ended.code != -how:
             assert left(place, out) == []
         elif left(place, out):
-            # Nobody could clear that away, as with SIGTERM while the page saves in a thread; it is never taken for a result, and the next run makes room.
+            # Nobody could clear that away, as with SIGTERM while the page saves; it is never taken for a result, and
+            # the next run makes room.
             [again] = forking.run(command(name, out), cwd=str(place))
             assert again.code == 0, again.err
             assert whole(place, name, out, again)
