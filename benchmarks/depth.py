@@ -22,8 +22,8 @@ from numprune.allocation.depth import depth_of
 
 WAYS = {
     "width": ("balanced", {}),
-    "layers by the loss, fitted": ("balanced", {"depth": "layers", "allocation": "none"}),
-    "modules by the loss, fitted": ("balanced", {"depth": "modules", "allocation": "none"}),
+    "layers by the loss and fitted": ("balanced", {"depth": "layers", "allocation": "none"}),
+    "modules by the loss and fitted": ("balanced", {"depth": "modules", "allocation": "none"}),
     "width and modules": ("balanced", {"depth": "modules"}),
     "width and layers": ("balanced", {"depth": "layers"}),
     "shortgpt": ("shortgpt", {}),
