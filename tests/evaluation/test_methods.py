@@ -170,7 +170,7 @@ def test_cells_written_before_a_column_existed_are_read(model, recipe, tmp_path)
     later = ["data", "extractor", "sfid", "inception_score", "precision", "recall", "peak_bytes"]
     rows = [line.rsplit(",", len(later)) for line in file.read_text().splitlines()]
     assert rows[0][1:] == later
-    file.write_text("\n".join(row[0] for row in rows))
+    file.write_text("".join(f"{row[0]}\n" for row in rows))
     assert [cell.nll for cell in read_cells(file)] == [cell.nll for cell in cells]
     assert read_cells(file)[0].data is None
 
