@@ -10,7 +10,7 @@ from numprune.errors import CancelEvent, InputError, Progress
 from numprune.models.model import Model
 from numprune.plan.keys import ModuleKey
 from numprune.plan.recipe import Recipe
-from numprune.scoring.depth import DEPTH_SCORERS, OF_LAYERS, DepthScores, score_depth
+from numprune.scoring.depth import OF_LAYERS, DepthScores, check_depth_scorer, score_depth
 from numprune.scoring.registry import MILLION, PRICED
 from numprune.scoring.table import ScoreTable
 
@@ -59,13 +59,7 @@ def check_depth(recipe: Recipe) -> None:
     """Raise InputError for a depth that its scorer, or the recipe's, cannot choose."""
     if recipe.depth == "none":
         return
-    if recipe.depth_scorer not in DEPTH_SCORERS:
-        raise InputError(f"depth_scorer '{recipe.depth_scorer}' is not known; use {', '.join(DEPTH_SCORERS)}.")
-    if recipe.depth_scorer in OF_LAYERS and recipe.depth != "layers":
-        raise InputError(
-            f"Scorer {recipe.depth_scorer} is of whole layers and tells nothing of {recipe.depth}; use depth layers, or"
-            " depth_scorer loss."
-        )
+    check_depth_scorer(recipe.depth_scorer, recipe.depth)
     if recipe.allocation != "none" and (recipe.scorer not in PRICED or recipe.depth_scorer in OF_LAYERS):
         raise InputError(
             f"Units by {recipe.scorer} and {recipe.depth} by {recipe.depth_scorer} are not compared: one of them is no"

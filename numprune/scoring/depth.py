@@ -102,12 +102,7 @@ def score_depth(
         Cancelled: `cancel` was set.
     """
     check_ratio(most)
-    if scorer not in DEPTH_SCORERS:
-        raise InputError(f"depth_scorer '{scorer}' is not known; use {', '.join(DEPTH_SCORERS)}.")
-    if whole not in DEPTHS[1:]:
-        raise InputError(f"depth is '{whole}'; use {' or '.join(DEPTHS[1:])}.")
-    if scorer in OF_LAYERS and whole != "layers":
-        raise InputError(f"Scorer {scorer} is of whole layers and tells nothing of {whole}; use depth layers, or loss.")
+    check_depth_scorer(scorer, whole)
     fingerprint = model.check_own(statistics=stats.fingerprint)
     groups = groups_of(model, whole)
     if len(groups) < 2:
@@ -122,6 +117,18 @@ def score_depth(
     run = LayerRun(model, rows, stats.influence, cancel)
     gone, loss, by_layer = DEPTH_SCORERS[scorer](run, groups, enough, progress=progress)
     return DepthScores(scorer, whole, fingerprint, tuple(gone), loss, by_layer, run.tokens)
+
+
+def check_depth_scorer(scorer: str, whole: str) -> None:
+    """Raise InputError unless a scorer is known and scores what is to go at once."""
+    if scorer not in DEPTH_SCORERS:
+        raise InputError(f"depth_scorer '{scorer}' is not known; use {', '.join(DEPTH_SCORERS)}.")
+    if whole not in DEPTHS[1:]:
+        raise InputError(f"depth is '{whole}'; use {' or '.join(DEPTHS[1:])}.")
+    if scorer in OF_LAYERS and whole != "layers":
+        raise InputError(
+            f"Scorer {scorer} is of whole layers and tells nothing of {whole}; use depth layers, or depth_scorer loss."
+        )
 
 
 def groups_of(model: Model, whole: str) -> list[Group]:
