@@ -12,18 +12,7 @@ from numprune.evaluation.engines.records import AtBatch, EngineComparison, Engin
 from numprune.ui import html, race
 from numprune.ui.chart_style import BLUE, INK, ORANGE, finish
 
-HEADER = (
-    "",
-    "Decode, tokens/s",
-    "Gain",
-    "Promised",
-    "Prefill, tokens/s",
-    "Gain",
-    "Promised",
-    "First token, ms",
-    "Peak memory, MB",
-    "KV cache, MB",
-)
+HEADER = (*race.SPEED_COLUMNS, "KV cache, MB")
 
 
 def engine_table(found: EngineComparison) -> str:

@@ -97,20 +97,23 @@ def _sentence(first: Timed, timed: Timed, promised: float) -> str:
     return f"{said}; its sizes promise {promised:.2f}x."
 
 
+SPEED_COLUMNS = (
+    "",
+    "Decode, tokens/s",
+    "Gain",
+    "Promised",
+    "Prefill, tokens/s",
+    "Gain",
+    "Promised",
+    "First token, ms",
+    "Peak memory, MB",
+)
+"""What every table of speeds begins with."""
+
+
 def figures(comparisons: Sequence[SpeedComparison]) -> str:
     """The table of all figures, a row for every model and batch."""
-    header = [
-        "",
-        "Decode, tokens/s",
-        "Gain",
-        "Promised",
-        "Prefill, tokens/s",
-        "Gain",
-        "Promised",
-        "First token, ms",
-        "Peak memory, MB",
-        "Weights and cache, MB",
-    ]
+    header = [*SPEED_COLUMNS, "Weights and cache, MB"]
     rows = [
         (
             f"{timed.name}, batch {timed.speed.batch}",
