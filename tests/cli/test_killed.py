@@ -69,11 +69,12 @@ def test_an_output_is_whole_or_not_there(forking, place, name):
     [straight] = forking.run(command(name, f"{name}-straight"), cwd=str(place))
     assert straight.code == 0, straight.err
     assert whole(place, name, f"{name}-straight", straight)
-    hit = 0
+    hit, seconds = 0, straight.seconds
     for number, how in enumerate(how for how, moments in MOMENTS.items() for _ in range(moments)):
         out = f"{name}-{number}"
-        after = straight.seconds * chance.uniform(0.1, 1.0)
-        [ended] = forking.run(command(name, out), cwd=str(place), kill=how, after=after)
+        [ended] = forking.run(command(name, out), cwd=str(place), kill=how, after=seconds * chance.uniform(0.1, 1.0))
+        # The first run may have been slower than the others, so that every moment would lie behind their ends.
+        seconds = min(seconds, ended.seconds) if ended.code == 0 else seconds
         # Before the command itself begins, and behind its end, Python ends as it does.
         assert ended.code in (0, CODES[how], -how), ended.err
         assert whole(place, name, out, ended) or ended.code != 0
