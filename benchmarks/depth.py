@@ -3,8 +3,9 @@
     python benchmarks/depth.py tiny-stories --out benchmarks/depth.csv --page benchmarks/depth.md
     python benchmarks/depth.py FOLDER --calibration a.txt,b.txt --data c.txt --out ...
 
-Every row is in the CSV as soon as it is measured, so that the same command goes on where it was stopped. The pruned
-model and the dense one are timed in turn, so nothing else should run meanwhile.
+Every row is in the CSV as soon as it is measured, so that the same command goes on where it was stopped. First come the
+losses, and the pruned models are kept in --models; then, on an idle machine, the speeds, all models of a ratio and the
+dense one in turn (--only losses or --only speeds does one of both).
 """
 
 from __future__ import annotations
@@ -44,30 +45,34 @@ def main() -> None:
     parser.add_argument("--calibration", default="self")
     parser.add_argument("--samples", type=int, default=128)
     parser.add_argument("--sequence-length", type=int, default=256)
-    parser.add_argument("--data", default=None, help="held-out text; the embedded stories by default")
-    parser.add_argument("--max-tokens", type=int, default=None)
+    parser.add_argument("--data", default=None, help="held-out texts, separated by commas; embedded stories by default")
+    parser.add_argument("--max-tokens", type=int, default=None, help="of each text")
     parser.add_argument("--repetitions", type=int, default=5)
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--models", type=Path, required=True, help="folder for the pruned models")
+    parser.add_argument("--only", choices=("losses", "speeds"))
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--page", type=Path, default=None, help="a page of all rows of the CSV")
     args = parser.parse_args()
-    measure(args)
+    model = numprune.load(args.model, device=args.device, dtype="float32")
+    if args.only != "speeds":
+        measure_losses(model, args)
+    if args.only != "losses":
+        measure_speeds(model, args)
     if args.page is not None:
         args.page.write_text(page(args.out), encoding="utf8")
 
 
-def measure(args: argparse.Namespace) -> None:
-    """Measure the rows that are missing."""
-    model = numprune.load(args.model, device=args.device, dtype="float32")
+def measure_losses(model: Model, args: argparse.Namespace) -> None:
+    """Prune and measure the rows that are missing."""
     name = Path(args.model).name
     done = {(row["model"], row["way"], float(row["ratio"])) for row in rows(args.out)}
     ratios = [float(ratio) for ratio in args.ratios.split(",")]
-    missing = [(way, ratio) for way in args.ways.split(",") for ratio in ratios if (name, way, ratio) not in done]
-    dense = (name, "dense", 0.0) not in done
-    if not (missing or dense):
+    missing = [(way, ratio) for ratio in ratios for way in args.ways.split(",") if (name, way, ratio) not in done]
+    if (name, "dense", 0.0) not in done:
+        add(args.out, {"model": name, "way": "dense", "ratio": 0.0, "layers": model.layers, **loss(model, args)})
+    if not missing:
         return
-    if dense:
-        write(args.out, {"model": name, "way": "dense", "ratio": 0.0, "layers": model.layers, **loss(model, args)})
     stats = numprune.calibrate(model, args.calibration, samples=args.samples, sequence_length=args.sequence_length)
     kept: dict[str, object] = {}
 
@@ -87,6 +92,7 @@ def measure(args: argparse.Namespace) -> None:
             recipe = numprune.choose_depth(scores, depth, recipe)
         plan = numprune.allocate(scores, recipe)
         pruned = numprune.prune(model, plan, stats)
+        pruned.save(folder(args, way, ratio))
         row = {
             "model": name,
             "way": way,
@@ -96,31 +102,44 @@ def measure(args: argparse.Namespace) -> None:
             "dropped": " ".join(map(str, recipe.drop)),
             "seconds": round(time.monotonic() - began, 1),
             **loss(pruned, args),
-            **speed(model, pruned, args),
         }
-        write(args.out, row)
+        add(args.out, row)
         print(row, flush=True)
 
 
+def measure_speeds(model: Model, args: argparse.Namespace) -> None:
+    """How many times as fast the pruned models are as the dense one, at batch 1, where that is not known yet."""
+    name = Path(args.model).name
+    found = rows(args.out)
+    untimed = [row for row in found if row["model"] == name and row["way"] != "dense" and not row["decode"]]
+    for ratio in dict.fromkeys(row["ratio"] for row in untimed):
+        own = [row for row in untimed if row["ratio"] == ratio]
+        pruned = {row["way"]: numprune.load(folder(args, row["way"], float(ratio)), dtype="float32") for row in own}
+        timed = numprune.compare_speed({"dense": model, **pruned}, repetitions=args.repetitions).models[1:]
+        for row, speed in zip(own, timed, strict=True):
+            row |= {"device": str(model.device), "threads": torch.get_num_threads()}
+            for what in ("decode", "prefill"):
+                middle, low, high = getattr(speed, f"{what}_gain")
+                row |= {what: round(middle, 3), f"{what}_low": round(low, 3), f"{what}_high": round(high, 3)}
+        write(args.out, found)
+
+
+def folder(args: argparse.Namespace, way: str, ratio: float) -> Path:
+    """Where a pruned model is kept."""
+    return args.models / f"{Path(args.model).name} {way} {ratio:g}".replace(" ", "-")
+
+
 def loss(model: Model, args: argparse.Namespace) -> dict[str, object]:
-    data = args.data or numprune.held_out_text()
-    found = numprune.perplexity(
-        model,
-        data,
-        sequence_length=args.sequence_length,
-        **({"max_tokens": args.max_tokens} if args.max_tokens else {}),
-    )
-    return {"tokens": found.tokens, "loss": round(found.nll, 4), "standard_error": round(found.standard_error, 4)}
-
-
-def speed(dense: Model, pruned: Model, args: argparse.Namespace) -> dict[str, object]:
-    """How many times as fast as the dense model, at batch 1."""
-    found = numprune.compare_speed({"dense": dense, "pruned": pruned}, repetitions=args.repetitions)
-    values: dict[str, object] = {"device": str(dense.device), "threads": torch.get_num_threads()}
-    for name in ("decode", "prefill"):
-        middle, low, high = getattr(found.models[1], f"{name}_gain")
-        values |= {name: round(middle, 3), f"{name}_low": round(low, 3), f"{name}_high": round(high, 3)}
-    return values
+    """Mean over the texts."""
+    texts = args.data.split(",") if args.data else [numprune.held_out_text()]
+    most = {"max_tokens": args.max_tokens} if args.max_tokens else {}
+    found = [numprune.perplexity(model, text, sequence_length=args.sequence_length, **most) for text in texts]
+    error = sum(each.standard_error**2 for each in found) ** 0.5 / len(found)
+    return {
+        "tokens": sum(each.tokens for each in found),
+        "loss": round(sum(each.nll for each in found) / len(found), 4),
+        "standard_error": round(error, 4),
+    }
 
 
 def rows(path: Path) -> list[dict[str, str]]:
@@ -131,13 +150,18 @@ def rows(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def write(path: Path, row: dict[str, object]) -> None:
-    """Add a row; the file is whole at any time."""
+def add(path: Path, row: dict[str, object]) -> None:
+    """Add a row."""
+    write(path, [*rows(path), row])
+
+
+def write(path: Path, table: list[dict[str, object]]) -> None:
+    """Write all rows; the file is whole at any time."""
     partial = path.with_name(f".{path.name}.partial")
     with partial.open("w", newline="", encoding="utf8") as file:
         writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
         writer.writeheader()
-        writer.writerows([*rows(path), row])
+        writer.writerows(table)
     partial.replace(path)
 
 

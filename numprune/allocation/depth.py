@@ -95,7 +95,7 @@ def choose_depth(scores: ScoreTable, depth: DepthScores, recipe: Recipe) -> Reci
     locked = recipe.ratios.keys() | recipe.keep.keys() | recipe.prune.keys()
     plain = recipe.replace(drop=())
     sizes = {key: len(module.units) * module.cost for key, module in scores.modules.items()}
-    steps = _unlocked(depth, locked, sizes)
+    steps = unlocked(depth, locked, sizes)
     budget = recipe.ratio * scores.prunable_parameters
     if whole_only:
         best = min(steps, key=lambda step: abs(sum(sizes[key] for key in steps[step]) - budget))
@@ -108,7 +108,7 @@ def choose_depth(scores: ScoreTable, depth: DepthScores, recipe: Recipe) -> Reci
     return plain.replace(drop=steps[min(losses, key=losses.__getitem__)])
 
 
-def _unlocked(
+def unlocked(
     depth: DepthScores, locked: set[ModuleKey], sizes: Mapping[ModuleKey, int]
 ) -> dict[int, tuple[ModuleKey, ...]]:
     """What goes after each step without what is locked; a step that adds nothing to an earlier one is left out."""

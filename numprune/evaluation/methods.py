@@ -13,12 +13,14 @@ import torch
 
 from numprune.allocation.depth import choose_depth, depth_of
 from numprune.allocation.search import sensitivity, suggest, uses_curves
+from numprune.allocation.speedup import choose_speedup
 from numprune.allocation.threshold import allocate
 from numprune.calibration.run import calibrate_by_recipe, within_length
 from numprune.calibration.statistics import CalibrationStats
 from numprune.errors import CancelEvent, InputError, Progress, UnsupportedArchitecture, check_cancelled
 from numprune.evaluation import memory
 from numprune.evaluation.cells import DENSE, Cell
+from numprune.evaluation.latency import depth_for, latency_of
 from numprune.evaluation.measurement import Bench, check_measurable, measured_cell, run_of
 from numprune.models.model import Model
 from numprune.plan.presets import METHODS, preset
@@ -48,7 +50,7 @@ def compare_methods(
 
     Args:
         methods: names in `numprune.plan.presets.METHODS`.
-        ratios: shares of the prunable parameters to remove, in (0, 1).
+        ratios: shares of the prunable parameters to remove, in (0, 1); for `fast`, of the decode time.
         bench: what to measure on; of several, every pruned model gives a cell for each.
         recipe: calibration, damping and rounding for all; its ratio and what a method decides are not used.
         seeds: of the calibration.
@@ -155,6 +157,11 @@ class Pruned:
     peak_bytes: int | None
 
 
+def _for_share(ratio: float) -> float:
+    """How many times as fast decoding is without this share of its time."""
+    return 1 / (1 - ratio)
+
+
 class Shared:
     """Scores, curves and ratios of one model and calibration, which several methods and ratios have in common.
 
@@ -208,7 +215,8 @@ def pruned_by(
     most: float | None = None,
     cancel: CancelEvent | None = None,
 ) -> Pruned:
-    """The model pruned by a named method with the ratio, locks and rounding of a recipe.
+    """The model pruned by a named method with the ratio, locks and rounding of a recipe. `fast` removes the ratio of
+    the decode time on this device, the others of the parameters.
 
     Args:
         shared: what earlier calls for the model computed.
@@ -218,6 +226,8 @@ def pruned_by(
     shared.begin()
     chosen = preset(method)
     recipe = chosen.applied(recipe)
+    if recipe.speedup is not None:
+        recipe = recipe.for_speedup(_for_share(recipe.ratio))
     if recipe.removal == "slicegpt":
         sliced = slice_by_recipe(model, stats, recipe, cancel=cancel)
         return Pruned(sliced, sliced.report.ratio_reached, time.monotonic() - began, shared.end())
@@ -235,7 +245,16 @@ def pruned_by(
             "ratios", plain.to_json(), lambda: suggest(model, stats, scores, plain, curves=curves, cancel=cancel)
         )
         recipe = suggested.replace(healing=recipe.healing)
-    if recipe.depth != "none":
+    if recipe.speedup is not None:
+        latency = shared.get("latency", "model", lambda: latency_of(model, cancel=cancel))
+        highest = None if most is None else _for_share(most)
+        depth = shared.get(
+            "depth",
+            "decode time",
+            lambda: depth_for(model, stats, latency, recipe, most=highest, cancel=cancel),
+        )
+        recipe = choose_speedup(scores, depth, latency, recipe)
+    elif recipe.depth != "none":
         # One order for all ratios that are compared.
         of = f"{recipe.depth} by {recipe.depth_scorer}"
         depth = shared.get("depth", of, lambda: depth_of(model, stats, recipe, most=most, cancel=cancel))

@@ -118,6 +118,7 @@ def measure_in_turn(
     new_tokens: int,
     batch: int,
     repetitions: int,
+    memory: bool = True,
     progress: Progress | None = None,
     cancel: CancelEvent | None = None,
 ) -> list[Record]:
@@ -126,7 +127,8 @@ def measure_in_turn(
 
     Args:
         prompt: token ids that every sequence of the batch begins with.
-        repetitions: timed runs of each model; up to three more of each measure the memory.
+        repetitions: timed runs of each model.
+        memory: whether up to three more of each measure the memory.
 
     Raises:
         InputError: the lengths do not fit a model.
@@ -143,7 +145,7 @@ def measure_in_turn(
     prompts = [torch.tensor([list(prompt)] * batch, device=model.device) for model in models]
     records = [Record() for _ in models]
     # Memory has repetitions of its own: measuring it would disturb the times.
-    weighed = min(repetitions, 3)
+    weighed = min(repetitions, 3) if memory else 0
     work = [(each, done) for done in range(1 + repetitions + weighed) for each in range(len(models))]
     work = [(each, done) for each, done in work if done <= repetitions or measurable(models[each].device)]
     for finished, (each, done) in enumerate(work, 1):

@@ -24,13 +24,21 @@ class Preset:
     suggests: bool
 
     def applied(self, recipe: Recipe) -> Recipe:
-        """The recipe with the settings of the preset; ratio, locks, forced units and what goes as a whole by hand
-        stay."""
+        """The recipe with the settings of the preset; ratio, locks, forced units, what goes as a whole by hand and the
+        speed-up of a preset for one stay."""
         by_hand = recipe.depth == self.settings["depth"] == "none"
-        return recipe.replace(**self.settings, drop=recipe.drop if by_hand else ())
+        settings = dict(self.settings)
+        if settings["speedup"] is not None and recipe.speedup is not None:
+            settings["speedup"] = recipe.speedup
+        return recipe.replace(**settings, drop=recipe.drop if by_hand else ())
+
+    @property
+    def chooses(self) -> bool:
+        """Whether the ratios of its recipes are chosen, by the loss or for a speed-up."""
+        return self.suggests or self.settings["speedup"] is not None
 
 
-_UNITS = {"removal": "units", "swaps": 0, "depth": "none", "depth_scorer": "loss"}
+_UNITS = {"removal": "units", "swaps": 0, "speedup": None, "depth": "none", "depth_scorer": "loss"}
 _PAPER = {**_UNITS, "scorer": "newton", "allocation": "global", "compensation": "paper", "healing": 0}
 _PRICED = {**_PAPER, "scorer": "fisher", "compensation": "network"}
 
@@ -39,6 +47,11 @@ PRESETS: dict[str, Preset] = {
     "balanced": Preset("units priced by the loss, modules fitted one after the other", _PRICED, False),
     "best": Preset("ratios from the model's own loss as well; nothing is trained", _PRICED, True),
     "healed": Preset("the same, and 128 steps of training", {**_PRICED, "healing": 128}, True),
+    "fast": Preset(
+        "a budget of decode time on this device: units and whole modules by what they save of it",
+        {**_PRICED, "speedup": 1.5, "depth": "modules"},
+        False,
+    ),
 }
 DEFAULT_PRESET = "balanced"
 """Of `numprune prune` without recipe or preset, and of the page. `Recipe()` itself is the paper's method."""
@@ -102,6 +115,6 @@ def method_of(recipe: Recipe) -> str | None:
     # What is set for single modules belongs to no method, and some methods refuse it.
     bare = recipe.replace(ratios={}, keep={}, prune={}, drop=())
     fitting = (
-        name for name, method in METHODS.items() if method.suggests == recipe.suggested and method.applied(bare) == bare
+        name for name, method in METHODS.items() if method.chooses == recipe.suggested and method.applied(bare) == bare
     )
     return next(fitting, None)

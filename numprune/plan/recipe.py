@@ -68,7 +68,10 @@ class Recipe:
             "none", no unit by its score, only what is dropped, forced to go or set by hand.
         ratio: share of the prunable parameters to remove, in [0, 1).
         ratios: share of units to remove, for modules that are set by hand; the others share the rest of the budget.
-        suggested: whether the ratios are `numprune.suggest`'s, and none was set by hand since.
+        suggested: whether the ratios are `numprune.suggest`'s or `numprune.choose_speedup`'s, and none was set by hand
+            since.
+        speedup: how many times as fast decoding is to be; `ratio`, `ratios` and `drop` are then chosen for it
+            (`numprune.with_speedup`). None, the default, spends a budget of parameters.
         depth: what was chosen to go as a whole by its own score (`numprune.choose_depth`): "modules", attentions and
             MLPs; "layers", both of a layer; or "none", the default.
         depth_scorer: what that choice goes by, a name in `numprune.DEPTH_SCORERS`.
@@ -98,6 +101,7 @@ class Recipe:
     ratio: float = 0.3
     ratios: dict[ModuleKey, float] = field(default_factory=dict)
     suggested: bool = False
+    speedup: float | None = None
     depth: str = "none"
     depth_scorer: str = "loss"
     drop: tuple[ModuleKey, ...] = ()
@@ -151,6 +155,10 @@ class Recipe:
                 f"Method {self.removal} removes no units; leave out ratios, drop, depth, keep, prune, swaps and"
                 " healing, or use method units."
             )
+        if self.speedup is not None:
+            object.__setattr__(self, "speedup", _speedup(self.speedup))
+            if self.removal != "units":
+                raise InputError(f"Method {self.removal} removes no units and reaches no speed-up; leave speedup out.")
         if self.swaps < 0:
             raise InputError(f"swaps is {self.swaps}; give 0 or a number of units such as 8.")
         if self.healing < 0:
@@ -165,8 +173,23 @@ class Recipe:
         return replace(self, **changes)
 
     def at(self, ratio: float) -> Recipe:
-        """The same at another ratio, for which what goes as a whole is to be chosen anew."""
+        """The same at another ratio, for which what goes as a whole is to be chosen anew; without a speed-up, and what
+        was chosen for that, since a ratio is a budget of parameters."""
+        if self.speedup is not None:
+            return self.without_speedup().at(ratio)
         return self.replace(ratio=ratio, drop=self.drop if self.depth == "none" else ())
+
+    def without_speedup(self) -> Recipe:
+        """The same without a speed-up and what was chosen for it."""
+        if self.speedup is None or not self.suggested:
+            return self.replace(speedup=None)
+        chosen = {"depth": "none", "drop": ()} if self.depth != "none" else {}
+        return self.replace(speedup=None, ratios={}, suggested=False, **chosen)
+
+    def for_speedup(self, speedup: float) -> Recipe:
+        """The same with a speed-up that nothing is chosen for yet."""
+        whole = {"depth": self.depth, "drop": () if self.depth != "none" else self.drop}
+        return self.without_speedup().replace(speedup=speedup, **whole)
 
     def round_to(self, key: ModuleKey) -> int:
         """The multiple that kept counts of a module are rounded to."""
@@ -203,7 +226,8 @@ class Recipe:
             plain[name] = {str(key): _plain(value) for key, value in sorted(getattr(self, name).items())}
         # Versions before these entries do not know them.
         plain["drop"] = [str(key) for key in self.drop]
-        for name, default in (("suggested", False), ("depth", "none"), ("depth_scorer", "loss"), ("drop", [])):
+        defaults = {"suggested": False, "speedup": None, "depth": "none", "depth_scorer": "loss", "drop": []}
+        for name, default in defaults.items():
             if plain[name] == default:
                 del plain[name]
         if self.calibration.text_column is None:
@@ -258,6 +282,7 @@ _TYPES: dict[str, tuple[type, ...]] = {
     "str | None": (str, type(None)),
     "int": (int,),
     "float": (int, float),
+    "float | None": (int, float, type(None)),
     "bool": (bool,),
     "tuple[ModuleKey, ...]": (list,),
 }
@@ -265,6 +290,17 @@ _TYPES: dict[str, tuple[type, ...]] = {
 
 _IN_FILES = {"removal": "method"}
 """Attributes that files call otherwise."""
+
+
+def _speedup(given: Any) -> float:
+    """A speed-up as a plain number; raises InputError unless it is finite and above 1."""
+    try:
+        value = _number(given)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"speedup is {given!r}; give a number above 1 such as 1.5.") from error
+    if not (math.isfinite(value) and value > 1):
+        raise InputError(f"speedup is {given}; give a number above 1 such as 1.5.")
+    return value
 
 
 def _check_keys(values: dict[str, Any], cls: type, where: str) -> None:

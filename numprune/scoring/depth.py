@@ -8,7 +8,7 @@ own loss rises by, taken one after the other.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence, Set
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -84,6 +84,7 @@ def score_depth(
     scorer: str = "loss",
     whole: str = "modules",
     most: float = 0.5,
+    savings: Mapping[ModuleKey, float] | None = None,
     progress: Progress | None = None,
     cancel: CancelEvent | None = None,
 ) -> DepthScores:
@@ -93,7 +94,9 @@ def score_depth(
         stats: of this model; its token ids are run again.
         scorer: a name in `DEPTH_SCORERS`.
         whole: "modules", single attentions and MLPs; or "layers".
-        most: stop when this share of the prunable parameters is gone, in [0, 1).
+        most: stop when this share of the prunable parameters, or of `savings`, is gone, in [0, 1).
+        savings: what every module saves when it goes, such as seconds; scorer `loss` then takes what costs least for
+            what it saves, and by default what costs least.
 
     Raises:
         InputError: an unknown scorer, one of layers for modules, a ratio out of range, a model whose layers cannot go,
@@ -108,13 +111,14 @@ def score_depth(
     if len(groups) < 2:
         raise InputError(f"{model.name} has fewer than two {whole} that can go; use depth none.")
     rows = stats.token_rows("score modules on").long()
-    prunable = model.prunable_parameters
-    sizes = {block.key: block.units * block.cost for block in model.blocks}
+    weights = savings or {block.key: block.units * block.cost for block in model.blocks}
+    due = most * sum(weights.values())
 
     def enough(gone: Group) -> bool:
-        return sum(sizes[key] for key in gone) >= most * prunable
+        return sum(weights[key] for key in gone) >= due
 
     run = LayerRun(model, rows, stats.influence, cancel)
+    run.savings = savings
     gone, loss, by_layer = DEPTH_SCORERS[scorer](run, groups, enough, progress=progress)
     return DepthScores(scorer, whole, fingerprint, tuple(gone), loss, by_layer, run.tokens)
 
@@ -147,6 +151,7 @@ class LayerRun:
     Attributes:
         tokens: of the text.
         influence: block influence of every layer, from its calibration.
+        savings: what every module saves when it goes; None where all are to count the same.
     """
 
     def __init__(
@@ -159,6 +164,7 @@ class LayerRun:
         self.layers = list(model.adapter.layers(own))
         self.blocks = {block.key: block for block in model.adapter.blocks(own)}
         self.gone: frozenset[ModuleKey] = frozenset()
+        self.savings: Mapping[ModuleKey, float] | None = None
         for key, block in self.blocks.items():
             block.last.register_forward_hook(self._silence(key))
 
@@ -235,10 +241,10 @@ class LayerRun:
 def by_loss(
     run: LayerRun, groups: Sequence[Group], enough: Callable[[Group], bool], *, progress: Progress | None
 ) -> tuple[list[Group], np.ndarray, None]:
-    """Greedily, the group next without which the loss is least.
+    """Greedily, the group next that adds least to the loss, or least for what it saves.
 
-    The loss without a group is taken not to fall while others go, so that it is measured again only for those that may
-    be the least (lazy greedy, Minoux 1978).
+    What a group adds is taken not to fall while others go, so that it is measured again only for those that may be the
+    least (lazy greedy, Minoux 1978).
     """
     run.on(TOKENS)
 
@@ -247,29 +253,31 @@ def by_loss(
             progress(done, total, "measuring the loss without each module")
 
     dense, *first = run.losses(set(), [(), *groups], tell).tolist()
-    known = dict(zip(groups, first, strict=True))
+    saved = {group: _saved(run, group) for group in groups}
+    adds = {group: loss - dense for group, loss in zip(groups, first, strict=True)}
     gone: set[ModuleKey] = set()
-    steps, losses = [()], [0.0]
-    while len(known) > 1 and not enough(steps[-1]):
-        best = _least(run, gone, known) if gone else min(known, key=known.__getitem__)
-        losses.append(known.pop(best) - dense)
+    steps, losses = [()], [dense]
+    while len(adds) > 1 and not enough(steps[-1]):
+        fresh = set() if gone else set(adds)
+        while (best := min(adds, key=lambda group: adds[group] / saved[group])) not in fresh:
+            stale = sorted(adds.keys() - fresh, key=lambda group: adds[group] / saved[group])[:TRIED_AGAIN]
+            found = run.losses(gone, stale) - losses[-1]
+            adds.update(zip(stale, found.tolist(), strict=True))
+            fresh |= set(stale)
+        losses.append(losses[-1] + adds.pop(best))
         gone |= set(best)
         steps.append(tuple(sorted(gone)))
         if progress is not None:
             progress(len(steps) - 1, len(groups), "choosing what goes next")
-    return steps, np.array(losses), None
+    return steps, np.array(losses) - dense, None
 
 
-def _least(run: LayerRun, gone: Set[ModuleKey], known: dict[Group, float]) -> Group:
-    """The group without which the loss is least; `known` learns what was measured."""
-    fresh: set[Group] = set()
-    while True:
-        best = min(known, key=known.__getitem__)
-        if best in fresh:
-            return best
-        stale = sorted((group for group in known if group not in fresh), key=known.__getitem__)[:TRIED_AGAIN]
-        known.update(zip(stale, run.losses(gone, stale).tolist(), strict=True))
-        fresh |= set(stale)
+def _saved(run: LayerRun, group: Group) -> float:
+    """What a group saves; something at least, since all of it is worth going when nothing is left."""
+    if run.savings is None:
+        return 1.0
+    least = 1e-6 * max(run.savings.values())
+    return max(sum(run.savings[key] for key in group), least, 1e-30)
 
 
 def by_influence(

@@ -14,7 +14,7 @@ from numprune.files import from_json
 from numprune.plan.presets import METHODS
 from numprune.plan.recipe import DEPTHS, Recipe
 from numprune.ui import engine
-from numprune.ui.edits import UNREADABLE, NeedsWork, Situation, adopted, applied, decisions, numbered
+from numprune.ui.edits import UNREADABLE, NeedsWork, Situation, adopted, applied, bare, decisions, numbered
 from numprune.ui.figures import sensitivity_curves
 from numprune.ui.given_numbers import number
 from numprune.ui.map_data import plan_data
@@ -179,23 +179,27 @@ def worked(shared: Shared, owner: str, message: Any, progress: Any, cancel: Any)
     suggests = kind == "suggest"
     values: dict[str, Any] = {}
     if kind == "suggest":
-        recipe = session.recipe
+        recipe = session.recipe.without_speedup()
     elif kind == "method" and edit.get("method") in METHODS:
         method = METHODS[edit["method"]]
-        recipe, suggests = method.applied(session.recipe.replace(ratios={}, suggested=False)), method.suggests
+        recipe, suggests = bare(session.recipe, method), method.suggests
         values = {name: value for name, value in decisions(recipe).items() if name != "ratio"}
         workbench.score_by(session, recipe.scorer, **steps)
     elif kind == "ratio":
         recipe = session.recipe.at(number(edit.get("ratio"), "The ratio"))
         values = {"ratio": recipe.ratio}
+    elif kind == "speedup":
+        recipe = session.recipe.for_speedup(number(edit.get("speedup"), "The speed-up"))
     elif kind == "settings" and edit.get("name") == "depth" and edit.get("value") in DEPTHS:
-        recipe = session.recipe.replace(depth=edit["value"], depth_scorer="loss", drop=())
+        recipe = session.recipe.without_speedup().replace(depth=edit["value"], depth_scorer="loss", drop=())
         values = {"depth": recipe.depth, "depth_scorer": recipe.depth_scorer}
     else:
         raise InputError(UNREADABLE)
     if suggests:
         values |= {"ratios": suggested(shared, owner, session, recipe, steps), "suggested": True}
-    if recipe.depth != "none" and not suggests:
+    if recipe.speedup is not None:
+        values = decisions(workbench.with_speedup(session, recipe, **steps))
+    elif recipe.depth != "none" and not suggests:
         values["drop"] = workbench.with_depth(session, recipe, **steps).drop
     workbench.change(owner, lambda now: now.changed("", **values))
 

@@ -13,7 +13,7 @@ from typing import Any
 from numprune.errors import InputError
 from numprune.plan.keys import KINDS, ModuleKey
 from numprune.plan.plan import PruningPlan
-from numprune.plan.presets import METHODS
+from numprune.plan.presets import METHODS, Preset
 from numprune.plan.recipe import DEPTHS, Recipe, check_ratio
 from numprune.scoring import ScoreTable
 from numprune.ui.given_numbers import number, whole
@@ -41,6 +41,7 @@ DECISIONS = (
     "ratio",
     "ratios",
     "suggested",
+    "speedup",
     "depth",
     "depth_scorer",
     "drop",
@@ -125,6 +126,9 @@ def applied(session: Session, edit: Any, situation: Situation) -> Session:
 @_edit("ratio")
 def _ratio(session: Session, edit: dict[str, Any], situation: Situation) -> Session:
     ratio = number(edit.get("ratio"), "The ratio")
+    if session.recipe.speedup is not None:
+        # A budget of parameters in the place of one of time.
+        return session.changed(_gesture(edit), **decisions(session.recipe.at(ratio)))
     if session.recipe.depth != "none" and ratio != session.recipe.ratio:
         check_ratio(ratio)
         raise NeedsWork("What goes as a whole is chosen anew at another ratio.")
@@ -147,7 +151,7 @@ def _cells(session: Session, edit: dict[str, Any], situation: Situation) -> Sess
         else:
             ratios.pop(key, None)
         back.add(key)
-    values: dict[str, Any] = {"ratios": ratios, "suggested": False}
+    values: dict[str, Any] = {"ratios": ratios, **BY_HAND}
     if back & set(session.recipe.drop):
         values |= {"depth": "none", "drop": [key for key in session.recipe.drop if key not in back]}
     return session.changed(_gesture(edit), **values)
@@ -165,7 +169,7 @@ def _lock(session: Session, edit: dict[str, Any], situation: Situation) -> Sessi
         ratios[key] = situation.plan().ratio(key)
     else:
         ratios.pop(key, None)
-    return session.changed("", ratios=ratios, suggested=False)
+    return session.changed("", ratios=ratios, **BY_HAND)
 
 
 @_edit("drop")
@@ -186,7 +190,7 @@ def _drop(session: Session, edit: dict[str, Any], situation: Situation) -> Sessi
         name: {key: value for key, value in getattr(recipe, name).items() if key not in gone}
         for name in ("ratios", "keep", "prune")
     }
-    return session.changed("", depth="none", drop=sorted(drop), suggested=False, **rest)
+    return session.changed("", depth="none", drop=sorted(drop), **BY_HAND, **rest)
 
 
 @_edit("force")
@@ -226,10 +230,19 @@ def _method(session: Session, edit: dict[str, Any], situation: Situation) -> Ses
     if name not in METHODS:
         raise InputError(UNREADABLE)
     method = METHODS[name]
-    recipe = method.applied(session.recipe.replace(ratios={}, suggested=False))
-    if method.suggests or recipe.depth != "none" or not situation.scored(recipe.scorer):
+    recipe = bare(session.recipe, method)
+    if method.chooses or recipe.depth != "none" or not situation.scored(recipe.scorer):
         raise NeedsWork(f"{name} takes longer.")
     return session.changed("", **decisions(recipe))
+
+
+@_edit("speedup")
+def _speedup(session: Session, edit: dict[str, Any], situation: Situation) -> Session:
+    """How many times as fast decoding is to be."""
+    wanted = session.recipe.for_speedup(number(edit.get("speedup"), "The speed-up"))
+    if wanted.speedup == session.recipe.speedup and session.recipe.suggested:
+        return session
+    raise NeedsWork("What goes for a speed-up is chosen by decode times.")
 
 
 @_edit("suggest")
@@ -239,9 +252,11 @@ def _suggest(session: Session, edit: dict[str, Any], situation: Situation) -> Se
 
 @_edit("allocation")
 def _allocation(session: Session, edit: dict[str, Any], situation: Situation) -> Session:
-    return session.changed("", **allocation(_named(edit, "allocation"), situation.scores), suggested=False)
+    return session.changed("", **allocation(_named(edit, "allocation"), situation.scores), **BY_HAND)
 
 
+BY_HAND = {"suggested": False, "speedup": None}
+"""Of a recipe in which ratios were set by hand: they are nobody's suggestion, and reach no speed-up for sure."""
 WHOLE = {"none": (), "attention": ("attention",), "mlp": ("mlp",), "layer": KINDS}
 """What of a layer goes as a whole, and the modules that are."""
 NAMES = {"healing": "Healing steps", "round_channels": "The multiple of channels"}
@@ -257,6 +272,8 @@ def _settings(session: Session, edit: dict[str, Any], situation: Situation) -> S
     if name == "depth" and value in DEPTHS:
         if value != "none":
             raise NeedsWork("What goes as a whole has to be scored for this.")
+        if session.recipe.speedup is not None:
+            return session.changed("", **decisions(session.recipe.without_speedup()))
         return session.changed("", depth="none", drop=() if session.recipe.depth != "none" else session.recipe.drop)
     if name == "uniform" and isinstance(value, bool):
         return session.changed("", uniform=value)
@@ -265,6 +282,11 @@ def _settings(session: Session, edit: dict[str, Any], situation: Situation) -> S
     if name == "damping":
         return session.changed("", damping=number(value, "Damping"))
     raise InputError(UNREADABLE)
+
+
+def bare(recipe: Recipe, method: Preset) -> Recipe:
+    """A recipe by a method, without ratios that were set or chosen before."""
+    return method.applied(recipe.without_speedup().replace(ratios={}, suggested=False))
 
 
 def decisions(recipe: Recipe) -> dict[str, Any]:

@@ -36,6 +36,7 @@ class Rail:
 
     method: gr.Dropdown
     ratio: gr.Slider
+    speedup: gr.Number
     frontier: gr.HTML
     undo: gr.Button
     redo: gr.Button
@@ -48,7 +49,7 @@ class Rail:
     @property
     def controls(self) -> set[Any]:
         """What shows the recipe."""
-        return {self.method, self.ratio, *self.settings.values()}
+        return {self.method, self.ratio, self.speedup, *self.settings.values()}
 
 
 def build(shared: Shared) -> Rail:
@@ -61,6 +62,9 @@ def build(shared: Shared) -> Rail:
         buttons=[],
     )
     ratio = gr.Slider(0, 0.9, 0.3, step=0.01, label="Ratio", elem_id="np-ratio", buttons=[])
+    speedup = gr.Number(
+        None, minimum=1, step=0.1, label="Times as fast, decoding here", elem_id="np-speedup", visible=False
+    )
     frontier = gr.HTML(
         "",
         html_template="<div class='np-frontier'></div><div class='np-budget'></div>",
@@ -87,7 +91,7 @@ def build(shared: Shared) -> Rail:
         }
         suggest = gr.Button("Suggest ratios by the model's own loss", size="sm")
         name = gr.Textbox("", label="Name of the result", placeholder="30% balanced")
-    rail = Rail(method, ratio, frontier, undo, redo, reset, prune, name, suggest, settings)
+    rail = Rail(method, ratio, speedup, frontier, undo, redo, reset, prune, name, suggest, settings)
     shared.redraw("planned", rail.controls, lambda view: shown(rail, view))
     for moment in ("opened", "kept", "measured"):
         shared.redraw(moment, {frontier}, lambda view: {frontier: gr.HTML(points=points(view))})
@@ -105,6 +109,7 @@ def shown(rail: Rail, view: View) -> Updates:
     return {
         rail.method: gr.Dropdown([(each, each) for each in choices], value=method or BY_HAND),
         rail.ratio: recipe.ratio,
+        rail.speedup: gr.Number(recipe.speedup, visible=recipe.speedup is not None),
         rail.settings["allocation"]: allocation_of(recipe, view.loaded.scores),
         **{rail.settings[name]: getattr(recipe, name) for name in names},
     }
@@ -144,5 +149,7 @@ def _wire(rail: Rail) -> None:
     for name in ("damping", "healing"):
         for event in (rail.settings[name].submit, rail.settings[name].blur):
             sends(event, rail.settings[name], f"{{ kind: 'settings', name: '{name}', value }}")
+    for event in (rail.speedup.submit, rail.speedup.blur):
+        sends(event, rail.speedup, "{ kind: 'speedup', speedup: value }")
     for button, kind in ((rail.undo, "undo"), (rail.redo, "redo"), (rail.reset, "reset"), (rail.suggest, "suggest")):
         sends(button.click, None, f"{{ kind: '{kind}' }}")

@@ -130,7 +130,7 @@ def test_a_method_is_taken_over_at_once_or_asks_for_its_work(edit, scored, name)
     method = METHODS[name]
     change = {"kind": "method", "method": name}
     if (
-        method.suggests
+        method.chooses
         or method.settings["depth"] != "none"
         or not bench.scored(session, method.applied(session.recipe).scorer)
     ):

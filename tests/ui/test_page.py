@@ -144,10 +144,10 @@ def test_an_edit_of_a_page_that_was_forgotten_says_so(composed):
 @pytest.mark.parametrize("name", METHODS)
 def test_a_method_is_recognised_by_its_settings(name):
     method = METHODS[name]
-    recipe = method.applied(Recipe()).replace(suggested=method.suggests)
+    recipe = method.applied(Recipe()).replace(suggested=method.chooses)
     assert method_of(recipe.replace(ratio=0.6)) == name
     assert method_of(recipe.replace(damping=0.5)) == name
-    if method.settings["removal"] == "units" and not method.suggests:
+    if method.settings["removal"] == "units" and not method.chooses:
         assert method_of(recipe.replace(ratios={MLP: 0.3})) is None
 
 
