@@ -15,6 +15,7 @@ from numprune.cli import main
 from numprune.evaluation.images.judge import Judge, Panel
 from numprune.evaluation.images.references import reference_from_images
 from numprune.llamagen.model import JUDGE_FOLDER, build
+from numprune.plan.latency import Latency
 
 
 def pytest_collection_modifyitems(items):
@@ -101,3 +102,20 @@ def images_folder(tmp_path_factory):
     (target / JUDGE_FOLDER).mkdir()
     Panel(judge, reference_from_images(torch.rand(40, 3, side, side), blind), 0.75, 40).save(target / JUDGE_FOLDER)
     return target
+
+
+@pytest.fixture
+def clock(monkeypatch, tmp_path):
+    """Decode times in the place of measured ones: half of a token's are the modules', most of it for being there."""
+    from numprune.evaluation import latency
+
+    def table(model, **_):
+        modules = {block.key: block.units * block.cost for block in model.blocks}
+        widths = {}
+        for kind in ("attention", "mlp"):
+            size = next(size for key, size in modules.items() if key.kind == kind)
+            widths[kind] = ((0.0, 0.0), (1.0, 4e-4), (float(size), 6e-4))
+        return Latency(len(modules) * 1.2e-3, modules, widths, 1, 64, 5, "cpu", "float32", 2)
+
+    monkeypatch.setenv("NUMPRUNE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(latency, "measure_latency", table)

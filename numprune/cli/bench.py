@@ -8,7 +8,7 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
-from numprune.cli import bench_engines
+from numprune.cli import bench_engines, bench_latency
 from numprune.cli.console import Console
 from numprune.cli.options import Commands, add_command, add_device, given, quiet_libraries
 from numprune.errors import InputError
@@ -17,15 +17,18 @@ from numprune.files import to_json, write_text
 if TYPE_CHECKING:
     from numprune.evaluation.benchmark import Benchmark
 
-BENCHMARKS = ("score", "eliminate", "calibrate", "prune", "speed", "images", "dashboard", "scale", "engines")
+BENCHMARKS = ("score", "eliminate", "calibrate", "prune", "speed", "images", "dashboard", "scale", "engines", "latency")
 
 EXAMPLE = """\
   numprune bench score --sizes 4096 --json
 
   numprune bench engines tiny-stories smaller --engines transformers,llama.cpp --out engines.json
 
+  numprune bench latency tiny-stories
+
   The first prints the closed form of the score against the paper's 50-step loop and against a bare Cholesky
-  factorisation. The second times both models in turn in each engine; the page opens its file in the tab Speed."""
+  factorisation. The second times both models in turn in each engine; the page opens its file in the tab Speed.
+  The last times decoding by the width of modules, and keeps the table for `prune --speedup`."""
 
 
 def add(commands: Commands) -> None:
@@ -39,7 +42,7 @@ def add(commands: Commands) -> None:
         "which",
         nargs="?",
         choices=BENCHMARKS,
-        help="one of the benchmarks (default: all but dashboard, scale and engines)",
+        help="one of the benchmarks (default: all but dashboard, scale, engines and latency)",
     )
     bench_engines.add_options(parser)
     add_device(parser)
@@ -79,6 +82,9 @@ def run(args: argparse.Namespace, console: Console) -> None:
             raise InputError(f"{name} is {value}; give at least 1.")
     if args.which == "engines":
         bench_engines.run(args, console)
+        return
+    if args.which == "latency":
+        bench_latency.run(args, console)
         return
     if args.models:
         raise InputError(f"bench {args.which} takes no model, and was given {args.models[0]}; leave it out.")

@@ -21,8 +21,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "models",
         nargs="*",
         metavar="MODEL",
-        help="for engines: the dense model and the pruned one, before all options (embedded name, hub id, folder,"
-        " export or GGUF file)",
+        help="for engines: the dense model and the pruned one, for latency: one; before all options (embedded name, hub"
+        " id, folder, export or GGUF file)",
     )
     group = parser.add_argument_group("engines")
     group.add_argument(

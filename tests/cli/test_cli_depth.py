@@ -105,3 +105,55 @@ def test_flags_go_before_what_a_recipe_chose(tmp_path):
     by_hand = asked("--drop", "3.mlp")
     assert (by_hand.depth, [str(key) for key in by_hand.drop]) == ("none", ["3.mlp"])
     assert asked("--drop", "").drop == ()
+
+
+def test_a_speedup_is_chosen_measured_and_repeated_by_its_recipe(prune, run, tmp_path, clock):
+    out, code, err = prune("--speedup", "1.25")
+    assert code == 0, err
+    model = numprune.load(str(out), device="cpu")
+    assert "times as fast" in " ".join(model.report.notes)
+    assert "1.25 asked for" in " ".join(model.report.notes)
+    recipe = model.recipe
+    assert (recipe.speedup, recipe.suggested) == (1.25, True)
+    assert numprune.preset("fast").applied(recipe).drop == ()
+    assert model.report.ratio_reached == pytest.approx(recipe.ratio)
+    assert run("prune", "--recipe", out / "recipe.json", "--out", tmp_path / "again")[0] == 0
+    first, second = ((tmp_path / name / "model.safetensors").read_bytes() for name in ("out", "again"))
+    assert first == second
+    # A ratio is another budget.
+    code, _, err = run("prune", "--recipe", out / "recipe.json", "--ratio", "0.1", "--out", tmp_path / "ratio")
+    assert code == 0, err
+    other = numprune.load(str(tmp_path / "ratio"), device="cpu")
+    assert (other.recipe.speedup, other.recipe.drop) == (None, ())
+    assert other.report.ratio_reached == pytest.approx(0.1, abs=0.01)
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        (("--speedup", "1.2", "--ratio", "0.3"), "one of time"),
+        (("--preset", "fast", "--ratio", "0.3"), "one of time"),
+        (("--speedup", "1.2", "--suggest"), "budget of parameters"),
+        (("--speedup", "0.9"), "above 1"),
+        (("--speedup", "nan"), "above 1"),
+        (("--speedup", "50"), "at most"),
+        (("--speedup", "1.2", "--preset", "flap"), "prices in nats"),
+        (("--speedup", "1.2", "--preset", "slicegpt"), "no speed-up"),
+        (("--speedup", "1.2", "--uniform"), "leave uniform out"),
+        (("--speedup", "1.2", "--depth", "layers", "--depth-scorer", "influence"), "depth_scorer loss"),
+    ],
+)
+def test_a_speedup_that_cannot_be_is_refused_in_a_sentence(prune, clock, flags, says):
+    out, code, err = prune(*flags)
+    assert code == 2
+    assert says in err
+    assert not out.exists()
+
+
+def test_bench_latency_measures_and_keeps(run, clock, tmp_path):
+    code, out, err = run("bench", "latency", MODEL, "--out", tmp_path / "table.json")
+    assert code == 0, err
+    assert "ms a token" in out
+    assert json.loads((tmp_path / "table.json").read_text())["batch"] == 1
+    assert len(list((tmp_path / "cache").glob("latency-*.json"))) == 1
+    assert run("bench", "latency")[0] == 2

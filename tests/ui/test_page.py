@@ -17,8 +17,10 @@ from numprune.plan.presets import METHODS, method_of
 from numprune.plan.recipe import Recipe
 from numprune.ui import app, html
 from numprune.ui.app import build
+from numprune.ui.channel import situation as judged_by
 from numprune.ui.channel import worked
 from numprune.ui.dock.unit import how_forced, unit_card, unit_picture
+from numprune.ui.edits import NeedsWork, applied
 from numprune.ui.model_form import PASTED, UPLOADED, source_of, whole
 from numprune.ui.numbers import errors
 from numprune.ui.session import Unit
@@ -121,6 +123,33 @@ def test_suggested_ratios_are_taken_over_at_once_and_their_curves_are_kept(compo
     assert len(session.recipe.ratios) == 15
     assert session.undo().recipe.ratios == {}
     assert "What each module costs" in view.findings
+
+
+def test_a_speedup_is_one_step_and_ended_by_a_ratio_or_by_hand(composed, view, clock):
+    shared, _, _ = composed
+    bench = view.workbench
+    worked(shared, "tests", '{"kind": "method", "method": "fast"}', None, None)
+    session = bench.session("tests")
+    assert method_of(session.recipe) == "fast"
+    assert session.recipe.speedup == 1.5
+    assert session.undo().recipe == view.session.recipe
+    plan = bench.plan(session)
+    assert plan.ratio_reached == pytest.approx(session.recipe.ratio)
+    worked(shared, "tests", '{"kind": "speedup", "speedup": 1.2}', None, None)
+    slower = bench.session("tests")
+    assert slower.recipe.speedup == 1.2
+    assert bench.plan(slower).ratio_reached < plan.ratio_reached
+    judged = judged_by(bench, slower)
+    assert applied(slower, {"kind": "speedup", "speedup": 1.2}, judged) == slower
+    for value in (1.0, "fast", None):
+        with pytest.raises(InputError):
+            applied(slower, {"kind": "speedup", "speedup": value}, judged)
+    with pytest.raises(NeedsWork):
+        applied(slower, {"kind": "speedup", "speedup": 1.3}, judged)
+    by_ratio = applied(slower, {"kind": "ratio", "ratio": 0.2}, judged).recipe
+    assert (by_ratio.ratio, by_ratio.ratios, by_ratio.drop, method_of(by_ratio)) == (0.2, {}, (), "balanced")
+    by_hand = applied(slower, {"kind": "cells", "cells": [["0.mlp", "0.1"]]}, judged).recipe
+    assert (by_hand.speedup, by_hand.suggested, method_of(by_hand)) == (None, False, None)
 
 
 def test_a_stopped_method_leaves_the_plan(composed, view, monkeypatch):
