@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -74,6 +75,81 @@ def test_an_output_that_takes_no_files_is_refused_at_once(forking, place):
     assert "old" in sentence(ended, BAD_INPUT)
     (place / "old").rmdir()
     only(place, "locked")
+
+
+@pytest.fixture
+def disk(place):
+    """A disk that a few thousand bytes fill."""
+    if os.geteuid() != 0:
+        pytest.skip("mounting a small disk takes root")
+    (place / "disk").mkdir()
+    mounted = ["mount", "-t", "tmpfs", "-o", "size=12k", "none", place / "disk"]
+    if subprocess.run(mounted, capture_output=True).returncode:
+        pytest.skip("no small disk can be mounted here")
+    yield place / "disk"
+    subprocess.run(["umount", place / "disk"], check=True)
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        PRUNE[:-1],
+        ["score", "tiny", *TEXT, "--out"],
+        ["export", "tiny", "--format", "transformers", "--out"],
+        ["export", "tiny", "--format", "gguf", "--out"],
+        [
+            *["sweep", "tiny", *TEXT, "--data", "a.txt", "--methods", "paper,magnitude,flap,wanda_sp,random"],
+            *["--ratios", ",".join(f"0.{digits}" for digits in range(11, 19)), "--repetitions", "0", "--out"],
+        ],
+    ],
+    ids=["prune", "score", "export", "gguf", "sweep"],
+)
+def test_a_disk_that_fills_is_one_sentence_and_leaves_nothing_half_written(forking, place, disk, command):
+    target = {"score": "out.safetensors", "sweep": "out.csv"}.get(command[0], "out")
+    if "gguf" in command:
+        target = "out.gguf"
+    elif command[0] == "score":
+        (disk / "others").write_bytes(b"0" * 12288)
+    others = list(disk.iterdir())
+    [ended] = forking.run([*command, f"disk/{target}"], cwd=str(place))
+    if command[0] == "sweep":
+        # Its file is whole after every cell, so that those that were measured are kept.
+        assert ended.code == FAILED, ended.err
+        rows = (disk / target).read_text().splitlines()
+        assert len(rows) > 1
+        assert all(row.count(",") == rows[0].count(",") for row in rows)
+    else:
+        assert "disk" in sentence(ended, FAILED)
+        assert list(disk.iterdir()) == others
+    subprocess.run(["mount", "-o", "remount,size=50m", disk], check=True)
+    [again] = forking.run([*command, f"disk/{target}"], cwd=str(place))
+    assert again.code == 0, again.err
+    assert not list(disk.glob(".*"))
+
+
+def test_a_cache_on_a_full_disk_costs_nothing(forking, place, disk):
+    (disk / "full").write_bytes(b"0" * 12288)
+    command = [*PRUNE, "--calibration", "self"]
+    [ended] = forking.run(command, cwd=str(place), environment={"NUMPRUNE_CACHE": "disk/cache"})
+    assert ended.code == 0, ended.err
+    assert numprune.load(place / "out", device="cpu").recipe
+    assert [path for path in disk.rglob("*") if path.is_file()] == [disk / "full"]
+
+
+def test_a_chat_template_that_never_ends_is_never_run(forking, place, tiny):
+    """It comes with the model, travels with what is made of it, and nothing here renders it."""
+    endless = "{% for a in range(999999999) %}{% for b in range(999999999) %}{{ a }}{% endfor %}{% endfor %}"
+    shutil.copytree(tiny, place / "looping")
+    (place / "looping/chat_template.jinja").write_text(endless)
+    for command in (
+        ["prune", "looping", *TEXT, "--out", "out"],
+        ["generate", "out", "--prompt", "the cat", "--max-new-tokens", "4"],
+        ["export", "out", "--format", "transformers", "--out", "exported"],
+        ["export", "out", "--format", "gguf", "--out", "out.gguf"],
+    ):
+        [ended] = forking.run(command, cwd=str(place))
+        assert ended.code == 0, ended.err
+    assert (place / "exported/chat_template.jinja").read_text() == endless
 
 
 @pytest.mark.parametrize("where", ["cache", "home"])
