@@ -1,9 +1,10 @@
 """Drive a running dashboard as many browser tabs at once, and say what held.
 
-    python benchmarks/load.py [--tabs 20] [--seconds 600] [--port 7871]
+    python benchmarks/load.py [--tabs 20] [--browsers 2] [--seconds 600] [--port 7871]
 
 Starts `python app.py` and opens tabs as a browser does, over the page's own queue: each visits, then tunes its ratio,
-prunes, and compares texts, until the time is over, and closes. Prints JSON: requests, failures, the time of a ratio
+prunes, and compares texts, until the time is over, and closes. So many of them are tabs of a real browser (Chromium, by
+playwright), which move their ratio and press the buttons. Prints JSON: requests, failures, the time of a ratio
 change in seconds (median and the 95th of 100), the longest place in the queue, what a tab saw that was another's, and
 the server's memory in bytes before the first tab, at most, and a minute after the last one. Exits with 1 where
 something failed, was another's, or memory grew by more than a tenth and 200 MB.
@@ -15,6 +16,7 @@ import argparse
 import json
 import os
 import random
+import shutil
 import statistics
 import subprocess
 import sys
@@ -154,13 +156,64 @@ class Tab:
             self.close()
 
 
+LISTEN = "document.addEventListener('np-plan', (event) => { window.plan = event.detail; });"
+MOVE = "ratio => document.dispatchEvent(new CustomEvent('np-edit', { detail: { kind: 'ratio', ratio } }))"
+PATIENCE = 900_000
+"""Milliseconds until a browser's tab counts as failed: behind all the others its place in the queue takes a while."""
+
+
+def browse(address: str, number: int, told: Told, until: float) -> None:
+    """A tab of a real browser: move the ratio, prune, and see that plan and result are this tab's."""
+    from playwright.sync_api import sync_playwright
+
+    chance, seen = random.Random(number), None
+    try:
+        with sync_playwright() as started:
+            browser = started.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
+            page = browser.new_page()
+            page.set_default_timeout(PATIENCE)
+            page.add_init_script(LISTEN)
+            page.goto(address)
+            page.wait_for_function("window.plan")
+            page.get_by_text("More", exact=True).click()
+            turn = 0
+            while time.monotonic() < until:
+                turn += 1
+                for _ in range(5):
+                    ratio = round(0.05 + 0.4 * chance.random(), 2) + number / 10_000
+                    began = time.monotonic()
+                    page.evaluate(MOVE, ratio)
+                    page.wait_for_function("ratio => window.plan.ratio === ratio", arg=ratio)
+                    with told.lock:
+                        told.requests += 1
+                        told.ratio_seconds.append(time.monotonic() - began)
+                    tab = page.evaluate("window.plan.tab")
+                    if seen not in (None, tab):
+                        with told.lock:
+                            told.others.append(f"browser {number}: the plan of tab {tab}")
+                    seen = tab
+                    time.sleep(chance.uniform(0.1, 0.5))
+                name = f"browser {number} turn {turn}"
+                page.get_by_label("Name of the result").fill(name)
+                page.click("#np-prune")
+                page.locator("#np-result article").nth(1).get_by_text(name).first.wait_for()
+                page.wait_for_selector("#np-stop[disabled], #np-stop:disabled")
+                with told.lock:
+                    told.requests += 1
+            browser.close()
+    except Exception as error:
+        with told.lock:
+            told.failures.append(f"browser {number}: {error}")
+
+
 def memory(server: subprocess.Popen[bytes]) -> int:
     """Resident bytes of the server."""
     return psutil.Process(server.pid).memory_info().rss
 
 
-def drive(tabs: int, seconds: float, port: int) -> dict[str, Any]:
-    """Start a server, open `tabs` tabs for `seconds`, and say what was seen; `held` is whether all of it may be."""
+def drive(tabs: int, browsers: int, seconds: float, port: int) -> dict[str, Any]:
+    """Start a server, open `tabs` tabs for `seconds`, `browsers` of them in a real browser, and say what was seen;
+    `held` is whether all of it may be."""
     told, address, peak = Told(), f"http://127.0.0.1:{port}", 0
     with tempfile.TemporaryDirectory() as folder:
         environment = {**os.environ, "NUMPRUNE_CACHE": folder, "HF_HUB_OFFLINE": "1"}
@@ -181,7 +234,11 @@ def drive(tabs: int, seconds: float, port: int) -> dict[str, Any]:
             until = time.monotonic() + seconds
             running = [
                 threading.Thread(target=Tab(address, config, number, told).live, args=(until,))
-                for number in range(1, tabs + 1)
+                for number in range(1, tabs - browsers + 1)
+            ]
+            running += [
+                threading.Thread(target=browse, args=(address, number, told, until))
+                for number in range(tabs - browsers + 1, tabs + 1)
             ]
             for thread in running:
                 thread.start()
@@ -196,6 +253,7 @@ def drive(tabs: int, seconds: float, port: int) -> dict[str, Any]:
     times = sorted(told.ratio_seconds)
     return {
         "tabs": tabs,
+        "browsers": browsers,
         "seconds": seconds,
         "requests": told.requests,
         "failures": told.failures,
@@ -224,10 +282,11 @@ def _config(address: str) -> dict[str, Any]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--tabs", type=int, default=20, help="at once (20)")
+    parser.add_argument("--browsers", type=int, default=2, help="of them tabs of a real browser (2)")
     parser.add_argument("--seconds", type=float, default=600, help="each works (600)")
     parser.add_argument("--port", type=int, default=7871, help="of the server that is started (7871)")
     args = parser.parse_args()
-    seen = drive(args.tabs, args.seconds, args.port)
+    seen = drive(args.tabs, args.browsers, args.seconds, args.port)
     print(json.dumps(seen, indent=2))
     return 0 if seen["held"] else 1
 

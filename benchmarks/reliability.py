@@ -28,8 +28,9 @@ ROOT = Path(__file__).parents[1]
 KINDS: Mapping[str, Sequence[str]] = {
     "killed and stopped at random moments": ("tests/cli/test_killed.py",),
     "what a killed run left, runs into one place": ("tests/test_files.py",),
-    "memory, places, languages, damaged files, a hub": ("tests/cli/test_faults.py",),
+    "memory, full disks, places, languages, damaged files, a hub": ("tests/cli/test_faults.py",),
     "attempts through the raw HTTP API": ("tests/ui/test_attempts.py", "tests/ui/test_serving.py"),
+    "hostile texts in a browser": ("tests/ui/test_browser_escaping.py",),
     "bad and odd inputs, command line": ("tests/cli/test_inputs.py",),
     "bad and odd inputs, page": ("tests/ui/test_inputs_on_page.py",),
     "properties (a hundred examples and more each)": (
@@ -171,7 +172,8 @@ def table(counts: Mapping[str, Mapping[str, Any]], runs: Mapping[str, Mapping[st
     if load is not None:
         lines += [
             "",
-            f"Load, by `python benchmarks/load.py --tabs {load['tabs']} --seconds {load['seconds']:.0f}`:"
+            f"Load, by `python benchmarks/load.py --tabs {load['tabs']} --browsers {load['browsers']} --seconds"
+            f" {load['seconds']:.0f}`:"
             f" {load['requests']} requests, {len(load['failures'])} failures, {len(load['seen_of_others'])} times"
             f" something of another tab was seen, {load['foreign_models_refused']} models of other tabs asked for and"
             f" refused; a ratio change took {load['ratio_p50']} s (median) and {load['ratio_p95']} s (95th of 100) of"
