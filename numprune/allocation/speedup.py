@@ -82,25 +82,41 @@ def candidates(scores: ScoreTable, depth: DepthScores | None, latency: Latency, 
         raise InputError(f"The decode times are of another model than {scores.model}; measure them for this one.")
     if depth is not None and (depth.fingerprint != scores.fingerprint or depth.loss is None):
         raise InputError(f"The depth scores are not the losses of {scores.model}; score it by loss.")
-    due = latency.dense / recipe.speedup
-    by_hand = recipe.drop if recipe.depth == "none" else ()
-    locked = recipe.ratios.keys() | recipe.keep.keys() | recipe.prune.keys() | set(by_hand)
-    steps = {0: ()} if depth is None else unlocked(depth, locked, sizes)
-    found: list[Candidate] = []
-    least = latency.dense
-    for step, gone in steps.items():
-        width = _Width(scores, latency, recipe, (*gone, *by_hand))
-        before = 0.0 if depth is None else float(depth.loss[step])
-        least = min(least, width.seconds(width.fewest()))
-        levels = width.levels(due)
-        if levels is not None:
-            found.append(width.candidate(levels, before))
-    if not found:
+    steps = {0: ()} if depth is None else unlocked(depth, locked(recipe), sizes)
+    found = [
+        candidate(scores, latency, recipe, gone, 0.0 if depth is None else float(depth.loss[step]))
+        for step, gone in steps.items()
+    ]
+    reached = [each for each in found if each.seconds <= latency.dense / recipe.speedup]
+    if not reached:
+        most = latency.dense / min(each.seconds for each in found)
         raise InputError(
-            f"Decoding {recipe.speedup:g} times as fast was asked for and {scores.model} reaches"
-            f" {latency.dense / least:.2f} times on {latency.device} at most; ask for less."
+            f"Decoding {recipe.speedup:g} times as fast was asked for and {scores.model} reaches {most:.2f} times on"
+            f" {latency.device} at most; ask for less."
         )
-    return found
+    return reached
+
+
+def locked(recipe: Recipe) -> set[ModuleKey]:
+    """Modules that do not go as a whole, or that are gone by hand."""
+    return {*recipe.ratios, *recipe.keep, *recipe.prune, *_by_hand(recipe)}
+
+
+def _by_hand(recipe: Recipe) -> tuple[ModuleKey, ...]:
+    return recipe.drop if recipe.depth == "none" else ()
+
+
+def candidate(
+    scores: ScoreTable, latency: Latency, recipe: Recipe, gone: tuple[ModuleKey, ...], before: float
+) -> Candidate:
+    """The heads and channels of least loss that go beside these modules; as fast as can be where the recipe's speed-up
+    is not reached.
+
+    Args:
+        before: what the modules that go as a whole add to the loss, in nats a token.
+    """
+    width = _Width(scores, latency, recipe, (*gone, *_by_hand(recipe)))
+    return width.candidate(width.chosen(latency.dense / (recipe.speedup or 1.0)), before)
 
 
 class _Width:
@@ -135,12 +151,12 @@ class _Width:
         whole = sum(self.latency.of_module(key.kind, self.latency.modules[key]) for key in self.latency.modules)
         return self.latency.dense - float(whole) + sum(float(self.options[key][2][at]) for key, at in chosen.items())
 
-    def levels(self, due: float) -> dict[ModuleKey, int] | None:
-        """The choices of least loss that take no longer than this; None where there are none."""
+    def chosen(self, due: float) -> dict[ModuleKey, int]:
+        """The choices of least loss that take no longer than this, or those that take the least time."""
         if self.seconds(self._at(0.0)) <= due:
             return self._at(0.0)
         if self.seconds(self.fewest()) > due:
-            return None
+            return self.fewest()
         low, high = 0.0, 1.0
         while self.seconds(self._at(high)) > due:
             low, high = high, high * 4

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import platform
 import statistics
 from collections.abc import Sequence
@@ -12,7 +13,7 @@ import numpy as np
 import torch
 import transformers
 
-from numprune.allocation.speedup import check_speedup, choose_speedup
+from numprune.allocation.speedup import candidate, check_speedup, choose_speedup, locked
 from numprune.calibration.names import cache_folder
 from numprune.calibration.statistics import CalibrationStats
 from numprune.errors import CancelEvent, InputError, NumpruneError, Progress
@@ -21,7 +22,7 @@ from numprune.evaluation.speed_comparison import compare_speed
 from numprune.files import from_json, to_json, write_text
 from numprune.models.model import Model, slice_module
 from numprune.models.placement import dtype_name
-from numprune.plan.keys import KINDS, Kind
+from numprune.plan.keys import KINDS, Kind, ModuleKey
 from numprune.plan.latency import Latency
 from numprune.plan.plan import PruningPlan
 from numprune.plan.recipe import Recipe
@@ -34,6 +35,8 @@ PROMPT_TOKENS = 64
 NEW_TOKENS = 16
 """Decoded in a timed run."""
 REPETITIONS = 5
+PATIENCE = 5
+"""Modules more that may go as a whole without a plan of less loss, before no more are scored."""
 
 
 def measure_latency(
@@ -177,26 +180,36 @@ def _identity(model: Model) -> str:
 def depth_for(
     model: Model,
     stats: CalibrationStats,
+    scores: ScoreTable,
     latency: Latency,
     recipe: Recipe,
     *,
-    most: float | None = None,
     progress: Progress | None = None,
     cancel: CancelEvent | None = None,
 ) -> DepthScores | None:
-    """What goes as a whole for a recipe's speed-up, or up to a higher one: what costs least for the time it saves.
-    None where the recipe lets nothing go so."""
+    """What goes as a whole for a recipe's speed-up, or for a lower one: what costs least for the time it saves, as long
+    as more of it may be worth it beside heads and channels. None where the recipe lets nothing go so."""
     if recipe.depth == "none":
         return None
     savings = {key: float(latency.of_module(key.kind, size)) for key, size in latency.modules.items()}
-    due = latency.dense * (1 - 1 / (recipe.speedup if most is None else most))
+    due, stay = latency.dense / recipe.speedup, locked(recipe)
+    losses: list[float] = []
+
+    def until(gone: tuple[ModuleKey, ...], loss: float) -> bool:
+        found = candidate(scores, latency, recipe, tuple(key for key in gone if key not in stay), loss)
+        losses.append(found.loss if found.seconds <= due else math.inf)
+        best = losses.index(min(losses))
+        return math.isfinite(losses[best]) and (loss >= losses[best] or len(losses) - best > PATIENCE)
+
+    until((), 0.0)
     return score_depth(
         model,
         stats,
         scorer=recipe.depth_scorer,
         whole=recipe.depth,
-        most=min(due / sum(savings.values()), 0.999),
+        most=min((latency.dense - due) / sum(savings.values()), 0.999),
         savings=savings,
+        until=until,
         progress=progress,
         cancel=cancel,
     )
@@ -221,7 +234,7 @@ def with_speedup(
         return recipe
     check_speedup(recipe)
     latency = latency_of(model, progress=progress, cancel=cancel)
-    depth = depth_for(model, stats, latency, recipe, progress=progress, cancel=cancel)
+    depth = depth_for(model, stats, scores, latency, recipe, progress=progress, cancel=cancel)
     return choose_speedup(scores, depth, latency, recipe)
 
 

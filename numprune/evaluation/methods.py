@@ -247,11 +247,10 @@ def pruned_by(
         recipe = suggested.replace(healing=recipe.healing)
     if recipe.speedup is not None:
         latency = shared.get("latency", "model", lambda: latency_of(model, cancel=cancel))
-        highest = None if most is None else _for_share(most)
+        # One order for all speed-ups that are compared.
+        highest = recipe if most is None else recipe.for_speedup(_for_share(most))
         depth = shared.get(
-            "depth",
-            "decode time",
-            lambda: depth_for(model, stats, latency, recipe, most=highest, cancel=cancel),
+            "depth", "decode time", lambda: depth_for(model, stats, scores, latency, highest, cancel=cancel)
         )
         recipe = choose_speedup(scores, depth, latency, recipe)
     elif recipe.depth != "none":

@@ -85,6 +85,7 @@ def score_depth(
     whole: str = "modules",
     most: float = 0.5,
     savings: Mapping[ModuleKey, float] | None = None,
+    until: Callable[[Group, float], bool] | None = None,
     progress: Progress | None = None,
     cancel: CancelEvent | None = None,
 ) -> DepthScores:
@@ -97,6 +98,7 @@ def score_depth(
         most: stop when this share of the prunable parameters, or of `savings`, is gone, in [0, 1).
         savings: what every module saves when it goes, such as seconds; scorer `loss` then takes what costs least for
             what it saves, and by default what costs least.
+        until: told what is gone and what scorer `loss` says that has added to the loss, after every step; true stops.
 
     Raises:
         InputError: an unknown scorer, one of layers for modules, a ratio out of range, a model whose layers cannot go,
@@ -118,7 +120,7 @@ def score_depth(
         return sum(weights[key] for key in gone) >= due
 
     run = LayerRun(model, rows, stats.influence, cancel)
-    run.savings = savings
+    run.savings, run.until = savings, until
     gone, loss, by_layer = DEPTH_SCORERS[scorer](run, groups, enough, progress=progress)
     return DepthScores(scorer, whole, fingerprint, tuple(gone), loss, by_layer, run.tokens)
 
@@ -152,6 +154,7 @@ class LayerRun:
         tokens: of the text.
         influence: block influence of every layer, from its calibration.
         savings: what every module saves when it goes; None where all are to count the same.
+        until: whether to stop when so much is gone and has added so much to the loss.
     """
 
     def __init__(
@@ -165,6 +168,7 @@ class LayerRun:
         self.blocks = {block.key: block for block in model.adapter.blocks(own)}
         self.gone: frozenset[ModuleKey] = frozenset()
         self.savings: Mapping[ModuleKey, float] | None = None
+        self.until: Callable[[Group, float], bool] | None = None
         for key, block in self.blocks.items():
             block.last.register_forward_hook(self._silence(key))
 
@@ -269,6 +273,8 @@ def by_loss(
         steps.append(tuple(sorted(gone)))
         if progress is not None:
             progress(len(steps) - 1, len(groups), "choosing what goes next")
+        if run.until is not None and run.until(steps[-1], losses[-1] - dense):
+            break
     return steps, np.array(losses) - dense, None
 
 

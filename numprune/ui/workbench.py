@@ -364,8 +364,8 @@ class Workbench(Visits):
             latency = engine.latency_of(loaded.model, **steps)
             known, most = opened.depth.get(SPEEDUP, (None, 1.0))
             if most < recipe.speedup:
-                most = max(recipe.speedup, 2.0)
-                known = engine.depth_for(loaded.model, stats, latency, recipe, most=most, **steps)
+                most = recipe.speedup
+                known = engine.depth_for(loaded.model, stats, loaded.scores, latency, recipe, **steps)
         opened.depth[SPEEDUP] = known, most
         return engine.choose_speedup(loaded.scores, known, latency, recipe)
 

@@ -164,7 +164,9 @@ def test_whole_modules_go_by_what_they_cost_for_the_time_they_save(model, monkey
     clocked(monkeypatch, known)
     stats = calibrate(model, random_ids(6, 16, seed=3), samples=6, sequence_length=16)
     latency, recipe = measure_latency(model), preset("fast").applied(Recipe(speedup=1.9))
-    found = depth_for(model, stats, latency, recipe)
+    scores = score(model, stats, scorer="fisher")
+    monkeypatch.setattr(module, "PATIENCE", 99)
+    found = depth_for(model, stats, scores, latency, recipe)
     alone = {}
     for block in model.blocks:
         plan = allocate(
@@ -178,4 +180,4 @@ def test_whole_modules_go_by_what_they_cost_for_the_time_they_save(model, monkey
     saved = [latency.dense - latency.predicted(dict.fromkeys(gone, 0)) for gone in found.gone]
     due = latency.dense * (1 - 1 / 1.9)
     assert saved[-2] < due <= saved[-1] + 1e-9
-    assert depth_for(model, stats, latency, recipe.replace(depth="none")) is None
+    assert depth_for(model, stats, scores, latency, recipe.replace(depth="none")) is None
