@@ -27,6 +27,8 @@ from numprune.plan.recipe import DEPTHS, check_ratio
 
 TOKENS = 2048
 """Calibration tokens that `loss` is measured on, at least one sequence."""
+FIRST_TOKENS = 512
+"""Of them those that every candidate is measured on once, before the first choice; at least one sequence."""
 TRIED_AGAIN = 4
 """Candidates whose loss is measured again at once, from the lowest up."""
 
@@ -181,12 +183,14 @@ class LayerRun:
 
         return hook
 
-    def on(self, tokens: int | None = None) -> LayerRun:
-        """The same on the first sequences that have this many tokens together, at least one."""
+    def on(self, tokens: int | None = None, batch: int | None = None) -> LayerRun:
+        """The same on the first sequences that have this many tokens together, in batches of so many; at least one."""
         if tokens is not None:
             self.all_rows = self.all_rows[: max(1, math.ceil(tokens / self.all_rows.shape[1]))]
             self.tokens = self.all_rows.numel()
         size = max(1, sequences_per_forward(self.device, self.all_rows.shape[1]) // 2)
+        if batch is not None:
+            size = max(1, math.ceil(batch / self.all_rows.shape[1]))
         self.batches = list(self.all_rows.to(self.device).split(size))
         self.calls = LayerCalls.without_layers(twin(self.module), self.adapter, self.batches)
         self.ending = Ending(twin(self.module), self.adapter)
@@ -212,7 +216,12 @@ class LayerRun:
 
     @torch.inference_mode()
     def losses(
-        self, gone: Set[ModuleKey], candidates: Sequence[Group], tell: Callable[[int, int], None] | None = None
+        self,
+        gone: Set[ModuleKey],
+        candidates: Sequence[Group],
+        tell: Callable[[int, int], None] | None = None,
+        *,
+        batches: int | None = None,
     ) -> np.ndarray:
         """Mean loss in nats a token when a candidate goes as well, (candidates,).
 
@@ -220,12 +229,14 @@ class LayerRun:
 
         Args:
             tell: called with what is done and what there is to do.
+            batches: how many of the batches it is measured on; all by default.
         """
+        used = self.batches[:batches]
         sums, count, done = np.zeros(len(candidates)), 0, 0
         by_layer: dict[int, list[int]] = {}
         for number, group in enumerate(candidates):
             by_layer.setdefault(min((key.layer for key in group), default=0), []).append(number)
-        for rows, start in zip(self.batches, self.calls.states, strict=True):
+        for rows, start in zip(used, self.calls.states, strict=False):
             state, at = start, 0
             for layer, numbers in sorted(by_layer.items()):
                 state, at = self.through(state, at, gone, layer), layer
@@ -235,7 +246,7 @@ class LayerRun:
                     sums[number] += summed
                     done += 1
                     if tell is not None:
-                        tell(done, len(candidates) * len(self.batches))
+                        tell(done, len(candidates) * len(used))
             count += tokens
         if not np.isfinite(sums).all():
             raise NumericalError("The model's logits are not finite on this text; load it in float32 or bfloat16.")
@@ -248,21 +259,22 @@ def by_loss(
     """Greedily, the group next that adds least to the loss, or least for what it saves.
 
     What a group adds is taken not to fall while others go, so that it is measured again only for those that may be the
-    least (lazy greedy, Minoux 1978).
+    least (lazy greedy, Minoux 1978); at first every group is measured on fewer tokens.
     """
-    run.on(TOKENS)
+    run.on(TOKENS, FIRST_TOKENS)
 
     def tell(done: int, total: int) -> None:
         if progress is not None:
             progress(done, total, "measuring the loss without each module")
 
-    dense, *first = run.losses(set(), [(), *groups], tell).tolist()
+    base, *first = run.losses(set(), [(), *groups], tell, batches=1).tolist()
     saved = {group: _saved(run, group) for group in groups}
-    adds = {group: loss - dense for group, loss in zip(groups, first, strict=True)}
+    adds = {group: loss - base for group, loss in zip(groups, first, strict=True)}
+    dense = float(run.losses(set(), [()])[0])
     gone: set[ModuleKey] = set()
     steps, losses = [()], [dense]
     while len(adds) > 1 and not enough(steps[-1]):
-        fresh = set() if gone else set(adds)
+        fresh = set(adds) if not gone and len(run.batches) == 1 else set()
         while (best := min(adds, key=lambda group: adds[group] / saved[group])) not in fresh:
             stale = sorted(adds.keys() - fresh, key=lambda group: adds[group] / saved[group])[:TRIED_AGAIN]
             found = run.losses(gone, stale) - losses[-1]

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from architectures import make_tokenizer, random_ids, random_scores, tiny_model, with_recipe
+from architectures import deep_model, make_tokenizer, random_ids, random_scores, tiny_model, with_recipe
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 from transformers.models.qwen2.tokenization_qwen2 import PRETOKENIZE_REGEX as QWEN2
@@ -102,6 +102,17 @@ def test_qwen3_with_an_output_layer_and_equal_counts(tmp_path):
     keep = {ModuleKey(layer, "attention"): (0, 2, 3) for layer in (0, 1)}
     keep |= {ModuleKey(layer, "mlp"): tuple(range(layer, 20 + layer)) for layer in (0, 1)}
     model = sliced(tiny_model("qwen3", tokenizer=make_tokenizer()), keep)
+    compare(model, saved(model, tmp_path, dtype="f32"), random_ids(1, 48)[0].tolist(), 1e-4)
+
+
+@pytest.mark.parametrize("name", ["llama", "llama-biases", "llama-gqa-tied", "qwen2", "phi3"])
+def test_what_went_as_a_whole_is_gone_there_too(name, tmp_path):
+    """A layer in the middle, the attention of one and the MLP of another."""
+    dense = deep_model(name, tokenizer=make_tokenizer())
+    stats = calibrate(dense, random_ids(8, 32, seed=1), samples=8, sequence_length=32)
+    recipe = Recipe(ratio=0.4, drop=("1", "0.attention", "3.mlp"), compensation="none")
+    model = prune(dense, allocate(random_scores(dense), recipe), stats)
+    assert model.layers == 3
     compare(model, saved(model, tmp_path, dtype="f32"), random_ids(1, 48)[0].tolist(), 1e-4)
 
 
