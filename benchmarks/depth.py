@@ -155,11 +155,11 @@ def add(path: Path, row: dict[str, object]) -> None:
     write(path, [*rows(path), row])
 
 
-def write(path: Path, table: list[dict[str, object]]) -> None:
+def write(path: Path, table: list[dict[str, object]], columns: tuple[str, ...] = COLUMNS) -> None:
     """Write all rows; the file is whole at any time."""
     partial = path.with_name(f".{path.name}.partial")
     with partial.open("w", newline="", encoding="utf8") as file:
-        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+        writer = csv.DictWriter(file, columns, lineterminator="\n")
         writer.writeheader()
         writer.writerows(table)
     partial.replace(path)

@@ -6,13 +6,16 @@ module costs time that only goes with all of it. So both compete by what they sa
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
 
 from numprune.allocation.cuts import ModuleCut
 from numprune.allocation.depth import unlocked
-from numprune.errors import InputError
+from numprune.allocation.threshold import allocate
+from numprune.allocation.trial import Trial
+from numprune.errors import InputError, Progress
 from numprune.plan.keys import ModuleKey
 from numprune.plan.latency import Latency
 from numprune.plan.recipe import Recipe
@@ -20,6 +23,10 @@ from numprune.scoring.depth import DepthScores
 from numprune.scoring.registry import MILLION, PRICED
 from numprune.scoring.table import ScoreTable
 
+TRIALS = 4
+"""Plans that are measured at most."""
+LEAST_SCALE = 0.1
+"""Of prices: a trial that found less says nothing of the others."""
 HALVINGS = 60
 """Of the interval that the price of time lies in."""
 
@@ -30,13 +37,19 @@ class Candidate:
 
     Attributes:
         recipe: with everything decided: what goes as a whole, and a ratio for every other module.
-        loss: what it is predicted to add, in nats a token.
+        whole: what the modules that go as a whole add to the loss, in nats a token.
+        units: what the prices of the other units that go add up to, in nats a token.
         seconds: a token is predicted to take.
     """
 
     recipe: Recipe
-    loss: float
+    whole: float
+    units: float
     seconds: float
+
+    def scaled(self, scale: float) -> float:
+        """What it is predicted to add to the loss when units cost so many times their prices."""
+        return self.whole + scale * self.units
 
 
 def check_speedup(recipe: Recipe) -> None:
@@ -53,22 +66,67 @@ def check_speedup(recipe: Recipe) -> None:
         raise InputError(f"A speed-up compares modules by the loss; use depth_scorer loss, not {recipe.depth_scorer}.")
 
 
-def choose_speedup(scores: ScoreTable, depth: DepthScores | None, latency: Latency, recipe: Recipe) -> Recipe:
+def choose_speedup(
+    scores: ScoreTable,
+    depth: DepthScores | None,
+    latency: Latency,
+    recipe: Recipe,
+    *,
+    trial: Trial | None = None,
+    scale: float = 1.0,
+    progress: Progress | None = None,
+) -> Recipe:
     """The recipe with what goes at its `speedup`: modules in `drop`, a ratio for every other one, and the share of the
     prunable parameters that all of it comes to.
 
     Modules that the recipe sets a ratio for, forces units of to stay or to go, or drops, stay as they are.
 
+    Prices of units hold for each module alone and add up to too little where much goes; the loss of whole modules is
+    that of all of them together. So plans are measured where there is a `trial`: the one of least predicted loss, then
+    the one that is least with the prices scaled to what the last trial found, and so on; the best that was measured is
+    taken.
+
     Args:
         scores: prices (`PRICED`) of the recipe's scorer.
         depth: scores of modules or layers by the loss; None where none is to go as a whole.
         latency: of the same model on the device that is to be faster.
+        trial: measures plans; None goes by what is predicted.
+        scale: what the sum of prices is multiplied by, as `price_scale` finds it.
 
     Raises:
         InputError: the recipe asks for no speed-up, or one that the model does not reach; or one of the others is of
             another model.
     """
-    return min(candidates(scores, depth, latency, recipe), key=lambda candidate: candidate.loss).recipe
+    found = candidates(scores, depth, latency, recipe)
+    measured: dict[int, float] = {}
+    for done in range(1 if trial is None else TRIALS):
+        best = min(range(len(found)), key=lambda at: found[at].scaled(scale))
+        if trial is None or best in measured:
+            break
+        if progress is not None:
+            progress(done, TRIALS, "measuring plans of that speed")
+        measured[best] = _measured(trial, scores, found[best])
+        scale = _scale(found[best], measured[best])
+    if measured:
+        best = min(measured, key=measured.__getitem__)
+    return found[best].recipe
+
+
+def price_scale(trial: Trial, scores: ScoreTable, latency: Latency, recipe: Recipe) -> float:
+    """How many times what their prices add up to units cost that alone make the model as fast as a recipe asks for."""
+    units = candidate(scores, latency, recipe, (), 0.0)
+    return _scale(units, _measured(trial, scores, units))
+
+
+def _measured(trial: Trial, scores: ScoreTable, which: Candidate) -> float:
+    return trial.loss(allocate(scores, which.recipe).keep) - trial.dense_loss()
+
+
+def _scale(which: Candidate, loss: float) -> float:
+    """What the prices of a candidate's units are to be multiplied by so that it adds this much to the loss."""
+    if not (math.isfinite(loss) and which.units > 0):
+        return 1.0
+    return max((loss - which.whole) / which.units, LEAST_SCALE)
 
 
 def candidates(scores: ScoreTable, depth: DepthScores | None, latency: Latency, recipe: Recipe) -> list[Candidate]:
@@ -197,5 +255,5 @@ class _Width:
             suggested=True,
             drop=self.gone,
         )
-        lost = before + sum(float(self.options[key][1][at]) for key, at in chosen.items())
-        return Candidate(recipe, lost, self.seconds(chosen))
+        lost = sum(float(self.options[key][1][at]) for key, at in chosen.items())
+        return Candidate(recipe, before, lost, self.seconds(chosen))

@@ -13,7 +13,9 @@ import numpy as np
 import torch
 import transformers
 
-from numprune.allocation.speedup import candidate, check_speedup, choose_speedup, locked
+from numprune.allocation.remembered import RememberedTrial
+from numprune.allocation.speedup import candidate, check_speedup, choose_speedup, locked, price_scale
+from numprune.allocation.trial import trial_for
 from numprune.calibration.names import cache_folder
 from numprune.calibration.statistics import CalibrationStats
 from numprune.errors import CancelEvent, InputError, NumpruneError, Progress
@@ -35,6 +37,8 @@ PROMPT_TOKENS = 64
 NEW_TOKENS = 16
 """Decoded in a timed run."""
 REPETITIONS = 5
+SEQUENCES = 32
+"""Of the calibration that a plan is measured on at most."""
 PATIENCE = 5
 """Modules more that may go as a whole without a plan of less loss, before no more are scored."""
 
@@ -184,11 +188,16 @@ def depth_for(
     latency: Latency,
     recipe: Recipe,
     *,
+    scale: float = 1.0,
     progress: Progress | None = None,
     cancel: CancelEvent | None = None,
 ) -> DepthScores | None:
     """What goes as a whole for a recipe's speed-up, or for a lower one: what costs least for the time it saves, as long
-    as more of it may be worth it beside heads and channels. None where the recipe lets nothing go so."""
+    as more of it may be worth it beside heads and channels. None where the recipe lets nothing go so.
+
+    Args:
+        scale: how many times their prices units cost, see `numprune.allocation.speedup.price_scale`.
+    """
     if recipe.depth == "none":
         return None
     savings = {key: float(latency.of_module(key.kind, size)) for key, size in latency.modules.items()}
@@ -197,7 +206,7 @@ def depth_for(
 
     def until(gone: tuple[ModuleKey, ...], loss: float) -> bool:
         found = candidate(scores, latency, recipe, tuple(key for key in gone if key not in stay), loss)
-        losses.append(found.loss if found.seconds <= due else math.inf)
+        losses.append(found.scaled(scale) if found.seconds <= due else math.inf)
         best = losses.index(min(losses))
         return math.isfinite(losses[best]) and (loss >= losses[best] or len(losses) - best > PATIENCE)
 
@@ -225,7 +234,8 @@ def with_speedup(
     cancel: CancelEvent | None = None,
 ) -> Recipe:
     """A recipe with what goes for its speed-up, chosen where it has one and that is not done; the others come back as
-    they are. Decode times are those kept of the device, or measured now.
+    they are. Decode times are those kept of the device, or measured now, and plans are pruned, fitted and measured
+    (`numprune.choose_speedup`).
 
     Raises:
         InputError, NumericalError, Cancelled: as `latency_of`, `score_depth` and `choose_speedup`.
@@ -233,9 +243,14 @@ def with_speedup(
     if recipe.speedup is None or recipe.suggested:
         return recipe
     check_speedup(recipe)
-    latency = latency_of(model, progress=progress, cancel=cancel)
-    depth = depth_for(model, stats, scores, latency, recipe, progress=progress, cancel=cancel)
-    return choose_speedup(scores, depth, latency, recipe)
+    steps = {"progress": progress, "cancel": cancel}
+    latency = latency_of(model, **steps)
+    trial = RememberedTrial(trial_for(model, stats, recipe, SEQUENCES, cancel))
+    scale = price_scale(trial, scores, latency, recipe)
+    depth = depth_for(model, stats, scores, latency, recipe, scale=scale, **steps)
+    chosen = choose_speedup(scores, depth, latency, recipe, trial=trial, scale=scale, progress=progress)
+    trial.forget()
+    return chosen
 
 
 def reached_speedup(

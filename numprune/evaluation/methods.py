@@ -13,14 +13,13 @@ import torch
 
 from numprune.allocation.depth import choose_depth, depth_of
 from numprune.allocation.search import sensitivity, suggest, uses_curves
-from numprune.allocation.speedup import choose_speedup
 from numprune.allocation.threshold import allocate
 from numprune.calibration.run import calibrate_by_recipe, within_length
 from numprune.calibration.statistics import CalibrationStats
 from numprune.errors import CancelEvent, InputError, Progress, UnsupportedArchitecture, check_cancelled
 from numprune.evaluation import memory
 from numprune.evaluation.cells import DENSE, Cell
-from numprune.evaluation.latency import depth_for, latency_of
+from numprune.evaluation.latency import with_speedup
 from numprune.evaluation.measurement import Bench, check_measurable, measured_cell, run_of
 from numprune.models.model import Model
 from numprune.plan.presets import METHODS, preset
@@ -157,11 +156,6 @@ class Pruned:
     peak_bytes: int | None
 
 
-def _for_share(ratio: float) -> float:
-    """How many times as fast decoding is without this share of its time."""
-    return 1 / (1 - ratio)
-
-
 class Shared:
     """Scores, curves and ratios of one model and calibration, which several methods and ratios have in common.
 
@@ -227,7 +221,7 @@ def pruned_by(
     chosen = preset(method)
     recipe = chosen.applied(recipe)
     if recipe.speedup is not None:
-        recipe = recipe.for_speedup(_for_share(recipe.ratio))
+        recipe = recipe.for_speedup(1 / (1 - recipe.ratio))
     if recipe.removal == "slicegpt":
         sliced = slice_by_recipe(model, stats, recipe, cancel=cancel)
         return Pruned(sliced, sliced.report.ratio_reached, time.monotonic() - began, shared.end())
@@ -246,13 +240,7 @@ def pruned_by(
         )
         recipe = suggested.replace(healing=recipe.healing)
     if recipe.speedup is not None:
-        latency = shared.get("latency", "model", lambda: latency_of(model, cancel=cancel))
-        # One order for all speed-ups that are compared.
-        highest = recipe if most is None else recipe.for_speedup(_for_share(most))
-        depth = shared.get(
-            "depth", "decode time", lambda: depth_for(model, stats, scores, latency, highest, cancel=cancel)
-        )
-        recipe = choose_speedup(scores, depth, latency, recipe)
+        recipe = with_speedup(model, stats, scores, recipe, cancel=cancel)
     elif recipe.depth != "none":
         # One order for all ratios that are compared.
         of = f"{recipe.depth} by {recipe.depth_scorer}"

@@ -31,8 +31,6 @@ if TYPE_CHECKING:
     from numprune.models import Model
 
 DEFAULT = PRESETS[DEFAULT_PRESET]
-SPEEDUP = "speedup", "loss"
-"""What the scores of what goes for a speed-up are kept as."""
 FALLBACK = PRESETS["paper"]
 """Where a model cannot be scored for the default method."""
 BY_MODEL = frozenset({"samples", "sequence_length"})
@@ -356,18 +354,11 @@ class Workbench(Visits):
         progress: Progress | None = None,
         cancel: CancelEvent | None = None,
     ) -> Recipe:
-        """A recipe of the session's model with what goes for its speed-up; what that goes by is kept with the model."""
+        """A recipe of the session's model with what goes for its speed-up."""
         stats = self.stats(session, progress=progress, cancel=cancel)
-        opened, loaded = self._of(session), self.scored_by(session, recipe.scorer)
-        steps = {"progress": progress, "cancel": cancel}
+        loaded = self.scored_by(session, recipe.scorer)
         with self._computing:
-            latency = engine.latency_of(loaded.model, **steps)
-            known, most = opened.depth.get(SPEEDUP, (None, 1.0))
-            if most < recipe.speedup:
-                most = recipe.speedup
-                known = engine.depth_for(loaded.model, stats, loaded.scores, latency, recipe, **steps)
-        opened.depth[SPEEDUP] = known, most
-        return engine.choose_speedup(loaded.scores, known, latency, recipe)
+            return engine.with_speedup(loaded.model, stats, loaded.scores, recipe, progress=progress, cancel=cancel)
 
     def rival(self, session: Session) -> ScoreTable | None:
         """The scores the session compares its own with; None when there are none, or they are its own."""

@@ -7,7 +7,7 @@ import pytest
 from architectures import deep_model
 
 from numprune import InputError, Latency, ModuleKey, Recipe, allocate, check_speedup, choose_speedup
-from numprune.allocation.speedup import candidates
+from numprune.allocation.speedup import candidates, price_scale
 from numprune.plan.presets import method_of, preset
 from numprune.scoring import ModuleScores, ScoreTable
 from numprune.scoring.depth import DepthScores
@@ -130,11 +130,66 @@ def test_without_whole_modules_only_units_go(model):
 def test_more_speed_costs_more_loss(model):
     scores, depth = prices(model), depth_of(model, (0, 1e-3, 5e-3, 2e-2))
     found = [
-        min(candidates(scores, depth, times(scores), recipe_for(speedup)), key=lambda each: each.loss)
+        min(candidates(scores, depth, times(scores), recipe_for(speedup)), key=lambda each: each.scaled(1.0))
         for speedup in (1.05, 1.2, 1.4, 1.6)
     ]
-    assert [each.loss for each in found] == sorted(each.loss for each in found)
+    assert [each.scaled(1.0) for each in found] == sorted(each.scaled(1.0) for each in found)
     assert [each.seconds for each in found] == sorted((each.seconds for each in found), reverse=True)
+
+
+class Measured:
+    """A trial in which every unit that goes costs so many times its price, beside what whole modules cost."""
+
+    def __init__(self, scores, depth, times):
+        self.scores, self.depth, self.times, self.tried = scores, depth, times, []
+
+    def dense_loss(self):
+        return 2.0
+
+    def loss(self, keep):
+        gone = tuple(sorted(key for key, kept in keep.items() if not kept))
+        self.tried.append(gone)
+        whole = self.depth.loss[self.depth.gone.index(gone)]
+        units = sum(
+            (module.units.sum() - module.units[list(keep[key])].sum()) * module.cost / 1e6
+            for key, module in self.scores.modules.items()
+            if keep[key]
+        )
+        return 2.0 + whole + self.times * units
+
+
+@pytest.mark.parametrize("factor", [0.3, 1.0, 3.0, 30.0])
+def test_measured_plans_put_prices_and_whole_modules_on_one_scale(model, factor):
+    """Where the trial says what units really cost, the best of all candidates under that is taken."""
+    scores, depth = prices(model), depth_of(model, (0, 2e-3, 6e-3, 1.5e-2))
+    trial, recipe = Measured(scores, depth, factor), recipe_for(1.25)
+    found = candidates(scores, depth, times(scores), recipe)
+    best = min(found, key=lambda each: each.scaled(factor))
+    chosen = choose_speedup(scores, depth, times(scores), recipe, trial=trial)
+    by_prices = choose_speedup(scores, depth, times(scores), recipe)
+    really = {each.recipe.drop: each.scaled(factor) for each in found}
+    assert best.scaled(factor) <= really[chosen.drop] <= really[by_prices.drop]
+    if factor >= 1:
+        assert chosen == best.recipe
+    assert len(trial.tried) <= 4
+    assert len(set(trial.tried)) == len(trial.tried)
+    scale = price_scale(Measured(scores, depth, factor), scores, times(scores), recipe)
+    assert scale == pytest.approx(factor)
+    again = Measured(scores, depth, factor)
+    assert choose_speedup(scores, depth, times(scores), recipe, trial=again, scale=scale) == best.recipe
+    assert len(again.tried) == 1
+
+
+def test_a_trial_that_finds_nothing_finite_is_not_taken(model):
+    scores, depth = prices(model), depth_of(model, (0, 1e-9, 2e-9))
+
+    class Broken(Measured):
+        def loss(self, keep):
+            return float("inf") if any(not kept for kept in keep.values()) else super().loss(keep)
+
+    trial = Broken(scores, depth, 1e6)
+    chosen = choose_speedup(scores, depth, times(scores), recipe_for(1.25), trial=trial)
+    assert trial.tried == [] or chosen.drop == ()
 
 
 def test_what_cannot_be_reached_or_chosen_is_refused_in_a_sentence(model):
