@@ -23,10 +23,12 @@ from numprune.scoring.depth import DepthScores
 from numprune.scoring.registry import MILLION, PRICED
 from numprune.scoring.table import ScoreTable
 
-TRIALS = 4
+TRIALS = 5
 """Plans that are measured at most."""
 LEAST_SCALE = 0.1
-"""Of prices: a trial that found less says nothing of the others."""
+"""Of prices and losses: trials that found less say nothing of other plans."""
+TELLING = 0.05
+"""What whole modules cost, in shares of the prices, from which on a trial tells their scale."""
 HALVINGS = 60
 """Of the interval that the price of time lies in."""
 
@@ -47,9 +49,10 @@ class Candidate:
     units: float
     seconds: float
 
-    def scaled(self, scale: float) -> float:
-        """What it is predicted to add to the loss when units cost so many times their prices."""
-        return self.whole + scale * self.units
+    def scaled(self, units: float = 1.0, whole: float = 1.0) -> float:
+        """What it is predicted to add to the loss when units cost so many times their prices, and modules that go as a
+        whole so many times their loss."""
+        return units * self.units + whole * self.whole
 
 
 def check_speedup(recipe: Recipe) -> None:
@@ -73,7 +76,6 @@ def choose_speedup(
     recipe: Recipe,
     *,
     trial: Trial | None = None,
-    scale: float = 1.0,
     progress: Progress | None = None,
 ) -> Recipe:
     """The recipe with what goes at its `speedup`: modules in `drop`, a ratio for every other one, and the share of the
@@ -81,52 +83,60 @@ def choose_speedup(
 
     Modules that the recipe sets a ratio for, forces units of to stay or to go, or drops, stay as they are.
 
-    Prices of units hold for each module alone and add up to too little where much goes; the loss of whole modules is
-    that of all of them together. So plans are measured where there is a `trial`: the one of least predicted loss, then
-    the one that is least with the prices scaled to what the last trial found, and so on; the best that was measured is
-    taken.
+    Prices of units hold for each module alone and add up to too little where much goes, and the fit makes up for part
+    of the loss of whole modules. So plans are measured where there is a `trial`: the one with the fewest whole modules
+    first, then the one of least predicted loss when prices and losses are scaled to what the trials so far have found;
+    the best that was measured is taken.
 
     Args:
         scores: prices (`PRICED`) of the recipe's scorer.
         depth: scores of modules or layers by the loss; None where none is to go as a whole.
         latency: of the same model on the device that is to be faster.
         trial: measures plans; None goes by what is predicted.
-        scale: what the sum of prices is multiplied by, as `price_scale` finds it.
 
     Raises:
         InputError: the recipe asks for no speed-up, or one that the model does not reach; or one of the others is of
             another model.
     """
     found = candidates(scores, depth, latency, recipe)
+    if trial is None:
+        return min(found, key=Candidate.scaled).recipe
     measured: dict[int, float] = {}
-    for done in range(1 if trial is None else TRIALS):
-        best = min(range(len(found)), key=lambda at: found[at].scaled(scale))
-        if trial is None or best in measured:
-            break
+    best = 0
+    while best not in measured and len(measured) < TRIALS:
         if progress is not None:
-            progress(done, TRIALS, "measuring plans of that speed")
+            progress(len(measured), TRIALS, "measuring plans of that speed")
         measured[best] = _measured(trial, scores, found[best])
-        scale = _scale(found[best], measured[best])
-    if measured:
-        best = min(measured, key=measured.__getitem__)
-    return found[best].recipe
+        scales = _scales([(found[at], loss) for at, loss in measured.items() if math.isfinite(loss)])
+        hopeful = [at for at in range(len(found)) if math.isfinite(measured.get(at, 0.0))] or [best]
+        best = min(hopeful, key=lambda at: found[at].scaled(*scales))
+    return found[min(measured, key=measured.__getitem__)].recipe
 
 
 def price_scale(trial: Trial, scores: ScoreTable, latency: Latency, recipe: Recipe) -> float:
     """How many times what their prices add up to units cost that alone make the model as fast as a recipe asks for."""
     units = candidate(scores, latency, recipe, (), 0.0)
-    return _scale(units, _measured(trial, scores, units))
+    loss = _measured(trial, scores, units)
+    return _scales([(units, loss)] if math.isfinite(loss) else [])[0]
 
 
 def _measured(trial: Trial, scores: ScoreTable, which: Candidate) -> float:
     return trial.loss(allocate(scores, which.recipe).keep) - trial.dense_loss()
 
 
-def _scale(which: Candidate, loss: float) -> float:
-    """What the prices of a candidate's units are to be multiplied by so that it adds this much to the loss."""
-    if not (math.isfinite(loss) and which.units > 0):
-        return 1.0
-    return max((loss - which.whole) / which.units, LEAST_SCALE)
+def _scales(measured: list[tuple[Candidate, float]]) -> tuple[float, float]:
+    """What prices of units, and losses of whole modules, are to be multiplied by to come nearest to what was measured;
+    one that nothing tells of is 1."""
+    units, whole = (np.array([getattr(each, name) for each, _ in measured]) for name in ("units", "whole"))
+    losses = np.array([loss for _, loss in measured])
+    if not (units > 0).any():
+        return 1.0, 1.0
+    if not (np.abs(whole) > TELLING * units).any():
+        return max(float(losses @ units / (units @ units)), LEAST_SCALE), 1.0
+    both, *_ = np.linalg.lstsq(np.stack([units, whole], axis=1), losses, rcond=None)
+    if len(measured) < 2:
+        both = np.array([(losses[0] - whole[0]) / max(units[0], 1e-12), 1.0])
+    return max(float(both[0]), LEAST_SCALE), max(float(both[1]), LEAST_SCALE)
 
 
 def candidates(scores: ScoreTable, depth: DepthScores | None, latency: Latency, recipe: Recipe) -> list[Candidate]:

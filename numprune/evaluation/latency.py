@@ -39,6 +39,8 @@ NEW_TOKENS = 16
 REPETITIONS = 5
 SEQUENCES = 32
 """Of the calibration that a plan is measured on at most."""
+FITTED = 0.5
+"""Share of the loss of whole modules that the fit leaves, about; it decides only how many of them are scored."""
 PATIENCE = 5
 """Modules more that may go as a whole without a plan of less loss, before no more are scored."""
 
@@ -206,9 +208,9 @@ def depth_for(
 
     def until(gone: tuple[ModuleKey, ...], loss: float) -> bool:
         found = candidate(scores, latency, recipe, tuple(key for key in gone if key not in stay), loss)
-        losses.append(found.scaled(scale) if found.seconds <= due else math.inf)
+        losses.append(found.scaled(scale, FITTED) if found.seconds <= due else math.inf)
         best = losses.index(min(losses))
-        return math.isfinite(losses[best]) and (loss >= losses[best] or len(losses) - best > PATIENCE)
+        return math.isfinite(losses[best]) and (FITTED * loss >= losses[best] or len(losses) - best > PATIENCE)
 
     until((), 0.0)
     return score_depth(
@@ -248,7 +250,7 @@ def with_speedup(
     trial = RememberedTrial(trial_for(model, stats, recipe, SEQUENCES, cancel))
     scale = price_scale(trial, scores, latency, recipe)
     depth = depth_for(model, stats, scores, latency, recipe, scale=scale, **steps)
-    chosen = choose_speedup(scores, depth, latency, recipe, trial=trial, scale=scale, progress=progress)
+    chosen = choose_speedup(scores, depth, latency, recipe, trial=trial, progress=progress)
     trial.forget()
     return chosen
 
