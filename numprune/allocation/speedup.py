@@ -126,13 +126,14 @@ def _measured(trial: Trial, scores: ScoreTable, which: Candidate) -> float:
 
 def _scales(measured: list[tuple[Candidate, float]]) -> tuple[float, float]:
     """What prices of units, and losses of whole modules, are to be multiplied by to come nearest to what was measured;
-    one that nothing tells of is 1."""
+    losses that nothing tells of by 1, or by less where units cost less than their prices."""
     units, whole = (np.array([getattr(each, name) for each, _ in measured]) for name in ("units", "whole"))
     losses = np.array([loss for _, loss in measured])
     if not (units > 0).any():
         return 1.0, 1.0
     if not (np.abs(whole) > TELLING * units).any():
-        return max(float(losses @ units / (units @ units)), LEAST_SCALE), 1.0
+        scale = max(float(losses @ units / (units @ units)), LEAST_SCALE)
+        return scale, min(scale, 1.0)
     both, *_ = np.linalg.lstsq(np.stack([units, whole], axis=1), losses, rcond=None)
     if len(measured) < 2:
         both = np.array([(losses[0] - whole[0]) / max(units[0], 1e-12), 1.0])

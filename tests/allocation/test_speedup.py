@@ -1,6 +1,7 @@
 """What goes for a speed-up, against every choice there is."""
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -160,25 +161,27 @@ class Measured:
 
 @pytest.mark.parametrize("factor", [0.3, 1.0, 3.0, 30.0])
 @pytest.mark.parametrize("fitted", [0.3, 1.0, 2.0])
-def test_measured_plans_put_prices_and_whole_modules_on_one_scale(model, factor, fitted):
+def test_measured_plans_put_prices_and_whole_modules_on_one_scale(factor, fitted):
     """Where trials say what units and whole modules really cost, no other candidate is better."""
+    model = deep_model("llama", layers=6)
     scores = prices(model)
-    by_width = [each.units for each in candidates(scores, depth_of(model, (0, 0, 0, 0)), times(scores), recipe_for(1.12))]
+    latency = replace(times(scores), dense=20e-3)
+    by_width = [each.units for each in candidates(scores, depth_of(model, (0, 0, 0, 0)), latency, recipe_for(1.12))]
     # So that with prices as they are one module goes, and more or fewer where the scales are others.
     cost = [0, 0.9 * (by_width[0] - by_width[1]), 0, 0]
     cost[2] = cost[1] + 1.5 * (by_width[1] - by_width[2])
     cost[3] = cost[2] + 4 * (by_width[2] - by_width[3])
     depth = depth_of(model, cost)
     trial, recipe = Measured(scores, depth, factor, fitted), recipe_for(1.12)
-    found = candidates(scores, depth, times(scores), recipe)
+    found = candidates(scores, depth, latency, recipe)
     really = {each.recipe.drop: each.scaled(factor, fitted) for each in found}
-    chosen = choose_speedup(scores, depth, times(scores), recipe, trial=trial)
+    chosen = choose_speedup(scores, depth, latency, recipe, trial=trial)
     assert really[chosen.drop] == min(really[gone] for gone in trial.tried)
     assert really[chosen.drop] == pytest.approx(min(really.values()))
     assert trial.tried[0] == ()
     assert len(trial.tried) <= 5
     assert len(set(trial.tried)) == len(trial.tried)
-    scale = price_scale(Measured(scores, depth, factor, fitted), scores, times(scores), recipe)
+    scale = price_scale(Measured(scores, depth, factor, fitted), scores, latency, recipe)
     assert scale == pytest.approx(factor)
 
 
