@@ -20,7 +20,7 @@ from numprune.ui.given_numbers import number
 from numprune.ui.map_data import plan_data
 from numprune.ui.priced import prediction
 from numprune.ui.session import Session
-from numprune.ui.shared import QUICK, Shared, Updates, View, owner_of, toasts
+from numprune.ui.shared import QUICK, Shared, Updates, View, as_text, owner_of, toasts
 from numprune.ui.workbench import Workbench
 
 JS = (Path(__file__).parent / "channel.js").read_text(encoding="utf8")
@@ -114,7 +114,7 @@ def wire(shared: Shared, channel: gr.HTML, echoes: Collection[Any]) -> None:
         with toasts():
             updates, problems = answer(owner_of(request), message)
         for problem in dict.fromkeys(problems):
-            gr.Warning(problem, title="That did not work")
+            gr.Warning(as_text(problem), title="That did not work")
         return updates
 
     def work(message: str, request: gr.Request) -> Updates:

@@ -22,7 +22,7 @@ from numprune.ui.given_numbers import whole
 from numprune.ui.header import CLOSE
 from numprune.ui.records import Loaded
 from numprune.ui.session import LoadRequest
-from numprune.ui.shared import QUICK, Shared, Updates, owner_of
+from numprune.ui.shared import QUICK, Shared, Updates, as_text, owner_of
 from numprune.ui.workbench import BY_MODEL
 
 UPLOADED, PASTED = "uploaded file", "pasted text"
@@ -170,7 +170,7 @@ def say_size(wanted: LoadRequest, loaded: Loaded) -> None:
 def say_refusal(why: str | None) -> None:
     """A word on the page where the model could not be scored for the default method."""
     if why is not None:
-        gr.Warning(f"The plan goes by the paper's method: {why}", title="Not scored for the default method")
+        gr.Warning(f"The plan goes by the paper's method: {as_text(why)}", title="Not scored for the default method")
 
 
 def _wire(shared: Shared, form: ModelForm) -> None:

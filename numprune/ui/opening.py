@@ -14,7 +14,7 @@ from numprune.ui.jobs import Job
 from numprune.ui.model_form import say_refusal, texts_folder
 from numprune.ui.session import LoadRequest, Session
 from numprune.ui.share import unpacked
-from numprune.ui.shared import Shared, Updates, owner_of
+from numprune.ui.shared import Shared, Updates, as_text, owner_of
 
 MOMENTS = ("opened", "planned")
 # The browser's state is one for all its tabs; a tab that is reloaded wants its own plan back. What the state says
@@ -71,9 +71,9 @@ def resumed(shared: Shared, owner: str, text: str, why: str, job: Job) -> Sessio
             workbench.score_by(session, recipe.scorer, **steps)
         return adopted(session, loaded.weights.adopt(recipe), situation(workbench, session))
     except InputError as error:
-        gr.Warning(f"The recipe of the {why} was not opened: {error}", title="Another recipe")
+        gr.Warning(f"The recipe of the {why} was not opened: {as_text(error)}", title="Another recipe")
     except NumpruneError as error:
-        gr.Warning(f"The model of the {why} was not opened: {error}", title="Another model")
+        gr.Warning(f"The model of the {why} was not opened: {as_text(error)}", title="Another model")
     return None
 
 

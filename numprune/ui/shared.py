@@ -8,6 +8,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
+from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -243,15 +244,21 @@ def tell_time(sentence: str) -> None:
     gr.Info(f"{sentence} Stop, at the top, ends it.", title="This takes a while")
 
 
+def as_text(sentence: object) -> str:
+    """A sentence as a toast shows it word for word: Gradio takes what it is given for HTML, with pictures and links in
+    it, and sentences name what visitors and models are called."""
+    return escape(str(sentence), quote=False)
+
+
 @contextmanager
 def toasts() -> Iterator[None]:
     """Turn errors into toasts."""
     try:
         yield
     except Cancelled as error:
-        raise gr.Error(str(error), title="Stopped", print_exception=False) from error
+        raise gr.Error(as_text(error), title="Stopped", print_exception=False) from error
     except NumpruneError as error:
-        raise gr.Error(str(error), title="That did not work", print_exception=False) from error
+        raise gr.Error(as_text(error), title="That did not work", print_exception=False) from error
     except gr.Error:
         raise
     except Exception as error:
@@ -264,7 +271,8 @@ def toasts() -> Iterator[None]:
             ) from error
         logger.exception("A dashboard step failed")
         raise gr.Error(
-            f"{type(error).__name__}: {error}. The program's log has the details; the page is as it was before.",
+            f"{type(error).__name__}: {as_text(error)}. The program's log has the details; the page is as it was"
+            " before.",
             title="Unexpected error",
             print_exception=False,
         ) from error

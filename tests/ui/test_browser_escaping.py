@@ -49,7 +49,9 @@ def test_hostile_texts_stay_texts_on_the_page_and_in_the_report(tab, browser, tm
 
 def test_hostile_names_stay_texts_in_what_the_page_says_of_them(tab):
     tab.click("#np-open-model")
-    tab.locator("#np-model").get_by_label("Model", exact=False).first.fill(HOSTILE)
+    name = tab.locator("#np-model").get_by_label("Model", exact=False).first
+    name.fill(HOSTILE)
+    name.press("Enter")
     tab.get_by_role("button", name="Open and score").click()
     toast(tab, BEGIN)
     clean(tab)
