@@ -102,6 +102,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model")
     parser.add_argument("--speedups", default="1.25,1.5")
+    parser.add_argument("--ways", default="; ".join(WAYS), help="separated by semicolons")
     parser.add_argument("--calibration", required=True)
     parser.add_argument("--samples", type=int, default=32)
     parser.add_argument("--sequence-length", type=int, default=512)
@@ -130,7 +131,8 @@ def measure_losses(model: Model, args: argparse.Namespace) -> None:
     if (name, DENSE, "") not in done:
         write(args.out, [*rows(args.out), {"model": name, "way": DENSE, **loss(model, args)}])
     for speedup in args.speedups.split(","):
-        for way, recipe_for in WAYS.items():
+        for way in args.ways.split("; "):
+            recipe_for = WAYS[way]
             if (name, way, speedup) in done:
                 continue
             folder = folder_of(args, way, speedup)

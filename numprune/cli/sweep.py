@@ -28,8 +28,8 @@ EXAMPLE = """\
 
   prunes with every method at every ratio for every calibration seed and compares loss, KL to the dense model, size and
   time. Every cell is in the CSV as soon as it is measured, so that the same command goes on where it was stopped; the
-  picture lies beside it as sweep.html. Methods: paper, balanced, best, healed, flap, wanda_sp, magnitude, taylor,
-  osscar, slicegpt, shortgpt, drop, random."""
+  picture lies beside it as sweep.html. Methods: paper, balanced, best, healed, fast (a ratio of its is
+  one of the decode time), flap, wanda_sp, magnitude, taylor, osscar, slicegpt, shortgpt, drop, random."""
 
 
 def add(commands: Commands) -> None:
