@@ -25,7 +25,7 @@ from numprune.evaluation.latency import SEQUENCES
 
 COLUMNS = (
     *("model", "way", "speedup", "predicted", "reached", "dropped", "tokens", "loss", "standard_error"),
-    *("decode", "decode_low", "decode_high", "prefill", "prefill_low", "prefill_high", "device", "threads"),
+    *("decode", "decode_low", "decode_high", "prefill", "prefill_low", "prefill_high", "runs", "device", "threads"),
 )
 DENSE = "dense"
 
@@ -174,7 +174,7 @@ def measure_speeds(model: Model, args: argparse.Namespace) -> None:
         pruned = {row["way"]: numprune.load(folder_of(args, row["way"], speedup), dtype="float32") for row in own}
         timed = numprune.compare_speed({DENSE: model, **pruned}, repetitions=args.repetitions).models[1:]
         for row, speed in zip(own, timed, strict=True):
-            row |= {"device": str(model.device), "threads": torch.get_num_threads()}
+            row |= {"runs": args.repetitions, "device": str(model.device), "threads": torch.get_num_threads()}
             for what in ("decode", "prefill"):
                 middle, low, high = getattr(speed, f"{what}_gain")
                 row |= {what: round(middle, 3), f"{what}_low": round(low, 3), f"{what}_high": round(high, 3)}
@@ -201,7 +201,8 @@ def page(path: Path) -> str:
         " how many times as fast it decodes, and reads a prompt, the models of a speed-up and the dense one in turn:"
         " median (lowest to highest).",
         f"{dense['model']}: {dense['tokens']} tokens, loss of the dense model {dense['loss']} (standard error"
-        f" {dense['standard_error']}), one calibration seed, {first['device']}, {first['threads']} threads, float32.",
+        f" {dense['standard_error']}), one calibration seed, {first['runs']} timed runs, {first['device']},"
+        f" {first['threads']} threads, float32.",
         "| asked for | way | parameters that go | modules gone | excess loss | decode | prompt |\n|" + "---|" * 7,
     ]
     for row in found[1:]:
