@@ -1,7 +1,7 @@
 """Width alone, depth alone and both, at the same share of the prunable parameters: loss and speed in one table.
 
-    python benchmarks/depth.py tiny-stories --out benchmarks/depth.csv --page benchmarks/depth.md
-    python benchmarks/depth.py FOLDER --calibration a.txt,b.txt --data c.txt --out ...
+    python benchmarks/depth.py tiny-stories --models DIR --out benchmarks/depth.csv --page benchmarks/depth.md
+    python benchmarks/depth.py FOLDER --calibration a.txt,b.txt --data c.txt --models DIR --out ...
 
 Every row is in the CSV as soon as it is measured, so that the same command goes on where it was stopped. First come the
 losses, and the pruned models are kept in --models; then, on an idle machine, the speeds, all models of a ratio and the
@@ -20,6 +20,7 @@ import torch
 import numprune
 from numprune import Model, Recipe
 from numprune.allocation.depth import depth_of
+from numprune.evaluation.speed_comparison import Timed
 
 WAYS = {
     "width": ("balanced", {}),
@@ -117,11 +118,17 @@ def measure_speeds(model: Model, args: argparse.Namespace) -> None:
         pruned = {row["way"]: numprune.load(folder(args, row["way"], float(ratio)), dtype="float32") for row in own}
         timed = numprune.compare_speed({"dense": model, **pruned}, repetitions=args.repetitions).models[1:]
         for row, speed in zip(own, timed, strict=True):
-            row |= {"device": str(model.device), "threads": torch.get_num_threads()}
-            for what in ("decode", "prefill"):
-                middle, low, high = getattr(speed, f"{what}_gain")
-                row |= {what: round(middle, 3), f"{what}_low": round(low, 3), f"{what}_high": round(high, 3)}
+            row |= {"device": str(model.device), "threads": torch.get_num_threads(), **gains(speed)}
         write(args.out, found)
+
+
+def gains(speed: Timed) -> dict[str, float]:
+    """How many times as fast as the dense model one decodes and reads a prompt: median, lowest and highest."""
+    values = {}
+    for what in ("decode", "prefill"):
+        middle, low, high = getattr(speed, f"{what}_gain")
+        values |= {what: round(middle, 3), f"{what}_low": round(low, 3), f"{what}_high": round(high, 3)}
+    return values
 
 
 def folder(args: argparse.Namespace, way: str, ratio: float) -> Path:

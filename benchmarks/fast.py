@@ -16,7 +16,7 @@ from pathlib import Path
 
 import depth
 import torch
-from depth import loss, rows
+from depth import gains, loss, rows
 
 import numprune
 from numprune import Latency, Model, PruningPlan, Recipe
@@ -174,10 +174,12 @@ def measure_speeds(model: Model, args: argparse.Namespace) -> None:
         pruned = {row["way"]: numprune.load(folder_of(args, row["way"], speedup), dtype="float32") for row in own}
         timed = numprune.compare_speed({DENSE: model, **pruned}, repetitions=args.repetitions).models[1:]
         for row, speed in zip(own, timed, strict=True):
-            row |= {"runs": args.repetitions, "device": str(model.device), "threads": torch.get_num_threads()}
-            for what in ("decode", "prefill"):
-                middle, low, high = getattr(speed, f"{what}_gain")
-                row |= {what: round(middle, 3), f"{what}_low": round(low, 3), f"{what}_high": round(high, 3)}
+            row |= {
+                "runs": args.repetitions,
+                "device": str(model.device),
+                "threads": torch.get_num_threads(),
+                **gains(speed),
+            }
         write(args.out, found)
 
 

@@ -134,9 +134,9 @@ def _scales(measured: list[tuple[Candidate, float]]) -> tuple[float, float]:
     if not (np.abs(whole) > TELLING * units).any():
         scale = max(float(losses @ units / (units @ units)), LEAST_SCALE)
         return scale, min(scale, 1.0)
-    both, *_ = np.linalg.lstsq(np.stack([units, whole], axis=1), losses, rcond=None)
     if len(measured) < 2:
-        both = np.array([(losses[0] - whole[0]) / max(units[0], 1e-12), 1.0])
+        return max(float((losses[0] - whole[0]) / units[0]), LEAST_SCALE), 1.0
+    both, *_ = np.linalg.lstsq(np.stack([units, whole], axis=1), losses, rcond=None)
     return max(float(both[0]), LEAST_SCALE), max(float(both[1]), LEAST_SCALE)
 
 
