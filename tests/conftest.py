@@ -8,6 +8,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import pytest
 import torch
 from architectures import make_tokenizer, random_ids, tiny_model
+from forked import program
 from transformers import JanusVQVAEConfig
 
 from numprune import calibrate
@@ -74,6 +75,13 @@ def cache_of_the_run(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("NUMPRUNE_CACHE", str(tmp_path_factory.mktemp("cache")))
         yield
+
+
+@pytest.fixture(scope="session")
+def forking(cache_of_the_run):
+    """The program that forks commands as processes of their own."""
+    with program() as running:
+        yield running
 
 
 @pytest.fixture(scope="session")

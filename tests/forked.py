@@ -57,7 +57,7 @@ class Program:
 
         Args:
             kill: a signal to send each, `after` seconds.
-            order: what else `_child` knows: cwd, environment, fault and rights.
+            order: what else `_child` knows: cwd, environment, fault, dies and rights.
         """
         with tempfile.TemporaryDirectory() as folder:
             self._say({"commands": [list(map(str, each)) for each in commands], "told": folder, **order})
@@ -108,6 +108,7 @@ def _serve():
         "numprune.pruning",
         "numprune.evaluation",
         "numprune.ui.app",
+        "numprune.layerwise",
     ):
         importlib.import_module(name)
     for name in ("load", "prune", "calibrate", "score", "perplexity", "export", "sweep", "generate"):
@@ -139,8 +140,10 @@ def _child(main, order, number):
         os.chdir(order["cwd"])
         if order.get("fault"):
             _faulty(*order["fault"])
+        if order.get("dies"):
+            _dying(*order["dies"])
         command = order["commands"][number]
-        code = SAVES[command[0]](*command[1:]) if command[0] in SAVES else main(command)
+        code = OWN[command[0]](*command[1:]) if command[0] in OWN else main(command)
         sys.stdout.flush()
         sys.stderr.flush()
     except KeyboardInterrupt:  # outside of the command's own handling, where Python would end like this
@@ -191,6 +194,23 @@ def _faulty(where, what):
     setattr(module, name, after)
 
 
+def _dying(method, count):
+    """Let a run that goes layer by layer be killed when it has called a method of its state so many times."""
+    from numprune.layerwise.state import State
+
+    before, seen = getattr(State, method), []
+
+    @functools.wraps(before)
+    def after(*given, **named):
+        done = before(*given, **named)
+        seen.append(1)
+        if len(seen) == count:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return done
+
+    setattr(State, method, after)
+
+
 def _save_on_the_page(model, name):
     """Prune on a workbench and export into the folder for exports, as the page does."""
     from numprune import load
@@ -210,7 +230,16 @@ def _save_on_the_page(model, name):
     return 0
 
 
-SAVES = {"page": _save_on_the_page}
+def _prune_layerwise(recipe, model, out):
+    """Prune layer by layer, whatever memory there is."""
+    import numprune
+
+    numprune.prune_layerwise(numprune.load(model, device="cpu", dtype="checkpoint"), numprune.Recipe.read(recipe), out)
+    return 0
+
+
+OWN = {"page": _save_on_the_page, "prune_layerwise": _prune_layerwise}
+"""What can be run beside the command line's own commands."""
 
 if __name__ == "__main__":
     _serve()

@@ -4,7 +4,6 @@ import dataclasses
 import os
 import signal
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -178,6 +177,18 @@ def test_what_goes_by_its_own_score_needs_the_model_in_memory_and_says_so(folder
     assert load(tmp_path / "out", device="cpu").units()[numprune.ModuleKey(1, "mlp")] == 0
 
 
+def test_a_speed_up_is_carried_out_where_it_was_chosen_before(folder, tmp_path):
+    recipe = recipe_for(folder, depth="modules", speedup=1.5, **BALANCED)
+    with pytest.raises(InputError, match=r"Choosing what makes decoding 1\.5 times as fast needs the whole model"):
+        prune_layerwise(opened(folder()), recipe, tmp_path / "out")
+    # Nothing goes as a whole here: heads and channels alone were the better choice.
+    chosen = recipe.replace(ratios={"0.mlp": 0.5, "1.mlp": 0.25}, suggested=True)
+    prune_layerwise(opened(folder()), chosen, tmp_path / "out")
+    reopened = load(tmp_path / "out", device="cpu")
+    assert reopened.recipe.speedup == 1.5
+    assert reopened.units()[numprune.ModuleKey(0, "mlp")] < reopened.units()[numprune.ModuleKey(1, "mlp")]
+
+
 def test_a_pruned_model_of_half_precision_is_pruned_again(folder, tmp_path):
     half = tiny_model("qwen3", tokenizer=make_tokenizer())
     half.module.to(torch.bfloat16)
@@ -256,24 +267,6 @@ def test_a_stopped_run_goes_on_with_the_same_bits(folder, tmp_path, after, monke
         assert file.read_bytes() == (tmp_path / "out" / file.name).read_bytes()
 
 
-PROGRAM = """
-import os, sys, signal
-import numprune
-from numprune.layerwise import prune_layerwise, run
-recipe, folder, out, victim = numprune.Recipe.read(sys.argv[1]), *sys.argv[2:5]
-name, count = victim.split(":")
-method, seen = getattr(run.State, name), []
-def fatal(self, *args):
-    done = method(self, *args)
-    seen.append(1)
-    if len(seen) == int(count):
-        os.kill(os.getpid(), signal.SIGKILL)
-    return done
-setattr(run.State, name, fatal)
-prune_layerwise(numprune.load(folder, device="cpu", dtype="checkpoint"), recipe, out)
-"""
-
-
 VICTIMS = {
     "paper": "rows:1 keep_moments:1 keep_scores:1 keep_moments:2 keep_scores:2 write_layer:1 write_layer:2"
     " write_rest:1",
@@ -285,13 +278,13 @@ VICTIMS = {
 @pytest.mark.parametrize(
     ("preset", "victim"), [(preset, victim) for preset in VICTIMS for victim in VICTIMS[preset].split()]
 )
-def test_a_killed_run_goes_on_with_the_same_bits(folder, tmp_path, preset, victim):
+def test_a_killed_run_goes_on_with_the_same_bits(forking, folder, tmp_path, preset, victim):
     recipe = numprune.preset(preset).applied(recipe_for(folder))
     (tmp_path / "recipe.json").write_text(recipe.to_json())
-    command = [sys.executable, "-c", PROGRAM, tmp_path / "recipe.json", folder(), tmp_path / "out", victim]
-    environment = {**os.environ, "PYTHONPATH": str(Path(numprune.__file__).parents[1])}
-    killed = subprocess.run(command, env=environment, capture_output=True)
-    assert killed.returncode == -signal.SIGKILL
+    command = ["prune_layerwise", tmp_path / "recipe.json", folder(), tmp_path / "out"]
+    method, count = victim.split(":")
+    [killed] = forking.run(command, cwd=str(tmp_path), dies=[method, int(count)])
+    assert killed.code == -signal.SIGKILL, killed.err
     assert not (tmp_path / "out").exists()
     prune_layerwise(opened(folder()), recipe, tmp_path / "out")
     prune_layerwise(opened(folder()), recipe, tmp_path / "straight")
