@@ -8,6 +8,8 @@ import pytest
 
 import numprune
 
+pytestmark = pytest.mark.alone  # the moments are shares of the time a run takes
+
 STORY = "the cat and the dog sat on a mat and then the hen ran to the barn. " * 40
 CODES = {signal.SIGKILL: -signal.SIGKILL, signal.SIGTERM: 143, signal.SIGINT: 130}
 MOMENTS = {signal.SIGKILL: 10, signal.SIGTERM: 3, signal.SIGINT: 3}
