@@ -174,6 +174,8 @@ def allocate(scores: ScoreTable, recipe: Recipe) -> PruningPlan:
     one layer holds for all, the layer with the most units forced to stay sets the fewest that all keep, and the one
     with the most forced to go the most.
 
+    A speed-up that nothing is chosen for yet is not reached by this; the ratio counts, and the notes say so.
+
     Raises:
         InputError: the scores are another scorer's than the recipe's, the recipe belongs to another model, names
             modules or units that do not exist, or wants the same counts in every layer and different ones at once.
@@ -188,6 +190,11 @@ def allocate(scores: ScoreTable, recipe: Recipe) -> PruningPlan:
         notes.append(
             f"The scores are for a ratio of {scores.ratio:g}; the recipe alone, carried out again, scores for"
             f" {SCORED_FOR:g}."
+        )
+    if recipe.speedup is not None and not recipe.suggested:
+        notes.append(
+            f"Nothing is chosen yet for a speed-up of {recipe.speedup:g} (numprune.with_speedup); this plan spends"
+            f" {recipe.ratio:.0%} of the parameters."
         )
     levels = cuts.levels(recipe.ratio)
     notes += cuts.notes

@@ -96,7 +96,9 @@ def check_layerwise(recipe: Recipe) -> None:
         refused = f"method {recipe.removal}"
     elif recipe.scorer not in BY_LAYERS:
         refused = f"scorer {recipe.scorer}"
-    elif recipe.depth != "none" and not recipe.drop:
+    elif recipe.speedup is not None and not recipe.suggested:
+        refused = f"choosing what makes decoding {recipe.speedup:g} times as fast"
+    elif recipe.depth != "none" and not recipe.drop and recipe.speedup is None:
         refused = f"depth {recipe.depth}"
     elif recipe.swaps or recipe.healing:
         refused = "swaps" if recipe.swaps else "healing"

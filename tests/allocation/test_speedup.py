@@ -108,6 +108,9 @@ def test_everything_is_decided_and_recorded(model):
     assert Recipe.from_json(chosen.to_json()) == chosen
     assert (method_of(chosen), method_of(recipe)) == ("fast", None)
     assert not plan.notes
+    (note,) = allocate(scores, recipe).notes
+    assert note.startswith("Nothing is chosen yet for a speed-up of 1.4")
+    assert "spends 30% of the parameters" in note
 
 
 def test_what_is_set_by_hand_stays(model):
