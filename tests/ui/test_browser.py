@@ -322,6 +322,11 @@ def test_a_waiting_job_can_be_stopped_while_another_tab_goes_on(visit):
     busy.click("#np-prune")
     expect(busy.locator(".np-running")).not_to_be_empty()
     waiting.click("#np-prune")
+    expect(waiting.locator(".np-running")).to_have_text("Waiting")
+    # It waits in the server's queue, where nothing of it runs yet; only time tells that the page does not give up.
+    waiting.wait_for_timeout(5000)
+    expect(busy.locator("#np-stop")).to_be_enabled()
+    expect(waiting.locator(".np-running")).to_have_text("Waiting")
     expect(waiting.locator("#np-stop")).to_be_enabled()
     waiting.get_by_role("button", name="Stop").click()
     toast(waiting, "Whatever ran or waited in this tab ends")
