@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import gc
 import os
 from collections.abc import Callable
 from contextlib import suppress
@@ -52,10 +53,16 @@ def reset_peak(device: torch.device) -> int:
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         return torch.cuda.memory_allocated(device)
-    with suppress(AttributeError):  # only glibc keeps freed memory, and has this to give it back
-        ctypes.CDLL(None).malloc_trim(0)
+    give_back()
     CLEAR_REFS.write_text("5")
     return _status("VmRSS")
+
+
+def give_back() -> None:
+    """Give memory that was freed back to the system; glibc keeps what every thread once used."""
+    gc.collect()
+    with suppress(AttributeError):  # other C libraries keep none, and have no such function
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _status(name: str) -> int:

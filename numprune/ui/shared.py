@@ -145,11 +145,14 @@ class Shared:
 
     def left(self, owner: str) -> None:
         """A tab has closed: what it used is freed."""
+        from numprune.evaluation.memory import give_back  # it brings torch, before which the page is drawn
+
         self.jobs.stop(owner)
         self.workbench.release(owner)
         self.downloads.free(owner)
         for forget in self._leaving:
             forget(owner)
+        give_back()
 
     # The session.
 
