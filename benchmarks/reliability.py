@@ -33,6 +33,11 @@ KINDS: Mapping[str, Sequence[str]] = {
     "hostile texts in a browser": ("tests/ui/test_browser_escaping.py",),
     "bad and odd inputs, command line": ("tests/cli/test_inputs.py",),
     "bad and odd inputs, page": ("tests/ui/test_inputs_on_page.py",),
+    "images, endpoints, and numbers in boxes": (
+        "tests/cli/test_cli_images.py",
+        "tests/ui/test_api.py",
+        "tests/ui/test_given_numbers.py",
+    ),
     "properties (a hundred examples and more each)": (
         "tests/allocation/test_properties.py",
         "tests/ui/test_edit_properties.py",
