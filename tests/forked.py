@@ -24,8 +24,9 @@ STAGES = {
     "scoring": ("numprune.scoring.run", "module_scores"),
     "fitting": ("numprune.pruning", "_fitted"),
     "generation": ("numprune.generation.text", "sample_tokens"),
+    "writing": ("numprune.models.model", "write_module"),
 }
-"""Where each begins to compute."""
+"""Where each begins to compute, or to write."""
 
 
 @dataclass
@@ -185,7 +186,7 @@ def _faulty(where, what):
         used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
         resource.setrlimit(resource.RLIMIT_AS, (used, used))
         # What was freed before is still to be had; the little that is left is for the sentence.
-        for size in (1 << 24, 1 << 21, 1 << 18) if where == "fitting" else ():
+        for size in (1 << 24, 1 << 21, 1 << 18) if where in ("fitting", "writing") else ():
             with contextlib.suppress(RuntimeError):
                 while True:
                     hoard.append(torch.empty(size, dtype=torch.uint8))

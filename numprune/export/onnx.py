@@ -21,7 +21,15 @@ import torch
 from torch import nn
 from transformers import Cache, DynamicLayer, PreTrainedModel
 
-from numprune.errors import CancelEvent, InputError, NumpruneError, Progress, check_cancelled, pip_install
+from numprune.errors import (
+    CancelEvent,
+    InputError,
+    NumpruneError,
+    Progress,
+    check_cancelled,
+    memory_ran_out,
+    pip_install,
+)
 from numprune.export.transformers import pruned_config
 from numprune.models.model import Model, twin
 from numprune.models.written import tidy_config, write_tokenizer
@@ -176,6 +184,8 @@ def _trace(model: Model, decoder: DecoderGraph, caches: list[LayerCache]) -> Any
                 dynamic_shapes=(*shapes, [{0: "batch", 2: "past"} for _ in past]),
             )
     except Exception as error:  # the tracer has a dozen error types, with whole graphs in their messages
+        if memory_ran_out(error):
+            raise
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise NumpruneError(
             f"PyTorch could not trace {model.name} into an ONNX graph ({type(error).__name__}: {reason[:120]});"

@@ -23,7 +23,7 @@ from transformers import (
 )
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
-from numprune.errors import InputError, LoadError, UnsupportedArchitecture, pip_install
+from numprune.errors import InputError, LoadError, UnsupportedArchitecture, memory_ran_out, pip_install
 from numprune.models.adapter import Adapter, supported_model_types
 
 _KNOWN = {
@@ -105,6 +105,8 @@ def read_gguf(path: Path, name: str) -> GgufFile:
     try:
         reader = GGUFReader(path)
     except Exception as error:  # a damaged file fails in whatever reads it
+        if memory_ran_out(error):
+            raise
         reason = (str(error) or type(error).__name__).splitlines()[0].rstrip(".")
         raise LoadError(f"{name} is a damaged GGUF file or one cut short ({reason}); download it again.") from error
 

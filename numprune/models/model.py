@@ -16,7 +16,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from numprune.errors import InputError, NumericalError, NumpruneError
+from numprune.errors import InputError, NumericalError, NumpruneError, memory_ran_out
 from numprune.files import MARKER, atomic_folder, to_json
 from numprune.linalg import all_finite
 from numprune.models import (  # noqa: F401  (each registers its adapter)
@@ -217,6 +217,8 @@ class Model:
             except (OSError, NumpruneError):
                 raise
             except Exception as error:  # safetensors reports a full disk as an error type of its own
+                if memory_ran_out(error):
+                    raise
                 raise NumpruneError(f"Writing {folder} failed: {error}; nothing was left there.") from error
             units = {str(key): count for key, count in self.units().items()}
             marker = {"format": FORMAT, "base": self.name, "units": units}
