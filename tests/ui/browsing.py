@@ -11,7 +11,7 @@ CHROMIUM = shutil.which("chromium")
 MARKS = [pytest.mark.browser, pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed")]
 
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-sync", "--no-first-run"]
-PATIENCE = 60_000
+PATIENCE = 180_000
 """Milliseconds after which a page that does not do what it should has failed, on however busy a machine."""
 SOON = 5_000
 DESK, PHONE = {"width": 1440, "height": 900}, {"width": 390, "height": 844}
@@ -36,6 +36,7 @@ def visits(browser, url, folder, session):
         context = browser.new_context(**options)
         contexts.append(context)
         context.add_init_script(LISTEN)
+        context.set_default_timeout(PATIENCE)
         page = context.new_page()
         page.problems = []
         page.on("console", lambda message: page.problems.append(message.text) if message.type == "error" else None)
