@@ -36,26 +36,29 @@ example:
 """
 
 
-class Terminated(KeyboardInterrupt):
-    """SIGTERM, as what Ctrl-C is to Python: everything half written is cleared away on the way out."""
-
-
 @contextmanager
-def _terminable() -> Iterator[None]:
-    """Raise `Terminated` where SIGTERM would end the process at once."""
+def _stoppable(asked: list[int]) -> Iterator[None]:
+    """Let SIGTERM be to Python what Ctrl-C is: everything half written is cleared away on the way out.
 
-    def terminate(*_: object) -> None:
-        raise Terminated
+    Signals are noted in `asked` too: compiled code that is interrupted may make another error of it.
+    """
 
-    # Only the main thread may ask for signals.
+    def stop(number: int, _: object) -> None:
+        asked.append(number)
+        raise KeyboardInterrupt
+
+    # Only the main thread may ask for signals. Ctrl-C stays ignored where whoever started this wants it so.
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.signal(signal.SIGTERM, terminate)
+    interrupts = signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    signals = [signal.SIGTERM, *([signal.SIGINT] if interrupts else [])]
+    before = {number: signal.signal(number, stop) for number in signals}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -65,16 +68,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     except SystemExit as stop:  # argparse has printed its message or the help
         return int(stop.code or OK)
     console = Console(json=getattr(args, "json", False), quiet=args.quiet)
+    asked: list[int] = []
     try:
         # Whatever libraries print, JSON stays alone on stdout.
-        with _terminable(), warnings.catch_warnings(), redirect_stdout(sys.stderr) if console.json else nullcontext():
+        with (
+            _stoppable(asked),
+            warnings.catch_warnings(),
+            redirect_stdout(sys.stderr) if console.json else nullcontext(),
+        ):
             if not args.debug:
                 warnings.simplefilter("ignore")
             args.run(args, console)
         return OK
-    except KeyboardInterrupt as stop:
-        console.error("Stopped; nothing half-written was left.")
-        return TERMINATED if isinstance(stop, Terminated) else STOPPED
+    except KeyboardInterrupt:
+        return _stopped(console, asked)
     except BrokenPipeError:
         # The reader (head, less) has seen enough. Python would complain again when it flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -82,9 +89,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as error:
         if args.debug:
             traceback.print_exc()
+        if asked:
+            return _stopped(console, asked)
         code, sentence = _explain(error)
         console.error(f"numprune: {sentence}")
         return code
+
+
+def _stopped(console: Console, asked: Sequence[int]) -> int:
+    console.error("Stopped; nothing half-written was left.")
+    return TERMINATED if signal.SIGTERM in asked else STOPPED
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -512,6 +512,22 @@ def test_a_stop_while_writing_leaves_nothing(run, tiny, text, tmp_path, monkeypa
     assert signal.getsignal(stop) is before
 
 
+@pytest.mark.parametrize(("stop", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_stop_that_a_library_makes_another_error_of_is_a_stop(run, tiny, text, tmp_path, monkeypatch, stop, code):
+    """As safetensors does in the middle of a tensor."""
+
+    def swallowed(self, folder, **options):
+        try:
+            signal.raise_signal(stop)
+        except KeyboardInterrupt:
+            raise RuntimeError("could not determine the shape") from None
+
+    monkeypatch.setattr(PreTrainedModel, "save_pretrained", swallowed)
+    argv = ["prune", tiny, "--calibration", text, *SMALL, "--out", tmp_path / "out"]
+    refused(run, code, argv, "Stopped; nothing half-written was left.")
+    assert leftovers(tmp_path) == []
+
+
 @pytest.mark.parametrize(
     ("error", "word"),
     [
