@@ -10,6 +10,7 @@ from pathlib import Path
 from numprune.cli.console import Console
 from numprune.cli.options import Commands, add_command, quiet_libraries
 from numprune.errors import InputError
+from numprune.heap import few_heaps
 
 EXAMPLE = """\
   numprune serve --model tiny-stories --port 7860
@@ -61,6 +62,7 @@ def add(commands: Commands) -> None:
 def run(args: argparse.Namespace, console: Console) -> None:
     from numprune.ui.starting import uncollected
 
+    few_heaps()
     with uncollected():
         from numprune.ui.launch import launch
         from numprune.ui.serving import Policy, Serving

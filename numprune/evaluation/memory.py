@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import ctypes
-import gc
 import os
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
+
+from numprune.heap import give_back
 
 STATUS, CLEAR_REFS = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
@@ -56,13 +55,6 @@ def reset_peak(device: torch.device) -> int:
     give_back()
     CLEAR_REFS.write_text("5")
     return _status("VmRSS")
-
-
-def give_back() -> None:
-    """Give memory that was freed back to the system; glibc keeps what every thread once used."""
-    gc.collect()
-    with suppress(AttributeError):  # other C libraries keep none, and have no such function
-        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _status(name: str) -> int:

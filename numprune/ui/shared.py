@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import gradio as gr
 
 from numprune.errors import Cancelled, NumpruneError, memory_ran_out
+from numprune.heap import give_back
 from numprune.plan.plan import PruningPlan
 from numprune.ui.downloads import Downloads
 from numprune.ui.jobs import Job, Jobs
@@ -145,8 +146,6 @@ class Shared:
 
     def left(self, owner: str) -> None:
         """A tab has closed: what it used is freed."""
-        from numprune.evaluation.memory import give_back  # it brings torch, before which the page is drawn
-
         self.jobs.stop(owner)
         self.workbench.release(owner)
         self.downloads.free(owner)

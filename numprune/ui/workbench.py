@@ -145,9 +145,10 @@ class Workbench(Visits):
                     check_cancelled(cancel)
                     opened = opened or Opened(weights or self._weights(request, progress))
                     scorer = self._score_first(request, opened, scorers, progress, cancel)
-            # A tab that closed meanwhile has set it; nobody would free the model.
-            check_cancelled(cancel)
-            self._claim(request, opened, owner)
+            with self._lock:
+                # A tab that closed meanwhile has set it; nobody would free the model.
+                check_cancelled(cancel)
+                self._claim(request, opened, owner)
         return Loaded(request, opened.weights, opened.scores[scorer], opened.stats)
 
     def put(self, loaded: Loaded, owner: str) -> None:
@@ -411,8 +412,9 @@ class Workbench(Visits):
                     loaded.model, model, stats, loaded.scores, progress=progress, cancel=cancel
                 )
                 model.report.notes.append(cost)
-        check_cancelled(cancel)
         with self._lock:
+            # As of `load`: a tab stops its jobs before it is released, which waits for this lock.
+            check_cancelled(cancel)
             tab = self._tab(owner)
             variants = tab.variants
             name, number = wanted, 1

@@ -11,7 +11,7 @@ from numprune.loading import load
 from numprune.plan.keys import ModuleKey
 from numprune.plan.presets import DEFAULT_PRESET, method_of
 from numprune.plan.recipe import CalibrationRecipe, Recipe
-from numprune.ui import engine
+from numprune.ui import engine, workbench
 from numprune.ui.jobs import Jobs
 from numprune.ui.serving import Policy
 from numprune.ui.session import LoadRequest, Session
@@ -94,6 +94,34 @@ def test_a_tab_sees_only_its_own_pruned_models_and_results(request_):
     assert bench.variants("a") == bench.findings("a") == {}
     with pytest.raises(InputError, match="press Prune"):
         bench.pruned("a")
+
+
+def test_a_tab_that_closes_at_the_moment_its_model_is_done_keeps_nothing(request_, monkeypatch):
+    bench, stop, done = Workbench(load("tiny-stories")), threading.Event(), threading.Event()
+    session = opened(bench, request_)
+
+    def close():
+        stop.set()
+        bench.release("tab")
+
+    def check(cancel):
+        real(cancel)
+        if done.is_set():
+            closing.start()
+            closing.join(0.2)
+
+    def prune(*args, **options):
+        model = pruned(*args, **options)
+        done.set()
+        return model
+
+    real, pruned, closing = workbench.check_cancelled, engine.prune, threading.Thread(target=close)
+    monkeypatch.setattr(workbench, "check_cancelled", check)
+    monkeypatch.setattr(engine, "prune", prune)
+    bench.prune(session, "tab", cancel=stop)
+    closing.join()
+    assert bench.variants("tab") == {}
+    assert bench.used == 0
 
 
 def test_memory_has_a_budget_and_a_refusal_leaves_everything_usable(request_):
