@@ -73,8 +73,17 @@ def compose(workbench: Workbench) -> tuple[gr.Blocks, Shared]:
             shared.left(owner_of(request))
 
         blocks.unload(leave)
+        shared.leave(lambda owner: _forget_shown(blocks, owner))
         api.add(workbench, jobs, shared.downloads)
     return blocks, shared
+
+
+def _forget_shown(blocks: gr.Blocks, owner: str) -> None:
+    """Free what every part of a closed tab's page last showed: Gradio keeps it of the last ten thousand tabs."""
+    holder = blocks.state_holder
+    with holder.lock:
+        holder.session_data.pop(owner, None)
+        holder.time_last_used.pop(owner, None)
 
 
 def _follow_tabs(shared: Shared, tabs: dict[str, gr.Tab]) -> None:

@@ -3,6 +3,7 @@
 import base64
 import io
 import socket
+import time
 import zipfile
 
 import numpy as np
@@ -15,6 +16,7 @@ from servers import program, served
 import numprune
 from numprune.calibration.data import documents
 from numprune.evaluation.images.judge import panel_of
+from numprune.ui import app
 from numprune.ui.serving import Policy
 from numprune.ui.workbench import Workbench
 
@@ -40,6 +42,28 @@ def test_the_program_that_the_readme_starts_answers(tmp_path, images_folder):
         facts = started.predict(model=str(images_folder), samples=8, api_name="/load")
         assert facts["parameters"] == numprune.load(images_folder).parameters
         started.close()
+
+
+def test_nothing_of_a_closed_tab_is_kept(monkeypatch):
+    """Neither by the workbench nor by Gradio, which keeps what a page showed."""
+    made, compose = [], app.compose
+    monkeypatch.setattr(app, "compose", lambda bench: made.append(compose(bench)) or made[-1])
+    bench = Workbench(numprune.load("tiny-stories", device="cpu"))
+    with served(bench) as address:
+        tab, stays = Client(address, verbose=False), Client(address, verbose=False)
+        for each in (tab, stays):
+            recipe = each.predict(model="tiny-stories", samples=4, sequence_length=32, api_name="/load")["recipe"]
+            each.predict(recipe=recipe, name="smaller", api_name="/prune")
+        shown = made[0][0].state_holder
+        assert {tab.session_hash, stays.session_hash} <= shown.session_data.keys()
+        tab.close()
+        deadline = time.monotonic() + 60
+        while tab.session_hash in shown.session_data and time.monotonic() < deadline:
+            time.sleep(0.1)
+        assert tab.session_hash not in shown.session_data.keys() | shown.time_last_used.keys()
+        assert stays.session_hash in shown.session_data
+        assert (bench.variants(tab.session_hash), list(bench.variants(stays.session_hash))) == ({}, ["smaller"])
+        stays.close()
 
 
 def test_load_tells_what_was_loaded(facts):
