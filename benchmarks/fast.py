@@ -15,6 +15,7 @@ from functools import cached_property
 from pathlib import Path
 
 import depth
+import numpy as np
 import torch
 from depth import gains, loss, rows
 
@@ -215,7 +216,26 @@ def page(path: Path) -> str:
         ]
         share, gone = f"{float(row['reached']):.1%}", len(row["dropped"].split())
         lines[-1] += f"\n| {row['speedup']}x | {row['way']} | {share} | {gone} | {excess:.3f} | {' | '.join(speeds)} |"
-    return "\n\n".join(lines) + "\n"
+    return "\n\n".join([*lines, *equal_speed(found)]) + "\n"
+
+
+def equal_speed(found: list[dict[str, str]]) -> list[str]:
+    """What the other ways lose where they decode as fast as `fast` did, between their points and the dense model."""
+    dense, points = float(found[0]["loss"]), {}
+    for row in found[1:]:
+        if row["decode"]:
+            points.setdefault(row["way"], [(1.0, 0.0)]).append((float(row["decode"]), float(row["loss"]) - dense))
+    told = []
+    for speed, excess in points.pop("fast", [])[1:]:
+        others = {way: np.interp(speed, *zip(*sorted(own), strict=True), right=np.nan) for way, own in points.items()}
+        losses = [f"{way}: {'not reached' if np.isnan(lost) else f'{lost:.3f}'}" for way, lost in others.items()]
+        least = np.nanmin([*others.values(), np.inf])
+        told.append(
+            f"Where it decodes {speed:g} times as fast, measured, `fast` loses {excess:.3f}; by straight lines between"
+            f" their own points and the dense model the others lose there ({'; '.join(losses)})."
+            + ("" if np.isinf(least) else f" That is {excess / least:.2f} of the least of them.")
+        )
+    return told
 
 
 if __name__ == "__main__":

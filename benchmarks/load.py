@@ -6,8 +6,8 @@ Starts `python app.py` and opens tabs as a browser does, over the page's own que
 prunes, and compares texts, until the time is over, and closes. So many of them are tabs of a real browser (Chromium, by
 playwright), which move their ratio and press the buttons. Prints JSON: requests, failures, the time of a ratio
 change in seconds (median and the 95th of 100), the longest place in the queue, what a tab saw that was another's, and
-the server's memory in bytes before the first tab, at most, and a minute after the last one. Exits with 1 where
-something failed, was another's, or memory grew by more than a tenth and 200 MB.
+the server's memory in bytes a minute after one tab of each kind, at most, and a minute after the last tab. Exits with 1
+where something failed, was another's, or memory grew by more than a tenth and 200 MB.
 """
 
 from __future__ import annotations
@@ -226,9 +226,11 @@ def drive(tabs: int, browsers: int, seconds: float, port: int) -> dict[str, Any]
         )
         try:
             config = _config(address)
-            # One short visit first: what is loaded once, for all, is not what tabs leave behind.
+            # One turn of each kind first: what is loaded once, for all, is not what tabs leave behind.
             Tab(address, config, 0, told).live(time.monotonic() + 1)
-            time.sleep(10)
+            if browsers:
+                browse(address, 0, told, time.monotonic() + 1)
+            time.sleep(SETTLED)
             before, told.requests = memory(server), 0
             told.ratio_seconds.clear()
             until = time.monotonic() + seconds

@@ -183,7 +183,8 @@ def table(counts: Mapping[str, Mapping[str, Any]], runs: Mapping[str, Mapping[st
             f" something of another tab was seen, {load['foreign_models_refused']} models of other tabs asked for and"
             f" refused; a ratio change took {load['ratio_p50']} s (median) and {load['ratio_p95']} s (95th of 100) of"
             f" {load['ratio_changes']}; the longest place in the queue was {load['longest_place_in_queue']}; memory"
-            f" {load['memory_before'] / 1e6:.0f} MB before, {load['memory_peak'] / 1e6:.0f} MB at most,"
+            f" {load['memory_before'] / 1e6:.0f} MB a minute after one tab of each kind,"
+            f" {load['memory_peak'] / 1e6:.0f} MB at most,"
             f" {load['memory_after'] / 1e6:.0f} MB a minute after the last tab.",
         ]
     return "\n".join(lines) + "\n"
