@@ -120,13 +120,13 @@ class Tab:
             self.told.others.append(f"tab {self.number}: {what}")
 
     def live(self, until: float) -> None:
-        """Visit, then tune, prune and compare until the time is over."""
+        """Visit, then tune, prune and compare until the time is over, once at least."""
         chance = random.Random(self.number)
         try:
             self.ask("visit", None)
             facts = self.ask("load", "tiny-stories", "self", *CALIBRATION.values(), 0, "newton")[0]
             turn = 0
-            while time.monotonic() < until:
+            while not turn or time.monotonic() < until:
                 turn += 1
                 # Ratios that no other tab has.
                 ratio = round(0.05 + 0.4 * chance.random(), 2) + self.number / 10_000
@@ -163,7 +163,7 @@ PATIENCE = 900_000
 
 
 def browse(address: str, number: int, told: Told, until: float) -> None:
-    """A tab of a real browser: move the ratio, prune, and see that plan and result are this tab's."""
+    """A tab of a real browser: move the ratio, prune, and see that plan and result are this tab's; once at least."""
     from playwright.sync_api import sync_playwright
 
     chance, seen = random.Random(number), None
@@ -177,7 +177,7 @@ def browse(address: str, number: int, told: Told, until: float) -> None:
             page.wait_for_function("window.plan")
             page.get_by_text("More", exact=True).click()
             turn = 0
-            while time.monotonic() < until:
+            while not turn or time.monotonic() < until:
                 turn += 1
                 for _ in range(5):
                     ratio = round(0.05 + 0.4 * chance.random(), 2) + number / 10_000
@@ -227,9 +227,9 @@ def drive(tabs: int, browsers: int, seconds: float, port: int) -> dict[str, Any]
         try:
             config = _config(address)
             # One turn of each kind first: what is loaded once, for all, is not what tabs leave behind.
-            Tab(address, config, 0, told).live(time.monotonic() + 1)
+            Tab(address, config, 0, told).live(time.monotonic())
             if browsers:
-                browse(address, 0, told, time.monotonic() + 1)
+                browse(address, 0, told, time.monotonic())
             time.sleep(SETTLED)
             before, told.requests = memory(server), 0
             told.ratio_seconds.clear()

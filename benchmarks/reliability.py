@@ -185,7 +185,8 @@ def table(counts: Mapping[str, Mapping[str, Any]], runs: Mapping[str, Mapping[st
             f" {load['ratio_changes']}; the longest place in the queue was {load['longest_place_in_queue']}; memory"
             f" {load['memory_before'] / 1e6:.0f} MB a minute after one tab of each kind,"
             f" {load['memory_peak'] / 1e6:.0f} MB at most,"
-            f" {load['memory_after'] / 1e6:.0f} MB a minute after the last tab.",
+            f" {load['memory_after'] / 1e6:.0f} MB a minute after the last tab"
+            f" ({'held' if load['held'] else 'not held: it may grow by a tenth and 200 MB'}).",
         ]
     return "\n".join(lines) + "\n"
 

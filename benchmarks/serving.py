@@ -84,10 +84,8 @@ SLIDING = {"sliding_window": 32, "layer_types": ["sliding_attention", "full_atte
 CONFIGS = {
     "llama": ("LlamaConfig", WIDE),
     "mistral": ("MistralConfig", {**WIDE, "sliding_window": None}),
-    "mistral-sliding": ("MistralConfig", {**WIDE, "sliding_window": 32}),
     "ministral": ("MinistralConfig", {**WIDE, **SLIDING}),
     "qwen2": ("Qwen2Config", GROUPED),
-    "qwen2-sliding": ("Qwen2Config", {**GROUPED, **SLIDING, "use_sliding_window": True}),
     "qwen3": ("Qwen3Config", WIDE),
     "gemma": ("GemmaConfig", WIDE),
     "gemma2": ("Gemma2Config", {**WIDE, **SLIDING, "query_pre_attn_scalar": 32}),

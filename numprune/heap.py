@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import threading
 from contextlib import suppress
 
 M_ARENA_MAX = -8
 """Of glibc's malloc.h."""
 HEAPS = 2
+LATER = 10.0
+"""Seconds until memory is given back once more."""
 
 
 def few_heaps() -> None:
@@ -30,3 +33,21 @@ def give_back() -> None:
     gc.collect()
     with suppress(AttributeError):  # other C libraries keep none, and have no such function
         ctypes.CDLL(None).malloc_trim(0)
+
+
+class GiveBack:
+    """Gives memory back now and, once nobody has asked again for a while, once more: what answers nobody waits for any
+    longer still hold is freed only when they end."""
+
+    def __init__(self, later: float = LATER) -> None:
+        self._later, self._lock = later, threading.Lock()
+        self._due: threading.Timer | None = None
+
+    def __call__(self) -> None:
+        give_back()
+        with self._lock:
+            if self._due is not None:
+                self._due.cancel()
+            self._due = threading.Timer(self._later, give_back)
+            self._due.daemon = True
+            self._due.start()

@@ -185,8 +185,9 @@ def _faulty(where, what):
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has 1.00 GiB free.")
         used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
         resource.setrlimit(resource.RLIMIT_AS, (used, used))
-        # What was freed before is still to be had; the little that is left is for the sentence.
-        for size in (1 << 24, 1 << 21, 1 << 18) if where in ("fitting", "writing") else ():
+        # What was freed before is still to be had, and may be all that is needed; the little that is left is for the
+        # sentence.
+        for size in (1 << 24, 1 << 21, 1 << 18) if where in ("scoring", "fitting", "writing") else ():
             with contextlib.suppress(RuntimeError):
                 while True:
                     hoard.append(torch.empty(size, dtype=torch.uint8))

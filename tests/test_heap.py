@@ -1,8 +1,11 @@
 import ctypes
 import subprocess
 import sys
+import threading
 
 import pytest
+
+from numprune import heap
 
 THREADS = """
 import ctypes, sys, threading
@@ -35,3 +38,20 @@ def test_all_threads_of_a_server_share_a_few_heaps(tmp_path):
         subprocess.run([sys.executable, "-c", THREADS, file, how], timeout=60, check=True)
         found[how] = file.read_text().count("<heap ")
     assert found["few"] <= 2 < found["many"]
+
+
+def test_memory_is_given_back_at_once_and_once_more_when_nobody_asks_again(monkeypatch):
+    given, again = [], threading.Event()
+
+    def give_back():
+        given.append(threading.current_thread())
+        if given[-1] is not threading.main_thread():
+            again.set()
+
+    monkeypatch.setattr(heap, "give_back", give_back)
+    ask = heap.GiveBack(later=0.2)
+    for _ in range(3):
+        ask()
+    assert again.wait(20)
+    assert not threading.Event().wait(0.4)
+    assert len(given) == 4

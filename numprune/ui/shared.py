@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import gradio as gr
 
 from numprune.errors import Cancelled, NumpruneError, memory_ran_out
-from numprune.heap import give_back
+from numprune.heap import GiveBack
 from numprune.plan.plan import PruningPlan
 from numprune.ui.downloads import Downloads
 from numprune.ui.jobs import Job, Jobs
@@ -110,6 +110,7 @@ class Shared:
     _wires: list[Callable[[], None]] = field(default_factory=list)
     _last: list[Callable[[], None]] = field(default_factory=list)
     _leaving: list[Callable[[str], Any]] = field(default_factory=list)
+    _give_back: GiveBack = field(default_factory=GiveBack)
 
     # Who is redrawn when.
 
@@ -151,7 +152,7 @@ class Shared:
         self.downloads.free(owner)
         for forget in self._leaving:
             forget(owner)
-        give_back()
+        self._give_back()
 
     # The session.
 

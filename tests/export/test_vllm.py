@@ -74,20 +74,6 @@ def test_the_plugin_writes_the_same_by_layers_of_vllm(python, tmp_path, architec
 
 @pytest.mark.vllm
 @needs_vllm
-@pytest.mark.parametrize("architecture", ["mistral-sliding", "qwen2-sliding"])
-def test_the_plugin_sees_no_further_than_the_window(python, tmp_path, architecture):
-    """Of all layers, or of every other one; prompts are longer. vLLM keeps no prefixes of such layers."""
-    _, pruned = serving.tiny(architecture)
-    (packages := tmp_path / "packages").mkdir()
-    serving.install_plugin(packages)
-    found = serving.compare(python, pruned, tmp_path / "pruned", compiled=False, packages=packages)
-    assert found["runs as"] == pruned_name(pruned)
-    assert found["same tokens"]
-    assert found["log-probabilities apart"] < serving.TOLERANCE
-
-
-@pytest.mark.vllm
-@needs_vllm
 def test_the_plugin_compiles(python, models, tmp_path):
     (packages := tmp_path / "packages").mkdir()
     serving.install_plugin(packages)

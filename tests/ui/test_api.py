@@ -57,7 +57,7 @@ def test_nothing_of_a_closed_tab_is_kept(monkeypatch):
         shown = made[0][0].state_holder
         assert {tab.session_hash, stays.session_hash} <= shown.session_data.keys()
         tab.close()
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 180
         while tab.session_hash in shown.session_data and time.monotonic() < deadline:
             time.sleep(0.1)
         assert tab.session_hash not in shown.session_data.keys() | shown.time_last_used.keys()
