@@ -22,19 +22,21 @@ from numprune import Model, Recipe
 from numprune.allocation.depth import depth_of
 from numprune.evaluation.speed_comparison import Timed
 
+WIDTH, BOTH = "width", ("width and modules", "width and layers")
 WAYS = {
-    "width": ("balanced", {}),
+    WIDTH: ("balanced", {}),
     "layers by the loss and fitted": ("balanced", {"depth": "layers", "allocation": "none"}),
     "modules by the loss and fitted": ("balanced", {"depth": "modules", "allocation": "none"}),
-    "width and modules": ("balanced", {"depth": "modules"}),
-    "width and layers": ("balanced", {"depth": "layers"}),
+    BOTH[0]: ("balanced", {"depth": "modules"}),
+    BOTH[1]: ("balanced", {"depth": "layers"}),
     "shortgpt": ("shortgpt", {}),
     "drop": ("drop", {}),
 }
 """What is compared: a preset, and what of its recipe is otherwise."""
 COLUMNS = (
     *("model", "way", "ratio", "reached", "layers", "dropped", "tokens", "loss", "standard_error", "seconds"),
-    *("decode", "decode_low", "decode_high", "prefill", "prefill_low", "prefill_high", "device", "threads"),
+    *("calibration", "decode", "decode_low", "decode_high", "prefill", "prefill_low", "prefill_high"),
+    *("device", "threads"),
 )
 
 
@@ -91,6 +93,10 @@ def measure_losses(model: Model, args: argparse.Namespace) -> None:
             of = f"{recipe.depth} {recipe.depth_scorer}"
             depth = once(of, lambda asked=recipe: depth_of(model, stats, asked, most=max(ratios)))
             recipe = numprune.choose_depth(scores, depth, recipe)
+        width = row_of(args.out, name, WIDTH, ratio)
+        if width is not None and same_as_width(way, recipe.drop):
+            add(args.out, {**width, "way": way, "seconds": ""})
+            continue
         plan = numprune.allocate(scores, recipe)
         pruned = numprune.prune(model, plan, stats)
         pruned.save(folder(args, way, ratio))
@@ -102,6 +108,7 @@ def measure_losses(model: Model, args: argparse.Namespace) -> None:
             "layers": pruned.layers,
             "dropped": " ".join(map(str, recipe.drop)),
             "seconds": round(time.monotonic() - began, 1),
+            "calibration": calibration(args),
             **loss(pruned, args),
         }
         add(args.out, row)
@@ -112,7 +119,8 @@ def measure_speeds(model: Model, args: argparse.Namespace) -> None:
     """How many times as fast the pruned models are as the dense one, at batch 1, where that is not known yet."""
     name = Path(args.model).name
     found = rows(args.out)
-    untimed = [row for row in found if row["model"] == name and row["way"] != "dense" and not row["decode"]]
+    rest = [row for row in found if row["model"] == name and row["way"] != "dense" and not row["decode"]]
+    untimed = [row for row in rest if not same_as_width(row["way"], row["dropped"])]
     for ratio in dict.fromkeys(row["ratio"] for row in untimed):
         own = [row for row in untimed if row["ratio"] == ratio]
         pruned = {row["way"]: numprune.load(folder(args, row["way"], float(ratio)), dtype="float32") for row in own}
@@ -120,6 +128,15 @@ def measure_speeds(model: Model, args: argparse.Namespace) -> None:
         for row, speed in zip(own, timed, strict=True):
             row |= {"device": str(model.device), "threads": torch.get_num_threads(), **gains(speed)}
         write(args.out, found)
+
+
+def same_as_width(way: str, dropped: object) -> bool:
+    """Whether a way that may take modules as a whole took none, and so is width alone."""
+    return way in BOTH and not dropped
+
+
+def row_of(path: Path, model: str, way: str, ratio: float) -> dict[str, str] | None:
+    return next((r for r in rows(path) if (r["model"], r["way"], float(r["ratio"])) == (model, way, ratio)), None)
 
 
 def gains(speed: Timed) -> dict[str, float]:
@@ -134,6 +151,11 @@ def gains(speed: Timed) -> dict[str, float]:
 def folder(args: argparse.Namespace, way: str, ratio: float) -> Path:
     """Where a pruned model is kept."""
     return args.models / f"{Path(args.model).name} {way} {ratio:g}".replace(" ", "-")
+
+
+def calibration(args: argparse.Namespace) -> str:
+    texts = " and ".join(Path(text).stem for text in args.calibration.split(","))
+    return f"{args.samples} x {args.sequence_length} tokens of {texts}"
 
 
 def loss(model: Model, args: argparse.Namespace) -> dict[str, object]:
@@ -185,12 +207,13 @@ def page(path: Path) -> str:
         own = [row for row in found if row["model"] == model]
         dense = next(row for row in own if row["way"] == "dense")
         ratios = sorted({float(row["ratio"]) for row in own} - {0.0})
-        first = next(row for row in own if row["decode"])
+        first = next((row for row in own if row["decode"]), None)
+        timed = f"{first['device']}, {first['threads']} threads" if first else "not timed"
         parts.append(f"## {model}")
         parts.append(
             f"{dense['tokens']} tokens, loss of the dense model {dense['loss']} (standard error"
-            f" {dense['standard_error']}), {dense['layers']} layers, one calibration seed, {first['device']},"
-            f" {first['threads']} threads, float32."
+            f" {dense['standard_error']}), {dense['layers']} layers, calibrated on {own[1]['calibration']}"
+            f" (one seed), {timed}, float32."
         )
         lines = ["| | " + " | ".join(f"{ratio:.0%}" for ratio in ratios) + " |", "|---" * (len(ratios) + 1) + "|"]
         for way in dict.fromkeys(row["way"] for row in own):
@@ -205,10 +228,13 @@ def page(path: Path) -> str:
 def cell(row: dict[str, str] | None, dense: dict[str, str]) -> str:
     if row is None:
         return ""
+    if same_as_width(row["way"], row["dropped"]):
+        return "the same plan as width"
     lost = float(row["loss"]) - float(dense["loss"])
     reached = "" if abs(float(row["reached"]) - float(row["ratio"])) < 0.005 else f" at {float(row['reached']):.0%}"
-    speeds = (f"{row[name]} ({row[f'{name}_low']} to {row[f'{name}_high']})" for name in ("decode", "prefill"))
-    return f"**{lost:.3f}**{reached}, {row['layers']} layers<br>decode {'<br>prompt '.join(speeds)}"
+    shown = {"decode": "decode", "prefill": "prompt"} if row["decode"] else {}
+    speeds = [f"{say} {row[name]} ({row[f'{name}_low']} to {row[f'{name}_high']})" for name, say in shown.items()]
+    return "<br>".join([f"**{lost:.3f}**{reached}, {row['layers']} layers", *speeds])
 
 
 if __name__ == "__main__":

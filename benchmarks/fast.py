@@ -17,7 +17,7 @@ from pathlib import Path
 import depth
 import numpy as np
 import torch
-from depth import gains, loss, rows
+from depth import calibration, gains, loss, rows
 
 import numprune
 from numprune import Latency, Model, PruningPlan, Recipe
@@ -25,7 +25,7 @@ from numprune.allocation.trial import trial_for
 from numprune.evaluation.latency import SEQUENCES
 
 COLUMNS = (
-    *("model", "way", "speedup", "predicted", "reached", "dropped", "tokens", "loss", "standard_error"),
+    *("model", "way", "speedup", "predicted", "reached", "dropped", "tokens", "loss", "standard_error", "calibration"),
     *("decode", "decode_low", "decode_high", "prefill", "prefill_low", "prefill_high", "runs", "device", "threads"),
 )
 DENSE = "dense"
@@ -150,6 +150,7 @@ def measure_losses(model: Model, args: argparse.Namespace) -> None:
                 "reached": round(pruned.report.ratio_reached, 4),
                 "dropped": " ".join(map(str, pruned.recipe.drop)),
                 **loss(pruned, args),
+                "calibration": calibration(args),
             }
             write(args.out, [*rows(args.out), row])
             print(row, flush=True)
@@ -204,8 +205,8 @@ def page(path: Path) -> str:
         " how many times as fast it decodes, and reads a prompt, the models of a speed-up and the dense one in turn:"
         " median (lowest to highest).",
         f"{dense['model']}: {dense['tokens']} tokens, loss of the dense model {dense['loss']} (standard error"
-        f" {dense['standard_error']}), one calibration seed, {first['runs']} timed runs, {first['device']},"
-        f" {first['threads']} threads, float32.",
+        f" {dense['standard_error']}), calibrated on {first['calibration']} (one seed), {first['runs']} timed runs,"
+        f" {first['device']}, {first['threads']} threads, float32.",
         "| asked for | way | parameters that go | modules gone | excess loss | decode | prompt |\n|" + "---|" * 7,
     ]
     for row in found[1:]:

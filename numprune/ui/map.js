@@ -1,6 +1,6 @@
 // One row a layer: heads | share that goes | channels | share that goes. The nodes belong to this script; scores come as
-// the prop `scores`, the selected unit as `selected`, the plan by "np-plan" and, while something is dragged,
-// "np-preview". Edits leave by "np-edit".
+// the prop `scores`, the selected unit as `selected`, the plan by "np-plan", with edits that are on their way laid over it
+// by "np-ahead", and by "np-preview" while something is dragged. Edits leave by "np-edit".
 // The channels' overlay is 1000 wide and as high as it is on the screen: an SVG that is stretched much more one way than
 // the other is drawn blurred by some browsers.
 const $ = (query) => element.querySelector(query), all = (query) => [...element.querySelectorAll(query)];
@@ -390,9 +390,6 @@ function slide(kind, event) {
       next.focus();
     }
   } else if (to !== undefined) {
-    plan = structuredClone(plan);
-    plan.gone[kind][row] = clamp(Math.round(clamp(to, 0, .999) * count), 0, count - 1);
-    fill(bar, kind, row);
     edit({ kind: "cells", cells: [[key, clamp(to, 0, .999).toFixed(4)]], gesture: `keys ${key}` });
   } else if (event.key === "l" || event.key === "L") edit({ kind: "lock", key, on: !plan.locks.includes(key) });
   else if (event.key === "Delete" || event.key === "Backspace") edit({ kind: "cells", cells: [[key, ""]] });
@@ -457,7 +454,7 @@ function taken(next, settled) {
   }
   plan = next;
   show();
-  if (settled && own) {
+  if (settled && own && !plan.ahead) {
     const lost = plan.loss === null ? "" : `, predicted loss ${plan.loss.toFixed(3)} nats`;
     $(".np-say").textContent = `${own} changed. ${(100 * plan.reached).toFixed(1)} % of the prunable parameters go${lost}.`;
     own = "";
@@ -469,6 +466,7 @@ document.addEventListener("np-plan", (event) => {
   taken(structuredClone(event.detail), true);
 });
 document.addEventListener("np-preview", (event) => drag && taken(event.detail, false));
+document.addEventListener("np-ahead", (event) => taken(event.detail, false));
 document.addEventListener("np-working", () => $(".np-map").classList.add("np-busy"));
 document.addEventListener("np-activity", (event) => { $(".np-wait").textContent = event.detail; });
 addEventListener("resize", () => scores && build());

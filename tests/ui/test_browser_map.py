@@ -2,6 +2,7 @@
 
 import json
 import re
+import threading
 
 import pytest
 from browsing import (
@@ -113,6 +114,44 @@ def test_a_bar_is_a_slider_for_keys_and_screen_readers(tab):
     # Five presses of a key are one step, as one drag is.
     tab.get_by_role("button", name="Undo").click()
     until(tab, "p.locks.length === 0")
+
+
+def test_what_is_pressed_while_an_answer_is_on_its_way_starts_from_what_was_pressed_before(tab):
+    first, second = slider(tab, "0.mlp"), slider(tab, "1.mlp")
+    before, held, free = plan(tab)["gone"]["mlp"][0], [], threading.Semaphore(1)
+
+    def hold(route):
+        """The first message goes through, the others wait."""
+        if free.acquire(blocking=False):
+            route.continue_()
+        else:
+            held.append(route)
+
+    tab.route("**/queue/join*", hold)
+    first.focus()
+    tab.keyboard.press("ArrowRight")
+    tab.keyboard.press("ArrowRight")
+    until(tab, "p.locks.includes('0.mlp')")
+    # The answer to the first press has come; the second, which it does not hold, stays on the page.
+    expect(first).to_have_attribute("aria-valuenow", str(round(100 * (before + 10) / 512)))
+    for _ in range(3):
+        tab.keyboard.press("ArrowRight")
+    second.focus()
+    for key in ("l", "l", "l"):
+        tab.keyboard.press(key)
+    expect(second).to_have_class(re.compile("np-locked"))
+    label = tab.locator(".np-lab button[data-row='2']").first
+    label.focus()
+    for _ in range(2):
+        tab.keyboard.press("d")
+    expect(label).to_have_attribute("data-whole", "attention")
+    free.release(1000)
+    for route in held:
+        route.continue_()
+    after = until(tab, "p.ahead === 0 && p.dropped.length === 1")
+    assert after["dropped"] == ["2.attention"]
+    assert {"0.mlp", "1.mlp"} <= set(after["locks"])
+    assert abs(after["gone"]["mlp"][0] - before - 26) < 4
 
 
 def test_a_clicked_head_is_explained_and_goes_from_its_score_to_kept_to_pruned_and_back(tab):

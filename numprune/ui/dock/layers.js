@@ -74,6 +74,5 @@ element.addEventListener("paste", (event) => {
   }));
   if (cells.length) edit({ kind: "cells", cells });
 });
-document.addEventListener("np-plan", (event) => show(event.detail));
-document.addEventListener("np-preview", (event) => show(event.detail));
+for (const name of ["np-plan", "np-ahead", "np-preview"]) document.addEventListener(name, (event) => show(event.detail));
 document.dispatchEvent(new CustomEvent("np-again"));
