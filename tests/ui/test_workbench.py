@@ -96,9 +96,10 @@ def test_a_tab_sees_only_its_own_pruned_models_and_results(request_):
         bench.pruned("a")
 
 
-def test_a_tab_that_closes_at_the_moment_its_model_is_done_keeps_nothing(request_, monkeypatch):
+@pytest.mark.parametrize("what", ["opened", "pruned"])
+def test_a_tab_that_closes_at_the_moment_its_model_is_done_keeps_nothing(what, request_, monkeypatch):
     bench, stop, done = Workbench(load("tiny-stories")), threading.Event(), threading.Event()
-    session = opened(bench, request_)
+    session = opened(bench, request_) if what == "pruned" else None
 
     def close():
         stop.set()
@@ -110,15 +111,20 @@ def test_a_tab_that_closes_at_the_moment_its_model_is_done_keeps_nothing(request
             closing.start()
             closing.join(0.2)
 
-    def prune(*args, **options):
-        model = pruned(*args, **options)
+    def last(*args, **options):
+        found = work(*args, **options)
         done.set()
-        return model
+        return found
 
-    real, pruned, closing = workbench.check_cancelled, engine.prune, threading.Thread(target=close)
+    real, closing = workbench.check_cancelled, threading.Thread(target=close)
+    owner, name = (engine, "prune") if what == "pruned" else (bench, "_score_first")
+    work = getattr(owner, name)
     monkeypatch.setattr(workbench, "check_cancelled", check)
-    monkeypatch.setattr(engine, "prune", prune)
-    bench.prune(session, "tab", cancel=stop)
+    monkeypatch.setattr(owner, name, last)
+    if session is None:
+        bench.load(request_, "tab", cancel=stop)
+    else:
+        bench.prune(session, "tab", cancel=stop)
     closing.join()
     assert bench.variants("tab") == {}
     assert bench.used == 0
