@@ -11,7 +11,7 @@ from typing import Any
 
 import numprune
 from numprune.cli.console import Console, labelled
-from numprune.cli.options import TEXTS, Commands, add_command, add_model, describe, given, load_model
+from numprune.cli.options import TEXTS, Commands, add_command, add_model, add_spread, describe, given, load_model
 
 EXAMPLE = """\
   numprune eval tiny-stories smaller --sequence-length 256 --speed
@@ -32,6 +32,7 @@ def add(commands: Commands) -> None:
         commands, "eval", "measure perplexity, accuracy on tasks or image quality, size and speed", example=EXAMPLE
     )
     add_model(parser, nargs="+", help="embedded name (tiny-stories), hub id, folder or GGUF file; several are compared")
+    add_spread(parser)
     parser.add_argument(
         "--data",
         metavar="DATA",

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numprune
 from numprune.cli.console import Console
-from numprune.cli.options import Commands, add_command, add_model, describe, given, load_model
+from numprune.cli.options import Commands, add_command, add_model, add_spread, describe, given, load_model
 from numprune.files import write_bytes
 
 if TYPE_CHECKING:
@@ -26,6 +26,7 @@ EXAMPLE = """\
 def add(commands: Commands) -> None:
     parser = add_command(commands, "generate", "continue prompts, or draw images of classes", example=EXAMPLE)
     add_model(parser)
+    add_spread(parser)
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--prompt", action="append", metavar="TEXT", help="for a language model; repeatable")
     what.add_argument("--classes", metavar="C,C,...", help="for an image model: class ids or names")

@@ -5,10 +5,12 @@ from __future__ import annotations
 import argparse
 import io
 from contextlib import AbstractContextManager, nullcontext, redirect_stderr
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numprune
 from numprune.cli.console import Console
+from numprune.files import from_json
 
 if TYPE_CHECKING:
     from numprune import Model
@@ -57,6 +59,42 @@ def add_device(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_spread(parser: argparse.ArgumentParser) -> None:
+    """--device-map and --max-memory, for commands that only run the model."""
+    spread = parser.add_argument_group("a model that does not fit one device")
+    spread.add_argument(
+        "--device-map",
+        metavar="MAP",
+        help="spread it over devices, the host's memory and the disk, as accelerate does: auto, balanced,"
+        " balanced_low_0, sequential, or a JSON file with a device for every module",
+    )
+    spread.add_argument(
+        "--max-memory",
+        metavar="PLACE=BYTES,...",
+        help="what its weights may take where, such as 0=20GB,cpu=40GB; the rest stays on the disk (default: what is"
+        " free)",
+    )
+
+
+def _spread(args: argparse.Namespace) -> dict[str, Any]:
+    """The arguments of `numprune.load` that --device-map and --max-memory stand for."""
+    text, sizes = getattr(args, "device_map", None), getattr(args, "max_memory", None)
+    device_map, allowed = text, None
+    if text is not None and text.endswith(".json"):
+        try:
+            device_map = from_json(Path(text).read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise numprune.InputError(f"--device-map {text} cannot be read ({error}); give a JSON file.") from error
+        if not isinstance(device_map, dict):
+            raise numprune.InputError(f"--device-map {text} holds no object; give a device for every module by name.")
+    if sizes is not None:
+        pairs = [part.partition("=") for part in sizes.split(",")]
+        if not all(place and equals and size for place, equals, size in pairs):
+            raise numprune.InputError(f"--max-memory is '{sizes}'; give pairs such as 0=20GB,cpu=40GB.")
+        allowed = {place.strip(): size.strip() for place, _, size in pairs}
+    return given(device_map=device_map, max_memory=allowed)
+
+
 def given(**flags: Any) -> dict[str, Any]:
     """The flags that were given."""
     return {name: value for name, value in flags.items() if value is not None}
@@ -73,7 +111,7 @@ def numbers(name: str, text: str, kind: type, example: str) -> list[Any]:
 def load_model(name: str, args: argparse.Namespace, console: Console) -> Model:
     """`numprune.load` without the libraries' own messages."""
     with quiet_libraries(console):
-        return numprune.load(name, device=args.device, dtype=args.dtype)
+        return numprune.load(name, device=args.device, dtype=args.dtype, **_spread(args))
 
 
 def quiet_libraries(console: Console) -> AbstractContextManager[Any]:

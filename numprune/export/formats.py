@@ -121,6 +121,7 @@ def export(
         NumpruneError: it cannot be written, or a package the format needs is missing.
         Cancelled: `cancel` was set.
     """
+    model.check_together()
     settings: dict[str, Any] = check_export(model, format, options)
     chosen, target = FORMATS[format], Path(target)
     if chosen.suffix:

@@ -17,6 +17,7 @@ from transformers.core_model_loading import WeightRenaming
 from numprune.errors import LoadError
 from numprune.files import MARKER
 from numprune.loading.settings import set_tied
+from numprune.loading.spread import Spread, dispatch
 from numprune.loading.weights import WeightFiles, read_tensors
 from numprune.models.adapter import Adapter, EmptyAttention
 from numprune.models.empty import without_memory
@@ -68,7 +69,7 @@ def sizes_of_tensors(name: str, config: Any, adapter: Adapter, weights: WeightFi
     Raises:
         LoadError: the shapes are not those of layers with fewer heads or channels.
     """
-    module = _shell(config, adapter, torch.float32)
+    module = shell(config, adapter, torch.float32)
     renamings = _renamings(module)
     found = {_renamed(key, renamings): info.shape for key, info in weights.tensors.items()}
     own = {key: tuple(value.shape) for key, value in module.state_dict().items()}
@@ -101,20 +102,26 @@ def _times(shape: tuple[int, ...]) -> str:
     return " x ".join(map(str, shape))
 
 
-def _shell(config: Any, adapter: Adapter, dtype: torch.dtype) -> PreTrainedModel:
+def shell(config: Any, adapter: Adapter, dtype: torch.dtype) -> PreTrainedModel:
     """The architecture at full size, without memory but for its buffers."""
     with without_memory():
         return adapter.auto_class.from_config(config, dtype=dtype)
 
 
 def load_narrowed(
-    folder: Path, weights: WeightFiles, sizes: RecordedSizes, config: Any, adapter: Adapter, dtype: torch.dtype
+    folder: Path,
+    weights: WeightFiles,
+    sizes: RecordedSizes,
+    config: Any,
+    adapter: Adapter,
+    dtype: torch.dtype,
+    spread: Spread | None = None,
 ) -> PreTrainedModel:
     """A pruned model: build the architecture without memory, narrow it as recorded, then read the weights."""
     if weights.tensors is None:
         raise LoadError(f"The weights in {folder} are pickles, which a pruned model has none of; prune and save again.")
     forget_sizes(config)
-    module = _shell(config, adapter, dtype)
+    module = shell(config, adapter, dtype)
     if sizes.residual_width is not None:
         check_sliceable(adapter, config, str(folder))
         basis = torch.empty(config.hidden_size, sizes.residual_width, dtype=torch.float64, device="meta")
@@ -122,17 +129,20 @@ def load_narrowed(
     headless = _without_heads(module, adapter, sizes.units)
     module = slice_module(module, adapter, {key: range(count) for key, count in sizes.units.items()})
     renamings = _renamings(module)
-    state = {
-        _renamed(key, renamings): value.to(dtype)
-        for key, value in read_tensors(weights.files)
-        if not key.endswith("rotary_emb.inv_freq")  # which old checkpoints hold, though it follows from the config
-    }
+    files = {}
+    state = {}
+    for file, key, value in read_tensors(weights.files):
+        if not key.endswith("rotary_emb.inv_freq"):  # which old checkpoints hold, though it follows from the config
+            name = _renamed(key, renamings)
+            files[name], state[name] = (file, key), value if spread else value.to(dtype)
     state = _without_zeros(state, module, headless)
     _untie(module, state)
     _add_biases(module, adapter, state)
     shapes = {key: value.shape for key, value in module.state_dict().items()}
     wrong = sorted(key for key, value in state.items() if shapes.get(key) != value.shape)
-    if not wrong:
+    if not wrong and spread is not None:
+        wrong = dispatch(module, state, files, spread, dtype)
+    elif not wrong:
         module.load_state_dict(state, strict=False, assign=True)
         module.tie_weights()
         wrong = [key for key, value in module.named_parameters() if value.is_meta]

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
-from contextlib import suppress
+import weakref
+from collections.abc import Mapping
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -13,13 +15,14 @@ import torch
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from numprune.errors import LoadError
+from numprune.errors import InputError, LoadError
 from numprune.files import MARKER
 from numprune.loading.gguf import gguf_config, gguf_tokenizer, load_gguf, read_gguf
 from numprune.loading.images import load_llamagen
-from numprune.loading.narrowed import load_narrowed, recorded_sizes, restore_history, sizes_of_tensors
+from numprune.loading.narrowed import load_narrowed, recorded_sizes, restore_history, shell, sizes_of_tensors
 from numprune.loading.settings import check_known, check_lists, raw_config, set_tied, settle_quantisation
 from numprune.loading.sources import Source, attempt, check_folder, fetch_weights, find_source
+from numprune.loading.spread import Spread, told
 from numprune.loading.weights import WeightFiles, chosen_files, only, weight_files
 from numprune.models.adapter import Adapter, adapter_for
 from numprune.models.empty import without_memory
@@ -36,6 +39,8 @@ def load(
     revision: str | None = None,
     trust_remote_code: bool = False,
     max_parameters: int | None = None,
+    device_map: str | Mapping[str, int | str] | None = None,
+    max_memory: Mapping[int | str, int | str] | None = None,
 ) -> Model:
     """Open a model for scoring, pruning and generation.
 
@@ -56,22 +61,29 @@ def load(
         revision: branch, tag or commit of a hub id.
         trust_remote_code: run modelling code that comes with the checkpoint.
         max_parameters: refuse a model with more, before any weight is read.
+        device_map: spread a model that does not fit one device over several, the host's memory and the disk, as
+            accelerate does: "auto", "balanced", "balanced_low_0", "sequential", or a device ("cpu", "disk", the number
+            of an accelerator) for every module. Such a model can be evaluated and generate.
+        max_memory: with device_map, what weights may take in a place, such as {0: "20GB", "cpu": "40GB"}; what is
+            beyond stays on the disk. By default what is free.
 
     Raises:
+        InputError: device_map or max_memory is none, or with a model that comes as one GGUF file or draws images.
         UnsupportedArchitecture: when no adapter fits, before any weight is read.
         LoadError: when something is missing, damaged or not to be had.
     """
     name = os.fspath(name_or_path)
     source = find_source(name, revision)
+    spread = _spread(source, device, device_map, max_memory)
     if source.kind == "llamagen":
         return load_llamagen(source, device=device, dtype=dtype, max_parameters=max_parameters)
     target = resolve_device(device)
     if source.kind == "gguf":
         opened = _open_gguf(source, dtype, target, max_parameters)
     else:
-        opened = _open_folder(source, dtype, target, trust_remote_code, max_parameters)
-    module = place(opened.module, name, target)
-    notes = opened.notes
+        opened = _open_folder(source, dtype, target, trust_remote_code, max_parameters, spread)
+    module = opened.module.eval().requires_grad_(False) if spread else place(opened.module, name, target)
+    notes = opened.notes if spread is None else [*opened.notes, told(module)]
     module.generation_config, repaired = saveable(module.generation_config)
     model = attempt(name, lambda: opened.adapter.wrap(module, name, source.folder))
     if model is None:
@@ -99,8 +111,38 @@ class _Opened:
     notes: list[str] = field(default_factory=list)
 
 
+def _spread(
+    source: Source,
+    device: str,
+    device_map: str | Mapping[str, int | str] | None,
+    max_memory: Mapping[int | str, int | str] | None,
+) -> Spread | None:
+    """How a source is to be spread; None where it is not."""
+    if device_map is None:
+        if max_memory is not None:
+            raise InputError("max_memory says how much of a spread model goes where; give device_map auto as well.")
+        return None
+    if device != "auto":
+        raise InputError(f"Device {device} and a device map were given; leave one of them out.")
+    if source.kind != "folder":
+        raise _as_a_whole(source.name)
+    return Spread.of(device_map, max_memory)
+
+
+def _as_a_whole(name: str) -> InputError:
+    return InputError(
+        f"{name} is opened as a whole, so that it cannot be spread; give a language model in safetensors, or leave the"
+        " device map out."
+    )
+
+
 def _open_folder(
-    source: Source, dtype: str | torch.dtype, target: torch.device, trust_remote_code: bool, limit: int | None
+    source: Source,
+    dtype: str | torch.dtype,
+    target: torch.device,
+    trust_remote_code: bool,
+    limit: int | None,
+    spread: Spread | None,
 ) -> _Opened:
     name, folder = source.name, source.path
     check_folder(source)
@@ -116,6 +158,8 @@ def _open_folder(
             weights = weight_files(folder, name)
     notes = settle_quantisation(name, config, raw, weights)
     adapter = adapter_for(config)
+    if spread is not None and not adapter.reads_text:
+        raise _as_a_whole(name)
     if not trust_remote_code:
         config.__dict__.pop("auto_map", None)
     if limit is not None:
@@ -130,7 +174,7 @@ def _open_folder(
     own = weights.dtype() or getattr(config, "dtype", None) or torch.float32
     config.dtype = own
     wanted = resolve_dtype(dtype, config, target)
-    module, told = attempt(name, lambda: _module(source, config, adapter, weights, wanted, options))
+    module, told = attempt(name, lambda: _module(source, config, adapter, weights, wanted, options, spread))
     files = tokenizer_files(folder) if tokenizer is not None else {}
     return _Opened(module, adapter, tokenizer, files, own, [*notes, *weights.notes, *told])
 
@@ -144,7 +188,13 @@ def _config(folder: Path, raw: dict[str, Any], options: dict[str, Any]) -> Any:
 
 
 def _module(
-    source: Source, config: Any, adapter: Adapter, weights: WeightFiles, dtype: torch.dtype, options: dict[str, Any]
+    source: Source,
+    config: Any,
+    adapter: Adapter,
+    weights: WeightFiles,
+    dtype: torch.dtype,
+    options: dict[str, Any],
+    spread: Spread | None,
 ) -> tuple[PreTrainedModel, list[str]]:
     """The module with its weights, and notes."""
     sizes = recorded_sizes(source.path, config)
@@ -157,8 +207,17 @@ def _module(
                 " tensors."
             )
     if sizes is not None:
-        return load_narrowed(source.path, weights, sizes, config, adapter, dtype), notes
-    with only(source.path, weights) as folder:
+        return load_narrowed(source.path, weights, sizes, config, adapter, dtype, spread), notes
+    with ExitStack() as places:
+        folder = places.enter_context(only(source.path, weights))
+        if spread is not None:
+            # Weights that the disk keeps in another data type than their files have are written here.
+            written = places.enter_context(TemporaryDirectory(prefix="numprune-"))
+            options = {
+                **options,
+                "device_map": spread.of_module(shell(config, adapter, dtype)),
+                "offload_folder": written,
+            }
         module, info = adapter.auto_class.from_pretrained(
             folder,
             config=config,
@@ -168,6 +227,8 @@ def _module(
             output_loading_info=True,
             **options,
         )
+        if spread is not None:
+            weakref.finalize(module, places.pop_all().close)
     return module, notes + _checked(source.name, module, info)
 
 

@@ -124,12 +124,12 @@ def _tensors(files: list[Path]) -> dict[str, TensorInfo]:
     return found
 
 
-def read_tensors(files: tuple[Path, ...]) -> Iterator[tuple[str, torch.Tensor]]:
-    """The tensors of safetensors files, one after the other."""
+def read_tensors(files: tuple[Path, ...]) -> Iterator[tuple[Path, str, torch.Tensor]]:
+    """The tensors of safetensors files with their file and name, one after the other."""
     for file in files:
         with safe_open(file, framework="pt") as opened:
             for name in opened.keys():  # noqa: SIM118 (not a mapping)
-                yield name, opened.get_tensor(name)
+                yield file, name, opened.get_tensor(name)
 
 
 @contextmanager

@@ -33,6 +33,7 @@ from numprune.models.adapter import Adapter, Block, EmptyAttention, blocks_param
 from numprune.models.depth import beside_units, drop_layers
 from numprune.models.identity import fingerprint
 from numprune.models.pieces import pieces
+from numprune.models.placement import check_together, input_device, own_parameters
 from numprune.models.written import write_module, write_tokenizer
 from numprune.plan.keys import KINDS, ModuleKey
 from numprune.plan.recipe import Recipe
@@ -74,7 +75,8 @@ class Model:
 
     @property
     def device(self) -> torch.device:
-        return self.module.device
+        """Where its inputs go, and its weights unless it is spread over several devices."""
+        return input_device(self.module)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -96,7 +98,7 @@ class Model:
     @property
     def parameters(self) -> int:
         """Parameters counted once each (a tied embedding is one tensor)."""
-        return sum(p.numel() for p in self.module.parameters())
+        return sum(p.numel() for p in own_parameters(self.module))
 
     @property
     def prunable_parameters(self) -> int:
@@ -106,7 +108,7 @@ class Model:
     @property
     def bytes(self) -> int:
         """Memory of the weights, in bytes."""
-        return sum(p.numel() * p.element_size() for p in self.module.parameters())
+        return sum(p.numel() * p.element_size() for p in own_parameters(self.module))
 
     @property
     def written_dtype(self) -> torch.dtype:
@@ -158,7 +160,11 @@ class Model:
         Weights are rounded to bfloat16 first, so that a checkpoint keeps its fingerprint in float32 and bfloat16;
         float16 keeps it too where it holds the checkpoint's values exactly. What of the config says nothing about the
         logits (`numprune.models.identity`) is left out. Reads all weights once.
+
+        Raises:
+            InputError: it is spread over several devices.
         """
+        self.check_together()
         return fingerprint(self.module)
 
     def earlier_fingerprint(self) -> str:
@@ -184,8 +190,17 @@ class Model:
                 raise InputError(f"The {what} belong to another model than {self.name}; make them for this one.")
         return own
 
+    def check_together(self) -> None:
+        """Raise InputError when it is spread over several devices."""
+        check_together(self.module, self.name)
+
     def check_finite(self, advice: str) -> None:
-        """Raise NumericalError, which names the tensor and ends with `advice`, when a weight is NaN or infinite."""
+        """Raise NumericalError, which names the tensor and ends with `advice`, when a weight is NaN or infinite.
+
+        Raises:
+            InputError: it is spread over several devices.
+        """
+        self.check_together()
         for name, parameter in self.module.named_parameters():
             if not all_finite(parameter.detach()):
                 raise NumericalError(f"Tensor {name} of {self.name} has a value that is NaN or infinite; {advice}.")
@@ -208,9 +223,10 @@ class Model:
         numprune wrote it.
 
         Raises:
-            InputError: when `folder` exists and is something else.
+            InputError: when `folder` exists and is something else, or the model is spread over several devices.
             NumpruneError: when it cannot be written.
         """
+        self.check_together()
         with atomic_folder(folder) as partial:
             try:
                 self._write(partial)

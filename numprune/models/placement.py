@@ -25,6 +25,31 @@ def place(module: PreTrainedModel, name: str, device: torch.device) -> PreTraine
         raise LoadError(f"{name} does not fit the memory of {device}; choose dtype bfloat16 or device cpu.") from error
 
 
+def input_device(module: PreTrainedModel) -> torch.device:
+    """Where a module takes its inputs: its device, or the first accelerator of those that accelerate spread it over."""
+    places = getattr(module, "hf_device_map", {"": module.device}).values()
+    accelerators = [place for place in places if place not in ("cpu", "disk")]
+    return torch.device(accelerators[0] if accelerators else "cpu")
+
+
+def own_parameters(module: PreTrainedModel) -> list[torch.nn.Parameter]:
+    """The parameters, each once. A tied one that accelerate spread has a stand-in of its own in every place."""
+    tied = getattr(module, "all_tied_weights_keys", None) or {}
+    again = tied if hasattr(module, "hf_device_map") and module.config.tie_word_embeddings else {}
+    return [parameter for name, parameter in module.named_parameters() if name not in again]
+
+
+def check_together(module: PreTrainedModel, name: str) -> None:
+    """Raise InputError for a module that is spread over several places."""
+    if len({str(place) for place in getattr(module, "hf_device_map", {}).values()} - {"disk"}) > 1 or any(
+        parameter.is_meta for parameter in module.parameters()
+    ):
+        raise InputError(
+            f"{name} is spread over several devices, where it can be evaluated and generate; open it without device_map"
+            " to score, prune, heal, save or export it, or prune it layer by layer (--memory)."
+        )
+
+
 def resolve_device(device: str) -> torch.device:
     """The torch device `device` means; "auto" is CUDA, then MPS, then CPU."""
     if device == "auto":

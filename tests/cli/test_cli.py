@@ -234,6 +234,38 @@ def test_eval_of_several_models_is_a_list(result, pruned, text):
     assert small["perplexity"] != dense["perplexity"]
 
 
+def test_eval_and_generate_open_a_model_that_is_spread(run, result, pruned, text, tmp_path):
+    places = tmp_path / "map.json"
+    places.write_text('{"": "cpu", "model.layers.1": "disk"}')
+    whole = result("eval", pruned, "--data", text)
+    for flags in (["--device-map", places], ["--device-map", "auto", "--max-memory", "cpu=1MB"]):
+        assert result("eval", pruned, "--data", text, *flags)["perplexity"] == whole["perplexity"]
+        code, _, notes = run("generate", pruned, "--prompt", "Once", "--max-new-tokens", 3, *flags)
+        assert code == 0
+        assert "GB on disk" in notes
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        (["--device-map", "some"], "device_map is 'some'; use auto"),
+        (["--device-map", "missing.json"], "--device-map missing.json cannot be read"),
+        (["--device-map", "list.json"], "list.json holds no object"),
+        (["--max-memory", "cpu=1GB"], "give device_map auto as well"),
+        (["--device-map", "auto", "--max-memory", "1GB"], "give pairs such as 0=20GB,cpu=40GB"),
+        (["--device-map", "auto", "--device", "cpu"], "leave one of them out"),
+    ],
+)
+def test_a_bad_spread_is_one_sentence(flags, says, run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "list.json").write_text("[]")
+    for command in (["eval", MODEL], ["generate", MODEL, "--prompt", "Once"]):
+        code, _, error = run(*command, *flags)
+        assert code == 2
+        assert says in error
+        assert len(error.strip().splitlines()) == 1
+
+
 def test_eval_measures_speed_on_request(result, pruned, text):
     speed = result("eval", pruned, "--data", text, "--speed")["speed"]
     for phase in ("prefill", "decode"):
