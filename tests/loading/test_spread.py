@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from architectures import ARCHITECTURES, make_tokenizer, random_ids, tiny_model
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 import numprune
 from numprune.errors import InputError, NumpruneError
@@ -35,11 +35,11 @@ def saved(name, folder, *, prune=False, **changes):
     return folder
 
 
-def halves(folder):
+def halves(folder, first="cpu"):
     """A place for every part of a folder's model: every other one stays on the disk."""
     module = numprune.load(folder, device="cpu").module
     owners = [name for name, part in module.named_modules() if part._parameters or part._buffers]
-    return {name: "disk" if number % 2 else "cpu" for number, name in enumerate(owners)}
+    return {name: "disk" if (number + (first == "disk")) % 2 else "cpu" for number, name in enumerate(owners)}
 
 
 def places(model):
@@ -56,11 +56,12 @@ def logits(model):
 def test_a_model_half_on_the_disk_is_the_model(name, prune, tmp_path):
     folder = saved(name, tmp_path / "model", prune=prune)
     whole = numprune.load(folder, device="cpu")
-    spread = numprune.load(folder, device_map=halves(folder))
-    assert places(spread) == {"cpu", "meta"}
-    assert spread.device == torch.device("cpu")
-    torch.testing.assert_close(logits(spread), logits(whole), rtol=0, atol=0)
-    assert spread.parameters == whole.parameters
+    for first in ("cpu", "disk"):
+        spread = numprune.load(folder, device_map=halves(folder, first))
+        assert places(spread) == {"cpu", "meta"}
+        assert spread.device == torch.device("cpu")
+        torch.testing.assert_close(logits(spread), logits(whole), rtol=0, atol=0)
+        assert spread.parameters == whole.parameters
     assert "GB on disk" in spread.notes[-1]
     greedy = {"temperature": 0, "max_new_tokens": 6}
     assert numprune.generate(spread, ["the", "and then"], **greedy) == numprune.generate(
@@ -103,6 +104,16 @@ def test_the_weights_an_index_names_are_read_from_the_disk_where_a_stray_file_li
     del spread
     gc.collect()
     assert set(Path(tempfile.gettempdir()).iterdir()) <= before
+
+
+def test_a_tensor_under_an_older_name_is_found_on_the_disk(tmp_path):
+    folder = saved("gpt-neox-parallel", tmp_path / "model", prune=True)
+    whole = numprune.load(folder, device="cpu")
+    file = folder / "model.safetensors"
+    tensors = {name.replace("lm_head", "embed_out"): tensor for name, tensor in load_file(file).items()}
+    save_file(tensors, file, metadata={"format": "pt"})
+    spread = numprune.load(folder, device_map={"": "cpu", "lm_head": "disk"})
+    torch.testing.assert_close(logits(spread), logits(whole), rtol=0, atol=0)
 
 
 ACTIONS = {
