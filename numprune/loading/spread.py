@@ -81,7 +81,7 @@ class Spread:
                 raise InputError(
                     f"The device map does not hold the whole model{such}; give a device for '' too."
                 ) from error
-        for name, source in (getattr(module, "all_tied_weights_keys", None) or {}).items():
+        for name, source in _tied(module).items():
             # A tensor lies in one place.
             device_map[name.rpartition(".")[0]] = place_of(source, device_map)
         return dict(_parts(module, "", device_map))
@@ -105,6 +105,11 @@ def _place(given: Any) -> Place:
     if device.type == "cuda":
         return device.index or 0
     return str(device)
+
+
+def _tied(module: PreTrainedModel) -> dict[str, str]:
+    """Names of tensors that the architecture ties, and of what they are tied to."""
+    return getattr(module, "all_tied_weights_keys", None) or {}
 
 
 def _parts(part: nn.Module, name: str, device_map: Mapping[str, Place]) -> Iterator[tuple[str, Place]]:
@@ -174,8 +179,9 @@ def dispatch(
             held[name] = state[name]
     module.load_state_dict(state, strict=False, assign=True)
     module.tie_weights()
-    tied = getattr(module, "all_tied_weights_keys", None) or {}
-    for name, source in tied.items():
+    for name, source in _tied(module).items():
+        if name in state:
+            continue  # it has weights of its own, whatever the config said
         if source in index:
             index[name] = index[source]
         elif place_of(name, device_map) == DISK and source in state:

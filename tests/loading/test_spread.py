@@ -116,6 +116,20 @@ def test_a_tensor_under_an_older_name_is_found_on_the_disk(tmp_path):
     torch.testing.assert_close(logits(spread), logits(whole), rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("prune", [False, True], ids=["dense", "pruned"])
+def test_an_output_layer_that_is_not_the_embedding_stays_its_own_on_the_disk(prune, tmp_path):
+    folder = saved("llama-gqa-tied", tmp_path / "model", prune=prune)
+    file = folder / "model.safetensors"
+    tensors = load_file(file)
+    tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].flip(0).contiguous()
+    save_file(tensors, file, metadata={"format": "pt"})
+    whole = numprune.load(folder, device="cpu")
+    for places_ in ({"": "disk"}, {"": "cpu", "lm_head": "disk"}, {"": "cpu", "model.embed_tokens": "disk"}):
+        spread = numprune.load(folder, device_map=places_)
+        torch.testing.assert_close(logits(spread), logits(whole), rtol=0, atol=0)
+        assert spread.parameters == whole.parameters
+
+
 ACTIONS = {
     "calibrate": lambda model: numprune.calibrate(model, random_ids(2, 8), samples=2, sequence_length=8),
     "fingerprint": lambda model: model.fingerprint(),
