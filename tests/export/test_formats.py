@@ -34,6 +34,9 @@ class Named:
     def __init__(self, name):
         self.name = name
 
+    def check_together(self):
+        """It lies in one place."""
+
 
 def test_writes_with_the_default_and_with_a_given_option(shouting, tmp_path):
     out = export(Named("ada"), tmp_path / "a.txt", format="shout")
