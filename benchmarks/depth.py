@@ -36,7 +36,7 @@ WAYS = {
 COLUMNS = (
     *("model", "way", "ratio", "reached", "layers", "dropped", "tokens", "loss", "standard_error", "seconds"),
     *("calibration", "decode", "decode_low", "decode_high", "prefill", "prefill_low", "prefill_high"),
-    *("device", "threads"),
+    *("runs", "device", "threads"),
 )
 
 
@@ -126,7 +126,8 @@ def measure_speeds(model: Model, args: argparse.Namespace) -> None:
         pruned = {row["way"]: numprune.load(folder(args, row["way"], float(ratio)), dtype="float32") for row in own}
         timed = numprune.compare_speed({"dense": model, **pruned}, repetitions=args.repetitions).models[1:]
         for row, speed in zip(own, timed, strict=True):
-            row |= {"device": str(model.device), "threads": torch.get_num_threads(), **gains(speed)}
+            row |= {"runs": args.repetitions, "device": str(model.device), "threads": torch.get_num_threads()}
+            row |= gains(speed)
         write(args.out, found)
 
 
@@ -208,12 +209,15 @@ def page(path: Path) -> str:
         dense = next(row for row in own if row["way"] == "dense")
         ratios = sorted({float(row["ratio"]) for row in own} - {0.0})
         first = next((row for row in own if row["decode"]), None)
+        text = own[1]["calibration"]
+        calibrated = f"calibrated on {text} (one seed)" if text else "one calibration seed"
         timed = f"{first['device']}, {first['threads']} threads" if first else "not timed"
+        if first and first["runs"]:
+            timed = f"{first['runs']} timed runs, {timed}"
         parts.append(f"## {model}")
         parts.append(
             f"{dense['tokens']} tokens, loss of the dense model {dense['loss']} (standard error"
-            f" {dense['standard_error']}), {dense['layers']} layers, calibrated on {own[1]['calibration']}"
-            f" (one seed), {timed}, float32."
+            f" {dense['standard_error']}), {dense['layers']} layers, {calibrated}, {timed}, float32."
         )
         lines = ["| | " + " | ".join(f"{ratio:.0%}" for ratio in ratios) + " |", "|---" * (len(ratios) + 1) + "|"]
         for way in dict.fromkeys(row["way"] for row in own):
