@@ -92,18 +92,20 @@ def test_weights_on_the_disk_are_computed_with_in_the_type_that_was_asked_for(pr
     torch.testing.assert_close(logits(spread), logits(whole), rtol=0, atol=0)
 
 
-def test_the_weights_an_index_names_are_read_from_the_disk_where_a_stray_file_lies_beside(tmp_path):
+def test_the_weights_an_index_names_are_read_from_the_disk_where_a_stray_file_lies_beside(tmp_path, monkeypatch):
     folder = saved("llama", tmp_path / "model")
     (folder / "model.safetensors").rename(folder / "model-00001-of-00001.safetensors")
     names = dict.fromkeys(tiny_model("llama").module.state_dict(), "model-00001-of-00001.safetensors")
     (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": names}))
     save_file({"stray": torch.zeros(2)}, folder / "model.safetensors", metadata={"format": "pt"})
-    before = set(Path(tempfile.gettempdir()).iterdir())
+    (temporary := tmp_path / "temporary").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(temporary))
     spread = numprune.load(folder, device_map=halves(folder))
     torch.testing.assert_close(logits(spread), logits(tiny_model("llama")), rtol=0, atol=0)
+    assert list(temporary.iterdir())
     del spread
     gc.collect()
-    assert set(Path(tempfile.gettempdir()).iterdir()) <= before
+    assert not list(temporary.iterdir())
 
 
 def test_a_tensor_under_an_older_name_is_found_on_the_disk(tmp_path):
