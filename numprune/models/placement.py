@@ -27,8 +27,9 @@ def place(module: PreTrainedModel, name: str, device: torch.device) -> PreTraine
 
 def input_device(module: PreTrainedModel) -> torch.device:
     """Where a module takes its inputs: its device, or the first accelerator of those that accelerate spread it over."""
-    places = getattr(module, "hf_device_map", {"": module.device}).values()
-    accelerators = [place for place in places if place not in ("cpu", "disk")]
+    if not hasattr(module, "hf_device_map"):
+        return module.device
+    accelerators = [place for place in module.hf_device_map.values() if place not in ("cpu", "disk")]
     return torch.device(accelerators[0] if accelerators else "cpu")
 
 
