@@ -97,9 +97,9 @@ def score_depth(
         stats: of this model; its token ids are run again.
         scorer: a name in `DEPTH_SCORERS`.
         whole: "modules", single attentions and MLPs; or "layers".
-        most: stop when this share of the prunable parameters, or of `savings`, is gone, in [0, 1).
-        savings: what every module saves when it goes, such as seconds; scorer `loss` then takes what costs least for
-            what it saves, and by default what costs least.
+        most: stop when this share of `savings` is gone, in [0, 1).
+        savings: what every module saves when it goes, such as seconds; its parameters by default. Scorer `loss` takes
+            what costs least for what it saves.
         until: told what is gone and what scorer `loss` says that has added to the loss, after every step; true stops.
 
     Raises:
@@ -115,14 +115,14 @@ def score_depth(
     if len(groups) < 2:
         raise InputError(f"{model.name} has fewer than two {whole} that can go; use depth none.")
     rows = stats.token_rows("score modules on").long()
-    weights = savings or {block.key: block.units * block.cost for block in model.blocks}
-    due = most * sum(weights.values())
+    savings = savings or {block.key: block.units * block.cost for block in model.blocks}
+    due = most * sum(savings.values())
 
     def enough(gone: Group) -> bool:
-        return sum(weights[key] for key in gone) >= due
+        return sum(savings[key] for key in gone) >= due
 
-    run = LayerRun(model, rows, stats.influence, cancel)
-    run.savings, run.until = savings, until
+    run = LayerRun(model, rows, stats.influence, savings, cancel)
+    run.until = until
     gone, loss, by_layer = DEPTH_SCORERS[scorer](run, groups, enough, progress=progress)
     return DepthScores(scorer, whole, fingerprint, tuple(gone), loss, by_layer, run.tokens)
 
@@ -155,21 +155,26 @@ class LayerRun:
     Attributes:
         tokens: of the text.
         influence: block influence of every layer, from its calibration.
-        savings: what every module saves when it goes; None where all are to count the same.
+        savings: what every module saves when it goes.
         until: whether to stop when so much is gone and has added so much to the loss.
     """
 
     def __init__(
-        self, model: Model, rows: torch.Tensor, influence: torch.Tensor | None, cancel: CancelEvent | None
+        self,
+        model: Model,
+        rows: torch.Tensor,
+        influence: torch.Tensor | None,
+        savings: Mapping[ModuleKey, float],
+        cancel: CancelEvent | None,
     ) -> None:
         self.adapter, self.cancel, self.beside, self.influence = model.adapter, cancel, model.beside, influence
+        self.savings = savings
         self.all_rows, self.tokens = rows, rows.numel()
         self.module, self.device = model.module, model.device
         own = twin(model.module)
         self.layers = list(model.adapter.layers(own))
         self.blocks = {block.key: block for block in model.adapter.blocks(own)}
         self.gone: frozenset[ModuleKey] = frozenset()
-        self.savings: Mapping[ModuleKey, float] | None = None
         self.until: Callable[[Group, float], bool] | None = None
         for key, block in self.blocks.items():
             block.last.register_forward_hook(self._silence(key))
@@ -256,7 +261,7 @@ class LayerRun:
 def by_loss(
     run: LayerRun, groups: Sequence[Group], enough: Callable[[Group], bool], *, progress: Progress | None
 ) -> tuple[list[Group], np.ndarray, None]:
-    """Greedily, the group next that adds least to the loss, or least for what it saves.
+    """Greedily, the group next that adds least to the loss for what it saves.
 
     What a group adds is taken not to fall while others go, so that it is measured again only for those that may be the
     least (lazy greedy, Minoux 1978); at first every group is measured on fewer tokens.
@@ -292,8 +297,6 @@ def by_loss(
 
 def _saved(run: LayerRun, group: Group) -> float:
     """What a group saves; something at least, since all of it is worth going when nothing is left."""
-    if run.savings is None:
-        return 1.0
     least = 1e-6 * max(run.savings.values())
     return max(sum(run.savings[key] for key in group), least, 1e-30)
 
