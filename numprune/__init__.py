@@ -52,6 +52,7 @@ _NAMES = {
     "numprune.plan.recipe": "CalibrationRecipe Recipe",
     "numprune.plan.report": "PruningReport",
     "numprune.pruning": "prune",
+    "numprune.ranks": "Ranks join_ranks",
     "numprune.scoring": "PRICED SCORERS ScoreTable check_scorer score scorer",
     "numprune.scoring.comparison": "agreement",
     "numprune.scoring.depth": "DEPTH_SCORERS DepthScores score_depth",

@@ -22,6 +22,7 @@ from numprune.plan.keys import ModuleKey
 from numprune.plan.plan import PruningPlan
 from numprune.plan.recipe import SEQUENTIAL
 from numprune.plan.report import ModuleReport, PruningReport
+from numprune.ranks import joined
 from numprune.slicing.principal import slice_by_recipe
 
 
@@ -136,9 +137,10 @@ def _compensated(
     model: Model, plan: PruningPlan, stats: CalibrationStats, progress: Progress | None, cancel: CancelEvent | None
 ) -> tuple[dict[ModuleKey, torch.Tensor], dict[ModuleKey, float]]:
     """The compensated weight of every module that keeps some of its units, and how long each took."""
-    weights, seconds = {}, {}
-    blocks = model.blocks
-    for done, block in enumerate(blocks, 1):
+    weights, seconds, ranks = {}, {}, joined()
+    blocks = {block.key: block for block in model.blocks}
+    own = ranks.share_modules({key: float(block.last.in_features) ** 3 for key, block in blocks.items()})
+    for done, block in enumerate(map(blocks.__getitem__, own), 1):
         check_cancelled(cancel)
         started = time.monotonic()
         kept = plan.keep[block.key]
@@ -146,8 +148,9 @@ def _compensated(
             weights[block.key] = compensated(block, stats.modules[block.key], kept, plan.recipe.damping)
         seconds[block.key] = time.monotonic() - started
         if progress is not None:
-            progress(done, len(blocks), f"pruning {block.key}")
-    return weights, seconds
+            progress(done, len(own), f"pruning {block.key}")
+    everywhere = {key: weight.to(model.device) for key, weight in ranks.exchange(weights).items()}
+    return everywhere, ranks.exchange(seconds)
 
 
 def compensated(block: Block, stats: ModuleStats, kept: Sequence[int], damping: float) -> torch.Tensor:

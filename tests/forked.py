@@ -58,7 +58,8 @@ class Program:
 
         Args:
             kill: a signal to send each, `after` seconds.
-            order: what else `_child` knows: cwd, environment, fault, dies and rights.
+            order: what else `_child` knows: cwd, environment, fault, dies (a method, how often and, of several
+                processes, in which), rights, and together: a free port by which the commands join.
         """
         with tempfile.TemporaryDirectory() as folder:
             self._say({"commands": [list(map(str, each)) for each in commands], "told": folder, **order})
@@ -135,6 +136,9 @@ def _child(main, order, number):
         if order.get("rights") == "as others":
             _without_power()
         os.environ.update(order.get("environment", {}))
+        if order.get("together"):
+            ranks = {"RANK": number, "WORLD_SIZE": len(order["commands"]), "MASTER_PORT": order["together"]}
+            os.environ.update({name: str(value) for name, value in ranks.items()}, MASTER_ADDR="127.0.0.1")
         for name in order.get("unset", ()):
             os.environ.pop(name, None)
         time.tzset()
@@ -142,7 +146,7 @@ def _child(main, order, number):
         if order.get("fault"):
             _faulty(*order["fault"])
         if order.get("dies"):
-            _dying(*order["dies"])
+            _dying(number, *order["dies"])
         command = order["commands"][number]
         code = OWN[command[0]](*command[1:]) if command[0] in OWN else main(command)
         sys.stdout.flush()
@@ -196,10 +200,13 @@ def _faulty(where, what):
     setattr(module, name, after)
 
 
-def _dying(method, count):
-    """Let a run that goes layer by layer be killed when it has called a method of its state so many times."""
+def _dying(number, method, count, which=None):
+    """Let a run that goes layer by layer, or one of its processes, be killed when it has called a method of its state
+    so many times."""
     from numprune.layerwise.state import State
 
+    if which not in (None, number):
+        return
     before, seen = getattr(State, method), []
 
     @functools.wraps(before)
@@ -236,7 +243,9 @@ def _prune_layerwise(recipe, model, out):
     """Prune layer by layer, whatever memory there is."""
     import numprune
 
-    numprune.prune_layerwise(numprune.load(model, device="cpu", dtype="checkpoint"), numprune.Recipe.read(recipe), out)
+    with numprune.join_ranks():
+        opened = numprune.load(model, device="cpu", dtype="checkpoint")
+        numprune.prune_layerwise(opened, numprune.Recipe.read(recipe), out)
     return 0
 
 

@@ -14,7 +14,7 @@ import numprune
 PACKAGE = Path(numprune.__file__).parent
 
 ORDER = (
-    ("errors.py", "files.py", "heap.py", "lazy.py", "linalg.py", "vllm/", "waiting.py"),
+    ("errors.py", "files.py", "heap.py", "lazy.py", "linalg.py", "ranks.py", "vllm/", "waiting.py"),
     ("plan/",),
     ("models/",),
     ("generation/",),

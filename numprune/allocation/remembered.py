@@ -12,17 +12,24 @@ import torch
 from numprune import fitting
 from numprune.allocation.trial import FittedTrial, Keep, MaskedTrial
 from numprune.calibration.self_samples import cache_folder
+from numprune.ranks import joined
 
 
 class RememberedTrial:
     """A trial whose losses are written down as they are measured, and read again by the next search that would get
-    the same: one of the same model, calibration sequences, compensation and data type, on as many threads.
+    the same: one of the same model, calibration sequences, compensation and data type, on as many threads. Several
+    processes measure together, so that none may find what another has just written: they keep no file.
     """
 
     def __init__(self, trial: MaskedTrial | FittedTrial) -> None:
         self.trial = trial
         self.path = cache_folder() / f"search-{_identity(trial)}.jsonl"
         self._losses: dict[str, float] = {}
+        self._kept = joined().alone
+        if self._kept:
+            self._read()
+
+    def _read(self) -> None:
         with suppress(OSError):  # there is none yet
             for line in self.path.read_text(encoding="utf-8", errors="replace").splitlines():
                 with suppress(ValueError, TypeError):  # a line that was cut off or damaged counts for nothing
@@ -50,6 +57,8 @@ class RememberedTrial:
 
     def _write(self, key: str, loss: float) -> None:
         self._losses[key] = loss
+        if not self._kept:
+            return
         # The file only saves time; a full or read-only disk must not end the search.
         with suppress(OSError):
             self.path.parent.mkdir(parents=True, exist_ok=True)

@@ -19,6 +19,7 @@ from numprune.errors import InputError, Progress
 from numprune.plan.keys import ModuleKey
 from numprune.plan.latency import Latency
 from numprune.plan.recipe import Recipe
+from numprune.ranks import joined
 from numprune.scoring.depth import DepthScores
 from numprune.scoring.registry import MILLION, PRICED
 from numprune.scoring.table import ScoreTable
@@ -59,6 +60,8 @@ def check_speedup(recipe: Recipe) -> None:
     """Raise InputError for a recipe whose speed-up cannot be chosen for."""
     if recipe.speedup is None or recipe.suggested:
         return
+    if not joined().alone:
+        raise InputError("Decode times are measured by one process on a machine left to it; start it without torchrun.")
     if recipe.scorer not in PRICED or recipe.allocation != "global":
         raise InputError(
             f"A speed-up is chosen by prices in nats; use scorer {' or '.join(sorted(PRICED))} and allocation global."

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 import warnings
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -19,6 +20,7 @@ from numprune.models.hooks import After, Before, first, hooked
 from numprune.models.model import Model, twin
 from numprune.plan.keys import ModuleKey
 from numprune.plan.recipe import CalibrationRecipe
+from numprune.ranks import joined
 
 
 def calibrate(
@@ -66,9 +68,11 @@ def calibrate(
         batch_size = sequences_per_forward(model.device, rows.shape[1])
     elif batch_size < 1:
         raise InputError(f"batch_size is {batch_size}; give at least 1.")
-    accumulators, influence = _run(model, rows, batch_size, progress, cancel)
+    ranks = joined()
+    batches = [rows[own] for own in ranks.batches(len(rows), batch_size)]
+    accumulators, influence = _run(model, batches, progress, cancel)
     return CalibrationStats(
-        modules={key: accumulator.finish() for key, accumulator in accumulators.items()},
+        modules={key: accumulator.finish(ranks) for key, accumulator in accumulators.items()},
         data=describe(data),
         samples=len(rows),
         sequence_length=rows.shape[1],
@@ -80,7 +84,7 @@ def calibrate(
         notes=notes,
         seconds=time.monotonic() - began,
         rows=rows.to("cpu", torch.int32),
-        influence=influence.finish(),
+        influence=influence.finish(ranks),
     )
 
 
@@ -96,13 +100,21 @@ def calibration_rows(
     """The token ids a calibration reads, (sequences, tokens); what differs from the request is added to the notes.
 
     Args:
-        data: what `source` names, or what only the caller has.
+        data: what `source` names, or what only the caller has. Of several processes the first one reads it for all.
 
     Raises:
         InputError: the text cannot be read or is too short, or a number is out of range.
         Cancelled: `cancel` was set.
     """
-    samples, sequence_length = source.samples, source.sequence_length
+    rows, told = joined().from_first(lambda: _drawn_rows(model, data, source, progress, cancel))
+    notes += told
+    return rows
+
+
+def _drawn_rows(
+    model: Model, data: Data, source: CalibrationRecipe, progress: Progress | None, cancel: CancelEvent | None
+) -> tuple[torch.Tensor, list[str]]:
+    samples, sequence_length, notes = source.samples, source.sequence_length, []
     # A sequence of one token predicts none.
     for name, value, least in (
         ("samples", samples, 1),
@@ -130,7 +142,7 @@ def calibration_rows(
         cancel=cancel,
     )
     check_ids([rows], model)
-    return rows
+    return rows, notes
 
 
 def calibrate_by_recipe(
@@ -166,7 +178,7 @@ def within_length(model: Model, source: CalibrationRecipe) -> CalibrationRecipe:
 
 @torch.no_grad()
 def _run(
-    model: Model, rows: torch.Tensor, batch_size: int, progress: Progress | None, cancel: CancelEvent | None
+    model: Model, batches: Sequence[torch.Tensor], progress: Progress | None, cancel: CancelEvent | None
 ) -> tuple[dict[ModuleKey, GramAccumulator], BlockInfluence]:
     # Hooks are put on it: what others run on the model meanwhile must not be counted.
     module = twin(model.module)
@@ -189,13 +201,13 @@ def _run(
     before = collectors | {layer: enters(index) for index, layer in enumerate(layers)}
     with hooked(before=before, after={layer: leaves(index) for index, layer in enumerate(layers)}):
         done = 0
-        for batch in rows.split(batch_size):
+        for batch in batches:
             check_cancelled(cancel)
             # The backbone alone: logits of a whole batch would be the largest tensor and nobody reads them.
             module.base_model(input_ids=batch.to(model.device), use_cache=False)
             done += len(batch)
             if progress is not None:
-                progress(done, len(rows), "calibrating")
+                progress(done, sum(map(len, batches)), "calibrating")
     return accumulators, influence
 
 

@@ -11,6 +11,7 @@ from numprune.errors import InputError
 from numprune.linalg import BLOCK, lower_product, mirror_lower_
 from numprune.plan.keys import ModuleKey
 from numprune.plan.recipe import CalibrationRecipe
+from numprune.ranks import ALONE, Ranks
 
 UNNAMED = ("texts", "tokens")
 """What data is called that only the caller has."""
@@ -103,8 +104,9 @@ class BlockInfluence:
         self.sums[layer] += turned.sum().cpu().double()
         self.tokens[layer] += turned.numel()
 
-    def finish(self) -> torch.Tensor:
-        """Of every layer, (layers,) float64."""
+    def finish(self, ranks: Ranks) -> torch.Tensor:
+        """Of every layer, over the batches of all processes, (layers,) float64."""
+        ranks.add(self.sums, self.tokens)
         return self.sums / self.tokens
 
 
@@ -128,5 +130,8 @@ class GramAccumulator:
         self.tokens += x.shape[0]
         return bool(torch.isfinite(product.diagonal()).all())
 
-    def finish(self) -> ModuleStats:
+    def finish(self, ranks: Ranks = ALONE) -> ModuleStats:
+        """What all batches of all processes come to."""
+        ranks.add(self.gram, self.sum)
+        self.tokens = ranks.total(self.tokens)
         return ModuleStats(mirror_lower_(self.gram), self.sum / self.tokens, self.tokens)

@@ -28,7 +28,8 @@ EXAMPLE = """\
 
   The first prints the closed form of the score against the paper's 50-step loop and against a bare Cholesky
   factorisation. The second times both models in turn in each engine; the page opens its file in the tab Speed.
-  The last times decoding by the width of modules, and keeps the table for `prune --speedup`."""
+  The last times decoding by the width of modules, and keeps the table for `prune --speedup`. Under torchrun, calibrate
+  is timed in all its processes together."""
 
 
 def add(commands: Commands) -> None:
@@ -37,6 +38,7 @@ def add(commands: Commands) -> None:
         "bench",
         "measure what the method costs, on random data, or (engines) how fast two models are where they are served",
         example=EXAMPLE,
+        shared=True,
     )
     parser.add_argument(
         "which",
@@ -80,6 +82,8 @@ def run(args: argparse.Namespace, console: Console) -> None:
         value = getattr(args, name)
         if value is not None and value < 1:
             raise InputError(f"{name} is {value}; give at least 1.")
+    if args.which != "calibrate":
+        console.alone("Every benchmark but calibrate runs")
     if args.which == "engines":
         bench_engines.run(args, console)
         return
@@ -99,9 +103,11 @@ def run(args: argparse.Namespace, console: Console) -> None:
             result = measure(progress=progress)
         results.append(result)
         console.notes(result.notes)
-        if not console.json:
+        if not console.json and console.writes:
             print(_table(result), end="\n\n", flush=True)
     whole = {"machine": machine(), "benchmarks": [result.to_dict() for result in results]}
+    if not console.writes:
+        return
     if args.out:
         write_text(args.out, to_json(whole))
     if console.json:

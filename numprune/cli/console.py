@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TextIO
 
-from numprune.errors import Progress
+from numprune.errors import InputError, Progress
 from numprune.files import to_json
 from numprune.waiting import Estimate
 
@@ -25,11 +25,15 @@ class Console:
         json: whether the result is printed as JSON.
         quiet: no progress and no notes.
         out: standard output as it was when the command began.
+        processes: that work together, of which only the first one has a console to write to.
+        writes: whether this process writes files and says what it does.
     """
 
     json: bool = False
     quiet: bool = False
     out: TextIO = field(default_factory=lambda: sys.stdout)
+    processes: int = 1
+    writes: bool = True
 
     @property
     def shows_progress(self) -> bool:
@@ -37,23 +41,31 @@ class Console:
 
     def result(self, value: Any, text: str) -> None:
         """Print the result: `value` as JSON, or `text` for people."""
+        if not self.writes:
+            return
         self.out.write(to_json(value) if self.json else text + "\n")
         self.out.flush()
 
     def notes(self, notes: Iterable[str]) -> None:
         """Print sentences a person should read, each once."""
-        if not self.quiet:
+        if not self.quiet and self.writes:
             for note in dict.fromkeys(notes):
                 print(f"Note: {note}", file=sys.stderr)
 
     def error(self, sentence: str) -> None:
-        print(sentence, file=sys.stderr)
+        if self.writes:
+            print(sentence, file=sys.stderr)
+
+    def alone(self, what: str) -> None:
+        """Raise InputError where several processes work together, for something that one does."""
+        if self.processes > 1:
+            raise InputError(f"{what} in one process; start it without torchrun.")
 
     @contextmanager
     def progress(self) -> Iterator[Progress | None]:
         """A callback for `progress` arguments that tells how long a stage will take, and draws a bar with the time left
         where a person watches; None when nothing is to be said."""
-        if self.quiet:
+        if self.quiet or not self.writes:
             yield None
             return
         stages = Stages(self.shows_progress)

@@ -78,7 +78,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         ):
             if not args.debug:
                 warnings.simplefilter("ignore")
-            args.run(args, console)
+            with _among_others(args, console):
+                args.run(args, console)
         return OK
     except KeyboardInterrupt:
         return _stopped(console, asked)
@@ -94,6 +95,28 @@ def main(argv: Sequence[str] | None = None) -> int:
         code, sentence = _explain(error)
         console.error(f"numprune: {sentence}")
         return code
+
+
+@contextmanager
+def _among_others(args: argparse.Namespace, console: Console) -> Iterator[None]:
+    """Join the other processes that torchrun has started, if it has, of which the first one writes and tells. What
+    fails is told by the process in which it did so first: the others fail for want of it."""
+    if "WORLD_SIZE" not in os.environ:
+        yield
+        return
+    from numprune.ranks import join_ranks, started_by_others
+
+    if started_by_others():
+        console.processes = int(os.environ["WORLD_SIZE"])
+        console.writes = os.environ["RANK"] == "0"
+        if not args.shared:
+            console.alone("This command works")
+    with join_ranks() as ranks:
+        try:
+            yield
+        except BaseException:
+            console.writes = ranks.first_to_fail()
+            raise
 
 
 def _stopped(console: Console, asked: Sequence[int]) -> int:

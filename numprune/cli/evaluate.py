@@ -29,7 +29,11 @@ EXAMPLE = """\
 
 def add(commands: Commands) -> None:
     parser = add_command(
-        commands, "eval", "measure perplexity, accuracy on tasks or image quality, size and speed", example=EXAMPLE
+        commands,
+        "eval",
+        "measure perplexity, accuracy on tasks or image quality, size and speed",
+        example=EXAMPLE,
+        shared=True,
     )
     add_model(parser, nargs="+", help="embedded name (tiny-stories), hub id, folder or GGUF file; several are compared")
     add_spread(parser)
@@ -78,6 +82,8 @@ def add(commands: Commands) -> None:
 
 
 def run(args: argparse.Namespace, console: Console) -> None:
+    if args.speed or args.tasks is not None or args.images is not None:
+        console.alone("Speed, tasks and images are measured")
     for name in _TASK_FLAGS:
         if args.tasks is None and getattr(args, name) is not None:
             raise numprune.InputError(f"--{name} needs --tasks, such as --tasks paper.")

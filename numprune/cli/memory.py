@@ -30,13 +30,15 @@ def opened_in_its_files(
 ) -> tuple[str | None, Model | None]:
     """Why a model is to be read layer by layer, and the model as it lies in its files; None where it is held."""
     from numprune.layerwise import layer_by_layer, may_be_large, memory_of
+    from numprune.ranks import joined
 
     memory = memory_of(args.memory)
-    if memory is None and not may_be_large(name):
+    if memory is None and not joined().from_first(lambda: may_be_large(name)):
         return None, None
     with quiet_libraries(console):
         model = numprune.load(name, device="cpu", dtype="checkpoint")
     if not model.adapter.reads_text:
         return None, None
     recipe = recipe.replace(calibration=sized_for(model, args, recipe.calibration, Console(quiet=True)))
-    return layer_by_layer(model, recipe, memory, args.device, args.dtype), model
+    why = joined().from_first(lambda: layer_by_layer(model, recipe, memory, args.device, args.dtype))
+    return why, model

@@ -25,8 +25,10 @@ TEXTS = (
 """What a flag that names text takes, for its help."""
 
 
-def add_command(commands: Commands, name: str, help: str, *, example: str, json: bool = True) -> Any:
-    """A sub-parser with the flags every command has."""
+def add_command(
+    commands: Commands, name: str, help: str, *, example: str, json: bool = True, shared: bool = False
+) -> Any:
+    """A sub-parser with the flags every command has; `shared` is one that several processes can work on together."""
     parser = commands.add_parser(
         name,
         help=help,
@@ -39,6 +41,7 @@ def add_command(commands: Commands, name: str, help: str, *, example: str, json:
         output.add_argument("--json", action="store_true", help="print the result as JSON, and nothing else, on stdout")
     output.add_argument("--quiet", action="store_true", help="no progress bar and no notes on stderr")
     output.add_argument("--debug", action="store_true", help="print tracebacks and warnings")
+    parser.set_defaults(shared=shared)
     return parser
 
 

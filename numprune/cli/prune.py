@@ -32,7 +32,7 @@ EXAMPLE = """\
 
 
 def add(commands: Commands) -> None:
-    parser = add_command(commands, "prune", "write a smaller model", example=EXAMPLE)
+    parser = add_command(commands, "prune", "write a smaller model", example=EXAMPLE, shared=True)
     add_model(
         parser,
         nargs="?",
@@ -196,7 +196,8 @@ def run(args: argparse.Namespace, console: Console) -> None:
     recipe = recipe.replace(calibration=sized_for(model, args, recipe.calibration, console))
     stats = calibrate_model(model, recipe.calibration, console)
     pruned = _pruned(model, stats, recipe, args, console)
-    pruned.save(args.out)
+    if console.writes:
+        pruned.save(args.out)
     _report(args.out, model, pruned, time.monotonic() - began, console)
 
 
@@ -231,7 +232,7 @@ def _pruned(model: Model, stats: CalibrationStats, recipe: Recipe, args: argpars
             recipe = numprune.with_speedup(model, stats, scores, recipe, progress=progress)
         plan = numprune.allocate(scores, recipe)
         pruned = numprune.prune(model, plan, stats, progress=progress)
-        if recipe.speedup is not None:
+        if recipe.speedup is not None and console.processes == 1:
             pruned.report.notes.append(numprune.reached_speedup(model, pruned, plan, progress=progress))
         if args.uniform:
             from numprune.evaluation.uniform import cost_of_uniform

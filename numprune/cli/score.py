@@ -41,7 +41,9 @@ EXAMPLE = """\
 
 
 def add(commands: Commands) -> None:
-    parser = add_command(commands, "score", "show how much every head and channel matters", example=EXAMPLE)
+    parser = add_command(
+        commands, "score", "show how much every head and channel matters", example=EXAMPLE, shared=True
+    )
     add_model(parser)
     add_memory(parser, "scoring")
     add_calibration(parser)
@@ -95,12 +97,12 @@ def run(args: argparse.Namespace, console: Console) -> None:
         tables, source, notes = _by_layers(model, source, names, recipe.ratio, args, console)
         notes.append(why)
     scores, units = tables[first], tables[first].to_pandas()
-    if whole:
+    if whole and console.writes:
         from numprune.models.outline import outline_of
 
         kept = [tables[name] for name in (first, *others)]
         numprune.write_scores(args.out, kept, source, outline_of(model))
-    elif args.out:
+    elif args.out and console.writes:
         write_text(args.out, units.to_csv(index=False))
     table = _per_module(units)
     if args.against:
@@ -143,10 +145,12 @@ def _held(model: Model, source: CalibrationRecipe, names: list[str], ratio: floa
 def _by_layers(
     model: Model, source: CalibrationRecipe, names: list[str], ratio: float, args: argparse.Namespace, console: Console
 ) -> Scored:
+    from numprune.ranks import joined
+
     where = {"ratio": ratio, "device": args.device, "dtype": args.dtype}
     # Beside the file, where a run that was stopped is looked for; nowhere where nothing is written.
     with nullcontext(args.out) if args.out else TemporaryDirectory() as place, console.progress() as progress:
-        folder = f"{place}.layers" if args.out else f"{place}/scores"
+        folder = f"{args.out}.layers" if args.out else joined().from_first(lambda: f"{place}/scores")
         tables, used, notes = numprune.score_layerwise(model, names, source, folder, progress=progress, **where)
     return tables, used, [note for note in notes if note not in model.notes]
 

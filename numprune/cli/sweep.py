@@ -33,7 +33,9 @@ EXAMPLE = """\
 
 
 def add(commands: Commands) -> None:
-    parser = add_command(commands, "sweep", "measure size, speed and perplexity at several ratios", example=EXAMPLE)
+    parser = add_command(
+        commands, "sweep", "measure size, speed and perplexity at several ratios", example=EXAMPLE, shared=True
+    )
     add_model(parser)
     parser.add_argument(
         "--ratios", default="0,0.1,0.2,0.3,0.5", metavar="R,R", help="pruning ratios (default 0,0.1,0.2,0.3,0.5)"
@@ -77,6 +79,8 @@ def run(args: argparse.Namespace, console: Console) -> None:
     recipe = recipe.replace(calibration=asked_calibration(args, recipe.calibration))
     numprune.check_scorer(recipe.scorer)
     ratios = [recipe.replace(ratio=ratio).ratio for ratio in numbers("ratios", args.ratios, float, "0,0.3,0.5")]
+    if not args.methods or args.repetitions:
+        console.alone("Speed is measured (--methods with --repetitions 0 leaves it out)")
     if args.methods:
         _compare(args, recipe, ratios, console)
         return
@@ -119,6 +123,7 @@ def _compare(args: argparse.Namespace, recipe: Recipe, ratios: list[float], cons
     from numprune.evaluation.cells import read_cells, summary, write_cells
     from numprune.evaluation.measurement import Bench
     from numprune.evaluation.methods import compare_methods, methods_for
+    from numprune.ranks import joined
 
     if not args.out or not args.out.endswith(".csv"):
         raise numprune.InputError(f"--out is {args.out}; give a .csv file for the cells.")
@@ -128,7 +133,7 @@ def _compare(args: argparse.Namespace, recipe: Recipe, ratios: list[float], cons
     for name in methods or ():
         numprune.preset(name)
     seeds = numbers("seeds", args.seeds, int, "0,1,2") if args.seeds else [recipe.calibration.seed]
-    cells = read_cells(args.out)
+    cells = joined().from_first(lambda: read_cells(args.out))
     model = load_model(args.model, args, console)
     # What is asked for, not what fits the device, says how long the windows of the evaluation are.
     asked = recipe.calibration
@@ -154,10 +159,12 @@ def _compare(args: argparse.Namespace, recipe: Recipe, ratios: list[float], cons
         )
         for cell in missing:
             cells.append(cell)
-            write_cells(args.out, cells)
+            if console.writes:
+                write_cells(args.out, cells)
     table = summary(cells)
     page = args.out.removesuffix(".csv") + ".html"
-    write_text(page, _page(model, table, args.data))
+    if console.writes:
+        write_text(page, _page(model, table, args.data))
     console.notes(model.notes)
     result = {**describe(model), "out": args.out, "page": page, "cells": [asdict(cell) for cell in cells]}
     measure = "excess loss" if model.adapter.reads_text else "Fréchet distance"

@@ -13,6 +13,7 @@ from numprune.errors import CancelEvent, InputError, NumericalError, Progress, c
 from numprune.models.batches import sequences_per_forward
 from numprune.models.model import Model
 from numprune.models.prediction import window_losses
+from numprune.ranks import joined
 
 
 class Perplexity(float):
@@ -126,7 +127,8 @@ def perplexity(
         batch_size = sequences_per_forward(model.device, sequence_length)
     # Windows of like length share a batch, so that little is padded. The longest come first: the time left, judged by
     # the batches that are done, is not told too low, and memory that does not suffice shows at once.
-    order = sorted(range(len(windows)), key=lambda i: len(windows[i][0]), reverse=True)
+    ranks = joined()
+    order = ranks.own(sorted(range(len(windows)), key=lambda i: len(windows[i][0]), reverse=True))
     losses, counts = torch.zeros(len(windows), dtype=torch.float64), torch.zeros(len(windows), dtype=torch.float64)
     for begin in range(0, len(order), batch_size):
         check_cancelled(cancel)
@@ -134,6 +136,7 @@ def perplexity(
         losses[chosen], counts[chosen] = window_losses(model, [windows[i] for i in chosen])
         if progress is not None:
             progress(min(begin + batch_size, len(order)), len(order), "measuring perplexity")
+    ranks.add(losses, counts)
     if not bool(torch.isfinite(losses).all()):
         raise NumericalError("The model's logits are not finite on this text; load it in float32 or prune less.")
     return Perplexity.of(losses, counts, sequence_length, stride, spelled(model.tokenizer, start))

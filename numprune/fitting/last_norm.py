@@ -17,10 +17,11 @@ from transformers import PreTrainedModel
 from numprune.errors import CancelEvent, NumericalError, check_cancelled
 from numprune.linalg import to_float64
 from numprune.models.adapter import Adapter
-from numprune.models.batches import NEWTON_LOGITS, READ_LOGITS
+from numprune.models.batches import FIT_SEQUENCES, NEWTON_LOGITS, READ_LOGITS
 from numprune.models.model import twin
 from numprune.models.prediction import predicted
 from numprune.models.replay import Ending
+from numprune.ranks import ALONE, Ranks
 
 CAUTION = 10.0
 """What is added to every channel's curvature before the Newton step, as a multiple of their mean. Calibration text is
@@ -37,6 +38,8 @@ def fit_last_norm(
     pruned_stream: Sequence[torch.Tensor],
     *,
     damping: float,
+    numbers: Sequence[torch.Tensor] | None = None,
+    ranks: Ranks = ALONE,
     cancel: CancelEvent | None = None,
 ) -> str | None:
     """Scale the channels of the norm behind the last layer of `pruned`, in place.
@@ -48,7 +51,7 @@ def fit_last_norm(
 
         s_j = 1 - g_j / (h_j + 10 mean h),    g_j = E[H'_j (Wᵀ(q - p))_j],    h_j = E[H'_j² Var_q(W_j)].
 
-    The step is taken from all sequences, or every so many of each batch where that would be more than 2^29 logits.
+    The step is taken from all sequences, or every so many where that would be more than 2^29 logits.
     Where there is no such norm, nothing is done. Memory is two float32 copies of the output layer.
 
     Args:
@@ -56,6 +59,8 @@ def fit_last_norm(
         rows: token ids, a batch each (sequences, tokens).
         dense_stream, pruned_stream: the residual streams behind the last layer of the two models on them,
             (sequences, tokens, hidden); they may lie elsewhere than the models.
+        numbers: of the sequences among those of all processes, a batch each; None where these are all.
+        ranks: the processes that share the sequences.
 
     Returns:
         A note when the Newton step was left out because the logits are not the output layer on the norm's output, or
@@ -69,10 +74,15 @@ def fit_last_norm(
     if norm is None or fitted is None:
         return None
     offset = adapter.norm_offset(dense.config)
-    _scale(fitted, offset, _least_squares(norm, fitted, dense_stream, pruned_stream, damping))
-    if not _ends_in_output_layer(Ending(twin(dense), adapter), norm, rows[0][:1], dense_stream[0][:1]):
+    _scale(fitted, offset, _least_squares(norm, fitted, dense_stream, pruned_stream, damping, ranks))
+    if numbers is None:
+        numbers = torch.arange(sum(map(len, rows))).split([len(batch) for batch in rows])
+    known = _ends_in_output_layer(Ending(twin(dense), adapter), norm, rows[0][:1], dense_stream[0][:1])
+    if ranks.total(known) < ranks.count:
         return "The last norm took no Newton step: more than the output layer stands before the logits."
-    _scale(fitted, offset, _newton(dense, pruned, norm, fitted, rows, dense_stream, pruned_stream, cancel))
+    _scale(
+        fitted, offset, _newton(dense, pruned, norm, fitted, rows, dense_stream, pruned_stream, numbers, ranks, cancel)
+    )
     return None
 
 
@@ -97,6 +107,7 @@ def _least_squares(
     dense_stream: Sequence[torch.Tensor],
     pruned_stream: Sequence[torch.Tensor],
     damping: float,
+    ranks: Ranks,
 ) -> torch.Tensor:
     product = torch.zeros_like(to_float64(fitted.weight))
     moment = torch.zeros_like(product)
@@ -106,6 +117,7 @@ def _least_squares(
         )
         product += (wanted * reached).sum((0, 1))
         moment += reached.square().sum((0, 1))
+    ranks.add(product, moment)
     gamma = damping * moment.mean()
     return (product + gamma) / (moment + gamma)
 
@@ -143,6 +155,8 @@ def _newton(
     rows: Sequence[torch.Tensor],
     dense_stream: Sequence[torch.Tensor],
     pruned_stream: Sequence[torch.Tensor],
+    numbers: Sequence[torch.Tensor],
+    ranks: Ranks,
     cancel: CancelEvent | None,
 ) -> torch.Tensor:
     head, narrow_head = _OutputLayer(dense), _OutputLayer(pruned)
@@ -150,8 +164,11 @@ def _newton(
     squares = weight.square()
     gradient = to_float64(weight.new_zeros(weight.shape[1]))
     curvature = torch.zeros_like(gradient)
-    tokens = 0
-    for wanted, reached, factor in _predicting(norm, fitted, rows, dense_stream, pruned_stream, len(weight)):
+    tokens, read = 0, ranks.total(sum(batch.numel() for batch in rows))
+    # Every so many sequences are enough where the vocabulary is large.
+    apart = math.ceil(read * len(weight) / NEWTON_LOGITS)
+    chosen = [own % FIT_SEQUENCES % apart == 0 for own in numbers]
+    for wanted, reached, factor in _predicting(norm, fitted, rows, dense_stream, pruned_stream, len(weight), chosen):
         check_cancelled(cancel)
         factor, logits = factor.to(weight.device), narrow_head(reached).to(weight.device)
         q, slopes = logits.softmax(-1), narrow_head.slopes(logits)
@@ -161,7 +178,8 @@ def _newton(
         gradient += to_float64((error @ weight) * factor).sum(0)
         curvature += to_float64(variance.clamp(min=0) * factor.square()).sum(0)
         tokens += len(factor)
-    if not tokens:
+    ranks.add(gradient, curvature)
+    if not ranks.total(tokens):
         return torch.ones_like(gradient)
     floor = CAUTION * curvature.mean()
     return 1 - gradient / (curvature + floor).clamp(min=torch.finfo(torch.float64).tiny)
@@ -174,13 +192,13 @@ def _predicting(
     dense_stream: Sequence[torch.Tensor],
     pruned_stream: Sequence[torch.Tensor],
     vocabulary: int,
+    chosen: Sequence[torch.Tensor],
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
-    """What the two norms put out where a token is predicted, and the part of the second that its gains scale."""
+    """What the two norms put out where a token is predicted, and the part of the second that its gains scale; of the
+    sequences of every batch that are chosen."""
     size = max(1, READ_LOGITS // vocabulary)
-    # Every so many sequences are enough where the vocabulary is large.
-    apart = math.ceil(sum(batch.numel() for batch in rows) * vocabulary / NEWTON_LOGITS)
-    for batch, state, other in zip(rows, dense_stream, pruned_stream, strict=True):
-        batch, state, other = (each[::apart].to(norm.weight.device) for each in (batch, state, other))
+    for batch, state, other, mask in zip(rows, dense_stream, pruned_stream, chosen, strict=True):
+        batch, state, other = (each[mask.to(each.device)].to(norm.weight.device) for each in (batch, state, other))
         counted = predicted(batch, vocabulary)
         pairs = (each[:, :-1][counted] for each in (state, other))
         for chunk, narrow in zip(*(each.split(size) for each in pairs), strict=True):

@@ -26,6 +26,7 @@ from numprune.models.batches import FIT_SEQUENCES
 from numprune.models.model import twin
 from numprune.models.replay import KnownAttention, LayerCalls, behind_attention, watched
 from numprune.plan.keys import KINDS, Kind, ModuleKey
+from numprune.ranks import Ranks, joined
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,8 @@ def fit_to_dense(
 
     Modules before the first one that lost units stay as they are. Memory is six times the residual stream on `rows`
     (of both models, between a layer's modules, at the entry of its MLP and behind its attention) and what reaches the
-    last linear of one module. No linear of either model runs twice on a fitted input.
+    last linear of one module. No linear of either model runs twice on a fitted input. Several processes share the
+    sequences, and all solve every system.
 
     Args:
         dense: the model before pruning; only read.
@@ -83,7 +85,7 @@ def fit_to_dense(
         scarcity: what it grows by, in multiples of itself, where there is one token for every column; not negative.
 
     Raises:
-        InputError: `damping` or `scarcity` is out of range.
+        InputError: `damping` or `scarcity` is out of range, or there are fewer sequences than processes.
         NumericalError: a system cannot be solved, or activations are not finite; the module is named.
         Cancelled: `cancel` was set; `pruned` is then half fitted and must be dropped.
     """
@@ -92,9 +94,13 @@ def fit_to_dense(
     dense = twin(dense)
     left = iter(adapter.layers(pruned))
     layers = [(layer, None if index in gone else next(left)) for index, layer in enumerate(adapter.layers(dense))]
-    batches = list(rows.to(dense.device).split(batch_size))
+    ranks = joined()
+    numbers = ranks.batches(len(rows), batch_size)
+    batches = [rows[own].to(dense.device) for own in numbers]
     calls = LayerCalls.without_layers(dense, adapter, batches)
-    fit = NetworkFit(calls, adapter, dense.device, keep=keep, damping=damping, scarcity=scarcity, cancel=cancel)
+    fit = NetworkFit(
+        calls, adapter, dense.device, keep=keep, damping=damping, scarcity=scarcity, ranks=ranks, cancel=cancel
+    )
     for index, (layer, narrow_layer) in enumerate(layers):
         fit.fit(index, layer, narrow_layer)
         if progress is not None:
@@ -102,7 +108,16 @@ def fit_to_dense(
     notes = []
     if keep is not None and fit.touched:
         note = fit_last_norm(
-            dense, pruned, adapter, batches, fit.dense_stream, fit.pruned_stream, damping=damping, cancel=cancel
+            dense,
+            pruned,
+            adapter,
+            batches,
+            fit.dense_stream,
+            fit.pruned_stream,
+            damping=damping,
+            numbers=numbers,
+            ranks=ranks,
+            cancel=cancel,
         )
         notes += [note] if note else []
     return Fit(fit.seconds, notes)
@@ -135,8 +150,10 @@ class NetworkFit:
         keep: Mapping[ModuleKey, Sequence[int]] | None,
         damping: float,
         scarcity: float,
+        ranks: Ranks,
         cancel: CancelEvent | None = None,
     ) -> None:
+        self.ranks = ranks
         self.calls, self.adapter, self.device = calls, adapter, device
         self.keep, self.damping, self.scarcity, self.cancel = keep, damping, scarcity, cancel
         self.dense_stream, self.pruned_stream = calls.states, list(calls.states)
@@ -224,7 +241,7 @@ class _LayerFit:
         narrow: dict[Kind, Block],
     ) -> None:
         self.calls, self.adapter, self.device, self.cancel = run.calls, run.adapter, run.device, run.cancel
-        self.damping, self.scarcity = run.damping, run.scarcity
+        self.damping, self.scarcity, self.ranks = run.damping, run.scarcity, run.ranks
         self.home = run.dense_stream[0].device
         self.index, self.layer, self.narrow_layer = index, layer, narrow_layer
         self.whole, self.narrow = whole, narrow
@@ -275,7 +292,7 @@ class _LayerFit:
                 seen = self.targets[batch].entering.to(self.device)
             system.add(self._inputs_of(block.inputs[0][0], batch, state), seen)
         # N'ᵀ(N V_S) = (N'ᵀN) V_S: the outputs themselves are never formed.
-        system.solve(self.damping, self.scarcity, through=weight)
+        system.solve(self.damping, self.scarcity, self.ranks, through=weight)
 
     def fit_last(self, kind: Kind, stream: Sequence[torch.Tensor]) -> None:
         """Refit a module's last linear, so that the residual stream behind it is the dense one."""
@@ -287,7 +304,7 @@ class _LayerFit:
             met = state if kind == "attention" else state + self.attended[batch].to(self.device)
             wanted = self.targets[batch].of(kind, met)
             system.add(inputs, wanted if block.last.bias is None else wanted - block.last.bias)
-        system.solve(self.damping, self.scarcity)
+        system.solve(self.damping, self.scarcity, self.ranks)
 
     def attend(self, stream: Sequence[torch.Tensor]) -> None:
         """Run the fitted attention of the pruned layer; from here on it is not run again."""
@@ -357,13 +374,15 @@ class _System:
             )
         self.product += product
 
-    def solve(self, damping: float, scarcity: float, *, through: torch.Tensor | None = None) -> None:
+    def solve(self, damping: float, scarcity: float, ranks: Ranks, *, through: torch.Tensor | None = None) -> None:
         """Give the linears their new weights.
 
         Args:
+            ranks: the processes whose batches count.
             through: (out, targets), by which targets become what the linears should put out; None where they are.
         """
-        moments = self.moments.finish()
+        moments = self.moments.finish(ranks)
+        ranks.add(self.product)
         gram = moments.gram
         damping *= 1 + scarcity * self.linears[0].in_features / moments.tokens
         start = torch.cat([to_float64(linear.weight) for linear in self.linears]).T

@@ -7,60 +7,75 @@ other, each run again on the residual stream that entered it.
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 
 from numprune.errors import CancelEvent, check_cancelled
 from numprune.layerwise.stage import Stage
 from numprune.layerwise.state import State
-from numprune.models.batches import sequences_per_backward
 from numprune.models.hooks import hooked
 from numprune.models.prediction import predictions
 from numprune.models.replay import LayerCalls
 from numprune.plan.keys import ModuleKey
+from numprune.ranks import joined
 from numprune.scoring.fisher import DrawnSurprise, OutputInformation
 
 
 def information_by_layer(
-    stage: Stage, state: State, rows: torch.Tensor, seed: int, *, cancel: CancelEvent | None = None
+    stage: Stage,
+    state: State,
+    rows: torch.Tensor,
+    own: torch.Tensor,
+    seed: int,
+    *,
+    cancel: CancelEvent | None = None,
 ) -> Iterator[tuple[int, dict[ModuleKey, torch.Tensor]]]:
     """`numprune.scoring.fisher.fisher_information` of one decoder layer after the other, the last one first.
 
     Kept between layers is the gradient at a layer boundary, on the CPU.
 
     Args:
-        state: holds the residual stream of `rows` at all layer boundaries.
-        rows: token ids (sequences, tokens).
+        state: holds the residual stream of `rows` at all layer boundaries, of the sequences that this process runs.
+        rows: token ids (sequences, tokens) of all processes.
+        own: indices of the sequences that this process runs, ascending.
         seed: of the drawn predictions.
 
     Raises:
         NumericalError: a gradient is not finite.
         Cancelled: `cancel` was set.
     """
-    size = sequences_per_backward(rows.shape[1], stage.model.module.get_output_embeddings().out_features)
-    gradients, tokens = _at_the_end(stage, state, rows, seed, size, cancel)
-    calls = stage.calls(rows, size)
+    ranks, vocabulary = joined(), stage.model.module.get_output_embeddings().out_features
+    batches = rows[own].split(stage.backward_batch(rows))
+    surprise = DrawnSurprise(rows, own, vocabulary, seed)
+    gradients = _at_the_end(stage, state, batches, surprise, cancel)
+    calls = stage.calls(batches)
     calls.states.clear()
     for index in reversed(range(stage.layers)):
-        yield index, _through(stage, calls, index, state.boundary(index), gradients).finish(tokens)
+        information = _through(stage, calls, index, state.boundary(index), gradients)
+        yield index, information.finish(surprise.tokens, ranks)
         # What was just yielded holds the layer's modules; see `numprune.layerwise.scores`.
         gc.collect()
 
 
 def _at_the_end(
-    stage: Stage, state: State, rows: torch.Tensor, seed: int, size: int, cancel: CancelEvent | None
-) -> tuple[list[torch.Tensor], int]:
-    """Gradients of the drawn predictions at what leaves the last layer, in batches, and the tokens predicted."""
-    ending, surprise, gradients = stage.ending(), DrawnSurprise(seed), []
-    for batch, stream in zip(rows.split(size), state.boundary(stage.layers).split(size), strict=True):
+    stage: Stage,
+    state: State,
+    batches: Sequence[torch.Tensor],
+    surprise: DrawnSurprise,
+    cancel: CancelEvent | None,
+) -> list[torch.Tensor]:
+    """Gradients of the drawn predictions at what leaves the last layer, in batches."""
+    ending, gradients = stage.ending(), []
+    streams = state.boundary(stage.layers).split([len(batch) for batch in batches])
+    for batch, stream in zip(batches, streams, strict=True):
         check_cancelled(cancel)
         batch, stream = batch.to(stage.device), stream.to(stage.device).requires_grad_(True)
         with torch.enable_grad():
             value = surprise(*predictions(ending.logits(batch, stream), batch))
             (gradient,) = torch.autograd.grad(value, [stream])
         gradients.append(gradient.cpu())
-    return gradients, surprise.tokens
+    return gradients
 
 
 def _through(

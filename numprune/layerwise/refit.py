@@ -14,12 +14,12 @@ from numprune.fitting.last_norm import fit_last_norm
 from numprune.fitting.sequential import NetworkFit, check_damping
 from numprune.layerwise.stage import Stage
 from numprune.layerwise.state import State
-from numprune.models.batches import FIT_SEQUENCES
 from numprune.models.depth import left_layers
 from numprune.models.model import slice_layer, twin
 from numprune.plan.plan import PruningPlan
 from numprune.plan.report import ModuleReport
 from numprune.pruning import module_report
+from numprune.ranks import joined
 
 
 @torch.no_grad()
@@ -39,15 +39,17 @@ def write_fitted(
     Returns:
         What was done to every module, and sentences for the report.
     """
-    recipe, reports = plan.recipe, []
+    recipe, reports, numbers = plan.recipe, [], stage.batches(rows)
+    batches = [rows[own] for own in numbers]
     check_damping(recipe.damping, recipe.scarcity)
     fit = NetworkFit(
-        stage.calls(rows),
+        stage.calls(batches),
         stage.adapter,
         stage.device,
         keep=plan.keep if recipe.compensation == "network" else None,
         damping=recipe.damping,
         scarcity=recipe.scarcity,
+        ranks=joined(),
         cancel=cancel,
     )
     begin, left = state.take_streams(fit), left_layers(stage.layers, plan.gone)
@@ -64,7 +66,7 @@ def write_fitted(
             progress(index + 1, stage.layers, "fitting and writing layer by layer")
     changed, notes = {}, []
     if recipe.compensation == "network" and fit.touched:
-        changed, notes = _last_norm(stage, fit, rows, recipe.damping, cancel)
+        changed, notes = _last_norm(stage, fit, batches, numbers, recipe.damping, cancel)
     state.write_rest(stage, len(left), stage.model.written_dtype, changed)
     return reports, notes
 
@@ -90,17 +92,31 @@ def _write_layer(
 
 
 def _last_norm(
-    stage: Stage, fit: NetworkFit, rows: torch.Tensor, damping: float, cancel: CancelEvent | None
+    stage: Stage,
+    fit: NetworkFit,
+    batches: Sequence[torch.Tensor],
+    numbers: Sequence[torch.Tensor],
+    damping: float,
+    cancel: CancelEvent | None,
 ) -> tuple[dict[str, torch.Tensor], list[str]]:
     """The gains of the last norm by the name of their tensor, and a note where there is one."""
     front = stage.front(head=True)
     fitted = _with_own_norm(stage, front)
     if fitted is None:
         return {}, []
-    # As many sequences at once as in memory: every so many of each batch are looked at.
-    streams = (list(torch.cat(stream).split(FIT_SEQUENCES)) for stream in (fit.dense_stream, fit.pruned_stream))
-    batches = list(rows.to(stage.device).split(FIT_SEQUENCES))
-    note = fit_last_norm(front, fitted, stage.adapter, batches, *streams, damping=damping, cancel=cancel)
+    batches = [batch.to(stage.device) for batch in batches]
+    note = fit_last_norm(
+        front,
+        fitted,
+        stage.adapter,
+        batches,
+        fit.dense_stream,
+        fit.pruned_stream,
+        damping=damping,
+        numbers=numbers,
+        ranks=joined(),
+        cancel=cancel,
+    )
     weight = stage.adapter.final_norm(stage.model.module).weight
     name = next(name for name, each in stage.model.module.named_parameters() if each is weight)
     return {name: stage.adapter.final_norm(fitted).weight}, [note] if note else []

@@ -14,6 +14,7 @@ from numprune.models.embedded import embedded_model
 from numprune.models.model import Model
 from numprune.models.placement import resolve_device, resolve_dtype
 from numprune.plan.recipe import Recipe
+from numprune.ranks import joined
 
 MANY = 20
 """Times that weights in float32 with their copy, moments and work take what they take on disk, and more."""
@@ -40,10 +41,10 @@ def memory_of(text: str) -> int | None:
 
 
 def free_memory(device: torch.device) -> int:
-    """Bytes that can be used on a device now."""
+    """Bytes that this process can use on a device now."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
-    return psutil.virtual_memory().available
+    return psutil.virtual_memory().available // joined().here
 
 
 def may_be_large(name: str) -> bool:

@@ -28,6 +28,7 @@ from numprune.plan.plan import PruningPlan
 from numprune.plan.recipe import SEQUENTIAL, Recipe
 from numprune.plan.report import ModuleReport, PruningReport
 from numprune.pruning import compensated, mean_bias, module_report
+from numprune.ranks import joined
 from numprune.scoring.registry import check_scorer
 
 
@@ -116,7 +117,7 @@ def _write(
     stage: Stage, plan: PruningPlan, state: State, progress: Progress | None, cancel: CancelEvent | None
 ) -> list[ModuleReport]:
     """Write every layer as the plan leaves it, and all that is no layer."""
-    recipe, config, reports = plan.recipe, stage.model.config, []
+    recipe, config, reports, ranks = plan.recipe, stage.model.config, [], joined()
     written = stage.model.written_dtype
     left = left_layers(stage.layers, plan.gone)
     for index in range(stage.layers):
@@ -124,16 +125,23 @@ def _write(
         known = state.reports(index, left)
         if known is None:
             layer = stage.layer(index)
-            weights, biases, known = {}, {}, []
-            for block in stage.adapter.layer_blocks(layer, index, config):
-                started, kept = time.monotonic(), plan.keep[block.key]
-                stats = state.moments(block.key)
+            weights, biases, told = {}, {}, {}
+            blocks = {block.key: block for block in stage.adapter.layer_blocks(layer, index, config)}
+            for key in ranks.share_modules({key: float(block.last.in_features) ** 3 for key, block in blocks.items()}):
+                started, kept, block = time.monotonic(), plan.keep[key], blocks[key]
+                stats = state.moments(key)
                 if recipe.compensation == "paper" and 0 < len(kept) < block.units:
-                    weights[block.key] = compensated(block, stats, kept, recipe.damping)
+                    weights[key] = compensated(block, stats, kept, recipe.damping)
                 elif recipe.compensation == "bias" and len(kept) < block.units:
-                    biases[block.key] = mean_bias(block, stats, kept)
+                    biases[key] = mean_bias(block, stats, kept)
                 took = time.monotonic() - started
-                known.append(module_report(block, stats, kept, weights.get(block.key), took))
+                told[key] = module_report(block, stats, kept, weights.get(key), took)
+            weights, biases = (
+                {key: tensor.to(stage.device) for key, tensor in ranks.exchange(own).items()}
+                for own in (weights, biases)
+            )
+            told = ranks.exchange(told)
+            known = [told[key] for key in blocks]
             narrow = None
             if index in left:
                 keep = {key: units for key, units in plan.keep.items() if key.layer == index}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,7 +23,8 @@ from numprune.models.placement import dtype_name, resolve_device, resolve_dtype
 from numprune.models.replay import LayerCalls
 from numprune.plan.keys import ModuleKey
 from numprune.plan.recipe import CalibrationRecipe, check_ratio
-from numprune.scoring.fisher import ROWS, prices
+from numprune.ranks import joined
+from numprune.scoring.fisher import ROWS, prices, work
 from numprune.scoring.registry import BLOCK_SCORERS, PRICED, check_scorer
 from numprune.scoring.run import module_scores
 from numprune.scoring.table import ModuleScores, ScoreTable
@@ -109,11 +110,13 @@ def scores_by_layer(
     alone = [name for name in scorers if name not in PRICED]
     back = len(alone) < len(scorers)
     found: dict[str, Modules] = {name: {} for name in scorers}
-    calls = stage.calls(rows)
+    batches = stage.batches(rows)
+    calls, own = stage.calls([rows[each] for each in batches]), torch.cat(batches)
+    leading = own[own < ROWS]
     for index in range(stage.layers):
         check_cancelled(cancel)
         if back and not state.has_boundary(index):
-            state.keep_boundary(index, _leading(calls.states))
+            state.keep_boundary(index, _leading(calls.states, len(leading)))
         finished = all(state.has_scores(index, name) for name in scorers)
         collect = not (state.has_moments(index) or (finished and not keep))
         moments = _run(stage, calls, index, collect=collect)
@@ -131,9 +134,9 @@ def scores_by_layer(
             progress(index + 1, stage.layers, doing)
     if back:
         if not state.has_boundary(stage.layers):
-            state.keep_boundary(stage.layers, _leading(calls.states))
+            state.keep_boundary(stage.layers, _leading(calls.states, len(leading)))
         del calls
-        found["fisher"] = _prices(stage, state, rows[:ROWS].long(), source.seed, keep, progress, cancel)
+        found["fisher"] = _prices(stage, state, rows[:ROWS].long(), leading, source.seed, keep, progress, cancel)
     used = replace(source, samples=len(rows), sequence_length=rows.shape[1])
     model = stage.model
     tables = {
@@ -143,10 +146,10 @@ def scores_by_layer(
     return tables, used
 
 
-def _leading(states: Sequence[torch.Tensor]) -> torch.Tensor:
-    """The sequences that the Fisher information is taken from, (sequences, tokens, hidden)."""
-    batches = -(-ROWS // len(states[0]))
-    return torch.cat(list(states[:batches]))[:ROWS]
+def _leading(states: Sequence[torch.Tensor], count: int) -> torch.Tensor:
+    """So many sequences, those that the Fisher information is taken from, (sequences, tokens, hidden)."""
+    batches = -(-count // len(states[0]))
+    return torch.cat(list(states[:batches]))[:count]
 
 
 def _run(stage: Stage, calls: LayerCalls, index: int, *, collect: bool) -> dict[ModuleKey, ModuleStats]:
@@ -158,7 +161,7 @@ def _run(stage: Stage, calls: LayerCalls, index: int, *, collect: bool) -> dict[
     with hooked(before=collectors):
         for batch, state in enumerate(calls.states):
             calls.states[batch] = calls.run(layer, state.to(stage.device), index).cpu()
-    return {key: accumulator.finish() for key, accumulator in accumulators.items()}
+    return {key: accumulator.finish(joined()) for key, accumulator in accumulators.items()}
 
 
 def _scores_of(
@@ -167,11 +170,14 @@ def _scores_of(
     """The scores of one layer by a scorer that looks at one module alone."""
     known = state.scores(index, scorer)
     if known is None:
-        known = {}
-        # Weights and moments from the files, so that the layer and its matrices take no memory meanwhile.
-        for block, weight, stats in _filed(stage, state, index):
-            channels = BLOCK_SCORERS[scorer](block, weight, stats, ratio=ratio, progress=None, cancel=cancel)
-            known[block.key] = module_scores(block, channels, scorer)
+        found, ranks = {}, joined()
+        blocks = {block.key: block for block in stage.filed_blocks(index)}
+        for key in ranks.share_modules({key: work(block) for key, block in blocks.items()}):
+            # Weights and moments from the files, so that the layer and its matrices take no memory meanwhile.
+            weight, stats = _filed(stage, state, blocks[key])
+            channels = BLOCK_SCORERS[scorer](blocks[key], weight, stats, ratio=ratio, progress=None, cancel=cancel)
+            found[key] = module_scores(blocks[key], channels, scorer)
+        known = ranks.exchange(found)
         state.keep_scores(index, scorer, known)
     return known
 
@@ -180,6 +186,7 @@ def _prices(
     stage: Stage,
     state: State,
     rows: torch.Tensor,
+    own: torch.Tensor,
     seed: int,
     keep: bool,
     progress: Progress | None,
@@ -187,25 +194,42 @@ def _prices(
 ) -> Modules:
     """The prices of all units by the loss of the model."""
     found = {index: state.scores(index, "fisher") for index in range(stage.layers)}
+    waiting: dict[int, dict[ModuleKey, torch.Tensor]] = {}
     if None in found.values():
-        for index, information in information_by_layer(stage, state, rows, seed, cancel=cancel):
-            check_cancelled(cancel)
+        for index, information in information_by_layer(stage, state, rows, own, seed, cancel=cancel):
             if found[index] is None:
-                known = {}
-                for block, weight, stats in _filed(stage, state, index):
-                    channels = prices(block, weight.double(), stats, information.pop(block.key), cancel=cancel)
-                    known[block.key] = module_scores(block, channels, "fisher")
-                state.keep_scores(index, "fisher", known)
-                found[index] = known
-            if not keep:
+                waiting[index] = information
+            # As many layers as there are processes, so that each has an MLP to price.
+            if len(waiting) == joined().count or index == 0:
+                found |= _priced(stage, state, waiting, cancel)
+                waiting.clear()
+            if not keep and index not in waiting:
                 state.drop_moments(index)
             if progress is not None:
                 progress(stage.layers - index, stage.layers, "pricing layer by layer, from the last")
     return {key: scores for index in found for key, scores in found[index].items()}
 
 
-def _filed(stage: Stage, state: State, index: int) -> Iterator[tuple[Block, torch.Tensor, ModuleStats]]:
-    """The modules of a layer as they lie in the files, with the weight of their last linear and their moments."""
-    for block in stage.filed_blocks(index):
-        weight = block.last.weight.detach().to(float64_device(stage.device), stage.dtype)
-        yield block, weight, state.moments(block.key).to(weight.device)
+def _priced(
+    stage: Stage, state: State, layers: dict[int, dict[ModuleKey, torch.Tensor]], cancel: CancelEvent | None
+) -> dict[int, Modules]:
+    """The prices of some layers' units from the information at their modules' outputs."""
+    ranks, own = joined(), {}
+    blocks = {block.key: block for index in layers for block in stage.filed_blocks(index)}
+    for key in ranks.share_modules({key: work(block) for key, block in blocks.items()}):
+        check_cancelled(cancel)
+        weight, stats = _filed(stage, state, blocks[key])
+        channels = prices(blocks[key], weight.double(), stats, layers[key.layer].pop(key), cancel=cancel)
+        own[key] = module_scores(blocks[key], channels, "fisher")
+    everywhere = ranks.exchange(own)
+    found = {}
+    for index in layers:
+        found[index] = {key: everywhere[key] for key in blocks if key.layer == index}
+        state.keep_scores(index, "fisher", found[index])
+    return found
+
+
+def _filed(stage: Stage, state: State, block: Block) -> tuple[torch.Tensor, ModuleStats]:
+    """The weight of a module's last linear as it lies in the files, and its moments."""
+    weight = block.last.weight.detach().to(float64_device(stage.device), stage.dtype)
+    return weight, state.moments(block.key).to(weight.device)

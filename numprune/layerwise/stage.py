@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -16,6 +17,7 @@ from numprune.models.batches import READ_LOGITS, sequences_per_backward, sequenc
 from numprune.models.model import Model
 from numprune.models.replay import Ending, LayerCalls
 from numprune.plan.recipe import SEQUENTIAL, Recipe
+from numprune.ranks import joined
 from numprune.scoring.fisher import ROWS
 from numprune.scoring.registry import PRICED
 
@@ -60,14 +62,30 @@ class Stage:
         unread = {} if head else _unread(module)
         return copy.deepcopy(module, {id(layers): shells, **unread}).to(self.device, self.dtype)
 
-    def calls(self, rows: torch.Tensor, size: int | None = None) -> LayerCalls:
-        """What the layers are called with on token ids (sequences, tokens), and the stream that enters the first.
+    def batches(self, rows: torch.Tensor) -> list[torch.Tensor]:
+        """The batches of `rows` (sequences, tokens) that this process runs through the layers, as indices.
 
-        The stream lies on the CPU, in batches of so many sequences; None for half as many as in memory: what a layer
-        computes on the way would be the largest part.
+        Half as many sequences at once as in memory: what a layer computes on the way would be the largest part. Of
+        several processes each has whole batches of `backward_batch`, so that it can run them back.
+
+        Raises:
+            InputError: there are fewer sequences than processes.
         """
-        size = size or max(1, sequences_per_forward(self.device, rows.shape[1]) // 2)
-        batches = list(rows.to(self.device).split(size))
+        size, ranks = max(1, sequences_per_forward(self.device, rows.shape[1]) // 2), joined()
+        if not ranks.alone:
+            back = self.backward_batch(rows)
+            size = max(1, min(size, min(len(rows), ROWS) // ranks.count) // back) * back
+        return ranks.batches(len(rows), size)
+
+    def backward_batch(self, rows: torch.Tensor) -> int:
+        """Sequences that are differentiated at once."""
+        size = sequences_per_backward(rows.shape[1], self.model.module.get_output_embeddings().out_features)
+        return max(1, min(size, min(len(rows), ROWS) // joined().count))
+
+    def calls(self, batches: Sequence[torch.Tensor]) -> LayerCalls:
+        """What the layers are called with on batches of token ids (sequences, tokens), and the stream that enters the
+        first, which lies on the CPU."""
+        batches = [batch.to(self.device) for batch in batches]
         with torch.no_grad():
             calls = LayerCalls.without_layers(self.front(head=False), self.adapter, batches)
         calls.states[:] = [state.cpu() for state in calls.states]

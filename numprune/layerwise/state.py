@@ -29,6 +29,7 @@ from numprune.plan.keys import ModuleKey
 from numprune.plan.plan import PruningPlan
 from numprune.plan.recipe import Recipe
 from numprune.plan.report import ModuleReport, PruningReport
+from numprune.ranks import joined
 from numprune.scoring.table import ModuleScores
 
 if TYPE_CHECKING:
@@ -41,11 +42,12 @@ SETTINGS, ROWS, LOCK, RESULT = "settings.json", "rows.safetensors", "lock", "res
 class State:
     """The folder OUT.partial: settings, calibration rows, moments, streams and scores by layer, and the result so far.
 
-    Every file is written under another name and renamed, so a file that is there is whole.
+    Every file is written under another name and renamed, so a file that is there is whole. Of several processes the
+    first one writes for all, but for the streams, of which each keeps its own; what it sees there counts.
     """
 
     def __init__(self, out: Path, folder: Path) -> None:
-        self.out, self.folder, self.result = out, folder, folder / RESULT
+        self.out, self.folder, self.result, self.ranks = out, folder, folder / RESULT, joined()
 
     @classmethod
     @contextmanager
@@ -63,8 +65,10 @@ class State:
         try:
             (folder / RESULT).mkdir(parents=True, exist_ok=True)
             with (folder / LOCK).open("w") as lock:
-                state._take(lock)
-                state._check(settings)
+                if state.ranks.first:
+                    state._take(lock)
+                    state._check(settings if state.ranks.alone else {**settings, "processes": state.ranks.count})
+                state.ranks.wait()
                 yield state
         except (OSError, SafetensorError) as error:
             why = getattr(error, "strerror", None) or error
@@ -91,10 +95,14 @@ class State:
             return
         self._write(file, lambda path: path.write_text(to_json(settings)))
 
+    def _there(self, *files: Path) -> bool:
+        """Whether files that the first process writes are there."""
+        return self.ranks.from_first(lambda: all(file.is_file() for file in files))
+
     def rows(self, draw: Callable[[list[str]], torch.Tensor], notes: list[str]) -> torch.Tensor:
         """The calibration's token ids, drawn once; notes on them are added."""
         file = self.folder / ROWS
-        if not file.is_file():
+        if not self._there(file):
             told: list[str] = []
             rows = draw(told)
             self._save({"rows": rows.contiguous()}, file, {"notes": json.dumps(told)})
@@ -117,7 +125,7 @@ class State:
 
     def has_moments(self, index: int) -> bool:
         """Whether the moments of a layer are kept."""
-        return self._moments(index).is_file()
+        return self._there(self._moments(index))
 
     def keep_moments(self, index: int, moments: Mapping[ModuleKey, ModuleStats]) -> None:
         """Keep what reaches the last linears of a layer."""
@@ -134,7 +142,9 @@ class State:
 
     def drop_moments(self, index: int) -> None:
         """Let the moments of a layer go."""
-        self._moments(index).unlink(missing_ok=True)
+        self.ranks.wait()
+        if self.ranks.first:
+            self._moments(index).unlink(missing_ok=True)
 
     def keep_scores(self, index: int, scorer: str, scores: Mapping[ModuleKey, ModuleScores]) -> None:
         """Keep the scores of a layer."""
@@ -147,7 +157,7 @@ class State:
 
     def has_scores(self, index: int, scorer: str) -> bool:
         """Whether the scores of a layer are kept."""
-        return self._scores(index, scorer).is_file()
+        return self._there(self._scores(index, scorer))
 
     def scores(self, index: int, scorer: str) -> dict[ModuleKey, ModuleScores] | None:
         """The scores of a layer; None where it is not finished."""
@@ -163,8 +173,12 @@ class State:
 
     # The pass backwards.
 
+    def _own(self, name: str) -> Path:
+        """A file that every process has of its own sequences."""
+        return self.folder / (f"{name}.safetensors" if self.ranks.alone else f"{name}.{self.ranks.rank}.safetensors")
+
     def _boundary(self, index: int) -> Path:
-        return self.folder / f"boundary-{index:05d}.safetensors"
+        return self._own(f"boundary-{index:05d}")
 
     def has_boundary(self, index: int) -> bool:
         """Whether the stream that enters a layer is kept; that of the layer behind the last is what leaves it."""
@@ -172,7 +186,7 @@ class State:
 
     def keep_boundary(self, index: int, stream: torch.Tensor) -> None:
         """Keep the residual stream (sequences, tokens, hidden) that enters a layer."""
-        self._save({"stream": stream.contiguous()}, self._boundary(index), {})
+        self._save({"stream": stream.contiguous()}, self._boundary(index), {}, by_all=True)
 
     def boundary(self, index: int) -> torch.Tensor:
         """The residual stream that enters a layer, a view of the file."""
@@ -186,21 +200,28 @@ class State:
         tensors = {f"dense.{batch}": stream for batch, stream in enumerate(fit.dense_stream)}
         if fit.touched:
             tensors |= {f"pruned.{batch}": stream for batch, stream in enumerate(fit.pruned_stream)}
-        self._save(tensors, self.folder / f"streams-{index:05d}.safetensors", {"touched": json.dumps(fit.touched)})
-        (self.folder / f"streams-{index - 1:05d}.safetensors").unlink(missing_ok=True)
+        self._save(tensors, self._streams(index), {"touched": json.dumps(fit.touched)}, by_all=True)
+        # Every process has come as far as the layer before.
+        self.ranks.wait()
+        self._streams(index - 1).unlink(missing_ok=True)
+
+    def _streams(self, index: int) -> Path:
+        return self._own(f"streams-{index:05d}")
 
     def take_streams(self, fit: NetworkFit) -> int:
         """Bring a fit to where an interrupted one had come; returns the layer that is next."""
-        files = sorted(self.folder.glob("streams-*.safetensors"))
-        if not files:
+        files = self.folder.glob(self._own("streams-*").name)
+        latest = max((int(file.name.split(".")[0].rpartition("-")[2]) for file in files), default=0)
+        index = min(self.ranks.exchange({self.ranks.rank: latest}).values())
+        if not index:
             return 0
-        with safe_open(files[-1], framework="pt") as opened:
+        with safe_open(self._streams(index), framework="pt") as opened:
             fit.touched = json.loads(opened.metadata()["touched"])
             batches = range(len(fit.dense_stream))
             fit.dense_stream = [opened.get_tensor(f"dense.{batch}") for batch in batches]
             kind = "pruned" if fit.touched else "dense"
             fit.pruned_stream = [opened.get_tensor(f"{kind}.{batch}") for batch in batches]
-        return int(files[-1].stem.rpartition("-")[2])
+        return index
 
     def reports(self, index: int, left: Sequence[int]) -> list[ModuleReport] | None:
         """What was done to a layer that is finished; None where it is not.
@@ -209,7 +230,7 @@ class State:
             left: the layers that are not left out, ascending.
         """
         file = self.folder / f"layer-{index:05d}.json"
-        if not file.is_file() or (index in left and not (self.result / _shard_of(index, left)).is_file()):
+        if not self._there(file, *([self.result / _shard_of(index, left)] if index in left else [])):
             return None
         return [ModuleReport(**each) for each in json.loads(file.read_text())]
 
@@ -229,7 +250,8 @@ class State:
             named = {f"{prefix}{name}": tensor for name, tensor in layer.state_dict().items()}
             self._save(_converted(named, dtype), self.result / _shard_of(index, left), {"format": "pt"})
         text = to_json([asdict(each) for each in reports])
-        self._write(self.folder / f"layer-{index:05d}.json", lambda path: path.write_text(text))
+        if self.ranks.first:
+            self._write(self.folder / f"layer-{index:05d}.json", lambda path: path.write_text(text))
 
     def write_rest(self, stage: Stage, layers: int, dtype: torch.dtype, changed: Mapping[str, torch.Tensor]) -> None:
         """Write all tensors outside the layers of the result, some of them in the place of the model's own."""
@@ -254,6 +276,12 @@ class State:
 
     def finish(self, model: Model, plan: PruningPlan, recipe: Recipe, report: PruningReport) -> None:
         """Complete the result and put it in its place."""
+        self.ranks.wait()
+        if self.ranks.first:
+            self._finish(model, plan, recipe, report)
+        self.remove()
+
+    def _finish(self, model: Model, plan: PruningPlan, recipe: Recipe, report: PruningReport) -> None:
         folder, left = self.result, left_layers(model.layers, plan.gone)
         layers, own = len(left), own_keys(model.layers, plan.gone)
         names = [_shard(index, layers) for index in range(layers + 1)]
@@ -277,16 +305,24 @@ class State:
         (folder / "recipe.json").write_text(recipe.to_json())
         (folder / "report.json").write_text(report.to_json())
         replace_folder(folder, self.out)
-        self.remove()
 
     def remove(self) -> None:
         """Let all that was kept go."""
-        shutil.rmtree(self.folder, ignore_errors=True)
+        self.ranks.wait()
+        if self.ranks.first:
+            shutil.rmtree(self.folder, ignore_errors=True)
+        self.ranks.wait()
 
     # Files.
 
-    def _save(self, tensors: Mapping[str, torch.Tensor], file: Path, metadata: Mapping[str, str]) -> None:
-        self._write(file, lambda path: save_file(dict(tensors), path, dict(metadata)))
+    def _save(
+        self, tensors: Mapping[str, torch.Tensor], file: Path, metadata: Mapping[str, str], *, by_all: bool = False
+    ) -> None:
+        """Write tensors; `by_all` is a file that every process has of its own."""
+        if by_all or self.ranks.first:
+            self._write(file, lambda path: save_file(dict(tensors), path, dict(metadata)))
+        if not by_all:
+            self.ranks.wait()
 
     @staticmethod
     def _write(file: Path, write: Callable[[Path], Any]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -10,6 +11,7 @@ import torch.nn.functional as F
 from numprune.errors import CancelEvent, NumericalError, check_cancelled
 from numprune.models.batches import sequences_per_forward
 from numprune.models.model import Model
+from numprune.ranks import joined
 
 
 def predicted(ids: torch.Tensor, vocabulary: int) -> torch.Tensor:
@@ -74,17 +76,19 @@ def mean_loss(model: Model, rows: torch.Tensor, *, cancel: CancelEvent | None = 
     """Mean negative log-likelihood of whole sequences, in nats a predicted token.
 
     Args:
-        rows: token ids (sequences, tokens), each row a window of its own.
+        rows: token ids (sequences, tokens), each row a window of its own; several processes share them.
 
     Raises:
         NumericalError: the logits are not finite.
         Cancelled: `cancel` was set.
     """
-    parts = []
-    for batch in rows.split(sequences_per_forward(model.device, rows.shape[1])):
+    ranks, sums = joined(), torch.zeros(2, dtype=torch.float64)
+    for batch in ranks.own(rows).split(sequences_per_forward(model.device, rows.shape[1])):
         check_cancelled(cancel)
-        parts.append(window_losses(model, [(row, 1) for row in batch]))
-    losses, counts = (torch.cat(part) for part in zip(*parts, strict=True))
-    if not bool(torch.isfinite(losses).all()):
+        if len(batch):
+            sums += torch.stack([each.sum() for each in window_losses(model, [(row, 1) for row in batch])])
+    ranks.add(sums)
+    loss, count = sums.tolist()
+    if not math.isfinite(loss):
         raise NumericalError("The model's logits are not finite on this text; load it in float32 or prune less.")
-    return float(losses.sum() / counts.sum())
+    return loss / count

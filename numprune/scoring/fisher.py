@@ -17,7 +17,9 @@ from numprune.linalg import damped_cholesky, to_float64
 from numprune.models.adapter import Block
 from numprune.models.batches import sequences_per_backward
 from numprune.models.model import Model
+from numprune.models.prediction import predicted
 from numprune.plan.keys import ModuleKey
+from numprune.ranks import Ranks, joined
 from numprune.scoring.elimination import eliminate
 from numprune.scoring.gradients import Differentiator
 from numprune.scoring.registry import MILLION, model_scorer
@@ -42,13 +44,19 @@ def fisher(
     parameters of its units, add up to what its loss is when all are gone, see `rising_prices`.
     """
     information = fisher_information(model, stats, progress=progress, cancel=cancel)
-    scores = {}
-    for block in model.blocks:
+    blocks, ranks, scores = {block.key: block for block in model.blocks}, joined(), {}
+    for key in ranks.share_modules({key: work(block) for key, block in blocks.items()}):
         check_cancelled(cancel)
+        block = blocks[key]
         weight = to_float64(block.last.weight.detach())
         module = stats.modules[block.key].to(weight.device)
-        scores[block.key] = prices(block, weight, module, information[block.key], progress=progress, cancel=cancel)
-    return scores
+        scores[key] = prices(block, weight, module, information[key], progress=progress, cancel=cancel).cpu()
+    return ranks.exchange(scores)
+
+
+def work(block: Block) -> float:
+    """What pricing the units of a module takes, in multiplications up to a factor."""
+    return float(block.last.in_features) ** 3
 
 
 def prices(
@@ -122,18 +130,28 @@ def draw(logits: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
 class DrawnSurprise:
     """-log p(y) summed over positions, with y drawn from the predictions themselves, one a position, in their order.
 
+    Every sequence has its own random numbers, whichever process runs it.
+
+    Args:
+        rows: token ids of all sequences (sequences, tokens).
+        own: indices of those that this process runs, in the order in which it does.
+        vocabulary: length of the logits.
+        seed: of the random numbers.
+
     Attributes:
-        tokens: positions so far.
+        tokens: predicted in all sequences.
     """
 
-    def __init__(self, seed: int) -> None:
-        self._generator = torch.Generator().manual_seed(seed)
-        self.tokens = 0
+    def __init__(self, rows: torch.Tensor, own: torch.Tensor, vocabulary: int, seed: int) -> None:
+        counts = predicted(rows, vocabulary).sum(1).tolist()
+        self.tokens = sum(counts)
+        numbers = torch.rand(self.tokens, generator=torch.Generator().manual_seed(seed))
+        of_rows = numbers.split(counts)
+        self._numbers = torch.cat([of_rows[row] for row in own.tolist()])
 
     def __call__(self, logits: torch.Tensor, _: torch.Tensor) -> torch.Tensor:
-        self.tokens += len(logits)
-        drawn = draw(logits.detach(), torch.rand(len(logits), generator=self._generator))
-        return functional.cross_entropy(logits, drawn, reduction="sum")
+        own, self._numbers = self._numbers[: len(logits)], self._numbers[len(logits) :]
+        return functional.cross_entropy(logits, draw(logits.detach(), own), reduction="sum")
 
 
 class OutputInformation:
@@ -148,12 +166,13 @@ class OutputInformation:
         product = to_float64(flat.T @ flat)
         self._sums[key] = self._sums[key].add_(product) if key in self._sums else product
 
-    def finish(self, tokens: int) -> dict[ModuleKey, torch.Tensor]:
-        """The mean over so many predicted tokens, (out, out) float64 by module.
+    def finish(self, tokens: int, ranks: Ranks) -> dict[ModuleKey, torch.Tensor]:
+        """The mean over so many tokens that all processes have predicted, (out, out) float64 by module.
 
         Raises:
             NumericalError: a gradient is not finite.
         """
+        ranks.add(*self._sums.values())
         means = {key: total / tokens for key, total in self._sums.items()}
         for key, matrix in means.items():
             if not bool(torch.isfinite(matrix).all()):
@@ -179,15 +198,16 @@ def fisher_information(
         NumericalError: a gradient is not finite.
         Cancelled: `cancel` was set.
     """
-    rows = stats.token_rows("differentiate predictions on")[:ROWS].long()
+    rows, ranks = stats.token_rows("differentiate predictions on")[:ROWS].long(), joined()
     differentiator = Differentiator(model)
     keys = {block.last: block.key for block in differentiator.blocks}
-    surprise, information = DrawnSurprise(stats.seed), OutputInformation()
-    batches = rows.split(sequences_per_backward(rows.shape[1], model.module.get_output_embeddings().out_features))
+    vocabulary = model.module.get_output_embeddings().out_features
+    batches = ranks.batches(len(rows), sequences_per_backward(rows.shape[1], vocabulary))
+    surprise, information = DrawnSurprise(rows, torch.cat(batches), vocabulary, stats.seed), OutputInformation()
     for done, batch in enumerate(batches, 1):
         check_cancelled(cancel)
-        for linear, _, gradient in differentiator.gradients(batch, surprise, outputs_of=list(keys)):
+        for linear, _, gradient in differentiator.gradients(rows[batch], surprise, outputs_of=list(keys)):
             information.add(keys[linear], gradient)
         if progress is not None:
             progress(done, len(batches), "differentiating predictions")
-    return information.finish(surprise.tokens)
+    return information.finish(surprise.tokens, ranks)

@@ -108,17 +108,20 @@ def block_scorer(name: str) -> Callable[[BlockScorer], BlockScorer]:
             cancel: CancelEvent | None = None,
         ) -> dict[ModuleKey, torch.Tensor]:
             from numprune.linalg import float64_device
+            from numprune.ranks import joined
 
-            blocks, scores = model.blocks, {}
-            for done, block in enumerate(blocks, 1):
+            blocks, ranks, scores = {block.key: block for block in model.blocks}, joined(), {}
+            own = ranks.share_modules({key: float(block.last.in_features) ** 3 for key, block in blocks.items()})
+            for done, block in enumerate(map(blocks.__getitem__, own), 1):
                 check_cancelled(cancel)
                 weight = block.last.weight.detach()
                 weight = weight.to(float64_device(weight.device))
                 module = stats.modules[block.key].to(weight.device)
-                scores[block.key] = function(block, weight, module, ratio=ratio, progress=progress, cancel=cancel)
+                found = function(block, weight, module, ratio=ratio, progress=progress, cancel=cancel)
+                scores[block.key] = found.cpu()
                 if progress is not None:
-                    progress(done, len(blocks), f"scoring {block.key}")
-            return scores
+                    progress(done, len(own), f"scoring {block.key}")
+            return ranks.exchange(scores)
 
         return function
 

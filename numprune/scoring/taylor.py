@@ -13,6 +13,7 @@ from numprune.errors import CancelEvent, NumericalError, Progress, check_cancell
 from numprune.models.batches import sequences_per_backward
 from numprune.models.model import Model
 from numprune.plan.keys import ModuleKey
+from numprune.ranks import joined
 from numprune.scoring.gradients import Differentiator
 from numprune.scoring.registry import model_scorer
 
@@ -35,12 +36,14 @@ def taylor(
     sums: dict[nn.Linear, torch.Tensor] = {}
     sequences = stats.token_rows("differentiate the loss on").long()
     vocabulary = model.module.get_output_embeddings().out_features
-    batches = sequences.split(sequences_per_backward(sequences.shape[1], vocabulary))
-    for done, rows in enumerate(batches, 1):
+    ranks = joined()
+    batches = ranks.batches(len(sequences), sequences_per_backward(sequences.shape[1], vocabulary))
+    for done, own in enumerate(batches, 1):
         check_cancelled(cancel)
-        _add_batch(differentiator, rows, sums)
+        _add_batch(differentiator, sequences[own], sums)
         if progress is not None:
             progress(done, len(batches), "differentiating the loss")
+    ranks.add(*sums.values())
     scores = {}
     for block in differentiator.blocks:
         total = sums[block.last].reshape(block.units, block.width).sum(1)
