@@ -22,7 +22,7 @@ from depth import calibration, gains, loss, rows
 import numprune
 from numprune import Latency, Model, PruningPlan, Recipe
 from numprune.allocation.trial import trial_for
-from numprune.evaluation.latency import SEQUENCES
+from numprune.evaluation.time_budget import SEQUENCES, with_prices_of_the_rest
 
 COLUMNS = (
     *("model", "way", "speedup", "predicted", "reached", "dropped", "tokens", "loss", "standard_error", "calibration"),
@@ -84,7 +84,8 @@ class Work:
         """As the preset chooses, but with whole modules scored once for all speed-ups."""
         recipe = numprune.preset("fast").applied(Recipe(speedup=speedup))
         trial = trial_for(self.model, self.stats, recipe, SEQUENCES)
-        return numprune.choose_speedup(self.scores, self.whole, self.latency, recipe, trial=trial)
+        chosen = numprune.choose_speedup(self.scores, self.whole, self.latency, recipe, trial=trial)
+        return with_prices_of_the_rest(self.model, self.stats, self.scores, self.latency, recipe, chosen, trial=trial)
 
     def width_by_time(self, speedup: float) -> Recipe:
         recipe = numprune.preset("fast").applied(Recipe(speedup=speedup)).replace(depth="none")

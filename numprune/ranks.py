@@ -22,6 +22,8 @@ K, V, T = TypeVar("K"), TypeVar("V"), TypeVar("T")
 
 STARTED = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 """What torchrun, or another starter of processes, tells each of them in its environment."""
+GATHERING = timedelta(minutes=10)
+"""To wait for all processes to be there."""
 PATIENCE = timedelta(days=1)
 """To wait for another process, which may draw text or write; one that ends is noticed at once."""
 
@@ -128,6 +130,8 @@ class Ranks:
     def _together(self, step: Callable[[], Any]) -> None:
         try:
             step()
+        except torch.OutOfMemoryError:
+            raise
         except RuntimeError as error:
             raise NumpruneError(
                 f"Process {self.rank} of {self.count} lost another one, which ended or cannot be reached"
@@ -168,7 +172,7 @@ def join_ranks() -> Iterator[Ranks]:
     here = int(os.environ.get("LOCAL_WORLD_SIZE", os.environ["WORLD_SIZE"]))
     _take_device(int(os.environ.get("LOCAL_RANK", os.environ["RANK"])), here)
     try:
-        store, rank, count = next(iter(distributed.rendezvous("env://", timeout=PATIENCE)))
+        store, rank, count = next(iter(distributed.rendezvous("env://", timeout=GATHERING)))
         distributed.init_process_group(store=store, rank=rank, world_size=count, timeout=PATIENCE)
     except (RuntimeError, ValueError) as error:
         raise NumpruneError(

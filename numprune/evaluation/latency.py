@@ -1,9 +1,8 @@
-"""Decode times by width, measured once on a device and kept; and recipes that spend a budget of time."""
+"""Decode times by width, measured once on a device and kept."""
 
 from __future__ import annotations
 
 import hashlib
-import math
 import platform
 import statistics
 from collections.abc import Sequence
@@ -13,23 +12,14 @@ import numpy as np
 import torch
 import transformers
 
-from numprune.allocation.remembered import RememberedTrial
-from numprune.allocation.speedup import candidate, check_speedup, choose_speedup, locked, price_scale
-from numprune.allocation.trial import trial_for
 from numprune.calibration.names import cache_folder
-from numprune.calibration.statistics import CalibrationStats
 from numprune.errors import CancelEvent, InputError, NumpruneError, Progress
 from numprune.evaluation.speed import Record, measure_in_turn
-from numprune.evaluation.speed_comparison import compare_speed
 from numprune.files import from_json, to_json, write_text
 from numprune.models.model import Model, slice_module
 from numprune.models.placement import dtype_name
-from numprune.plan.keys import KINDS, Kind, ModuleKey
+from numprune.plan.keys import KINDS, Kind
 from numprune.plan.latency import Latency
-from numprune.plan.plan import PruningPlan
-from numprune.plan.recipe import Recipe
-from numprune.scoring.depth import DepthScores, score_depth
-from numprune.scoring.table import ScoreTable
 
 SHARES = (0.25, 0.5, 0.75)
 """Of a module's units that its width is measured at, beside none, one and all of them."""
@@ -37,12 +27,6 @@ PROMPT_TOKENS = 64
 NEW_TOKENS = 16
 """Decoded in a timed run."""
 REPETITIONS = 5
-SEQUENCES = 32
-"""Of the calibration that a plan is measured on at most."""
-FITTED = 0.5
-"""Share of the loss of whole modules that the fit leaves, about; it decides only how many of them are scored."""
-PATIENCE = 5
-"""Modules more that may go as a whole without a plan of less loss, before no more are scored."""
 
 
 def measure_latency(
@@ -181,104 +165,3 @@ def _identity(model: Model) -> str:
         *((tuple(value.shape), str(value.dtype)) for value in model.module.state_dict().values()),
     ]
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
-
-
-def depth_for(
-    model: Model,
-    stats: CalibrationStats,
-    scores: ScoreTable,
-    latency: Latency,
-    recipe: Recipe,
-    *,
-    scale: float = 1.0,
-    progress: Progress | None = None,
-    cancel: CancelEvent | None = None,
-) -> DepthScores | None:
-    """What goes as a whole for a recipe's speed-up, or for a lower one: what costs least for the time it saves, as long
-    as more of it may be worth it beside heads and channels. None where the recipe lets nothing go so.
-
-    Args:
-        scale: how many times their prices units cost, see `numprune.allocation.speedup.price_scale`.
-    """
-    if recipe.depth == "none":
-        return None
-    savings = {key: float(latency.of_module(key.kind, size)) for key, size in latency.modules.items()}
-    due, stay = latency.dense / recipe.speedup, locked(recipe)
-    losses: list[float] = []
-
-    def until(gone: tuple[ModuleKey, ...], loss: float) -> bool:
-        found = candidate(scores, latency, recipe, tuple(key for key in gone if key not in stay), loss)
-        losses.append(found.scaled(scale, FITTED) if found.seconds <= due else math.inf)
-        best = losses.index(min(losses))
-        return math.isfinite(losses[best]) and (FITTED * loss >= losses[best] or len(losses) - best > PATIENCE)
-
-    until((), 0.0)
-    return score_depth(
-        model,
-        stats,
-        scorer=recipe.depth_scorer,
-        whole=recipe.depth,
-        most=min((latency.dense - due) / sum(savings.values()), 0.999),
-        savings=savings,
-        until=until,
-        progress=progress,
-        cancel=cancel,
-    )
-
-
-def with_speedup(
-    model: Model,
-    stats: CalibrationStats,
-    scores: ScoreTable,
-    recipe: Recipe,
-    *,
-    progress: Progress | None = None,
-    cancel: CancelEvent | None = None,
-) -> Recipe:
-    """A recipe with what goes for its speed-up, chosen where it has one and that is not done; the others come back as
-    they are. Decode times are those kept of the device, or measured now, and plans are pruned, fitted and measured
-    (`numprune.choose_speedup`).
-
-    Raises:
-        InputError, NumericalError, Cancelled: as `latency_of`, `score_depth` and `choose_speedup`.
-    """
-    if recipe.speedup is None or recipe.suggested:
-        return recipe
-    check_speedup(recipe)
-    steps = {"progress": progress, "cancel": cancel}
-    latency = latency_of(model, **steps)
-    trial = RememberedTrial(trial_for(model, stats, recipe, SEQUENCES, cancel))
-    scale = price_scale(trial, scores, latency, recipe)
-    depth = depth_for(model, stats, scores, latency, recipe, scale=scale, **steps)
-    chosen = choose_speedup(scores, depth, latency, recipe, trial=trial, progress=progress)
-    trial.forget()
-    return chosen
-
-
-def reached_speedup(
-    model: Model,
-    pruned: Model,
-    plan: PruningPlan,
-    *,
-    progress: Progress | None = None,
-    cancel: CancelEvent | None = None,
-) -> str:
-    """A sentence on how many times as fast the pruned model decodes, measured in turn with the dense one, beside what
-    its recipe asked for and what the decode times by width predict."""
-    latency = latency_of(model, progress=progress, cancel=cancel)
-    timed = compare_speed(
-        {"dense": model, "pruned": pruned},
-        prompt_tokens=latency.prompt_tokens,
-        new_tokens=NEW_TOKENS,
-        batch=latency.batch,
-        repetitions=REPETITIONS,
-        progress=progress,
-        cancel=cancel,
-    )
-    middle, low, high = timed.models[1].decode_gain
-    predicted = latency.speedup({key: len(kept) * plan.costs[key] for key, kept in plan.keep.items()})
-    return (
-        f"Decodes {middle:.2f} times as fast ({low:.2f} to {high:.2f}, n = {REPETITIONS} in turn with the dense model,"
-        f" batch {latency.batch}, {latency.device}, {latency.dtype}, {timed.threads} threads); {predicted:.2f} was"
-        f" predicted and {plan.recipe.speedup:g} asked for."
-    )

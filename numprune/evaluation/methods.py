@@ -19,8 +19,8 @@ from numprune.calibration.statistics import CalibrationStats
 from numprune.errors import CancelEvent, InputError, Progress, UnsupportedArchitecture, check_cancelled
 from numprune.evaluation import memory
 from numprune.evaluation.cells import DENSE, Cell
-from numprune.evaluation.latency import with_speedup
 from numprune.evaluation.measurement import Bench, check_measurable, measured_cell, run_of
+from numprune.evaluation.time_budget import with_speedup
 from numprune.models.model import Model
 from numprune.plan.presets import METHODS, preset
 from numprune.plan.recipe import Recipe

@@ -7,7 +7,7 @@ __all__, __getattr__ = lazily(
     __name__,
     {
         "numprune.allocation.depth": "choose_depth depth_of",
-        "numprune.evaluation.latency": "with_speedup",
+        "numprune.evaluation.time_budget": "with_speedup",
         "numprune.allocation.search": "sensitivity suggest uses_curves",
         "numprune.calibration.data": "documents",
         "numprune.calibration.run": "calibrate_by_recipe",

@@ -1,5 +1,6 @@
 """Decode times by width: what is measured, kept and predicted."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -19,9 +20,12 @@ from numprune import (
     score,
     with_speedup,
 )
+from numprune.allocation.speedup import candidate
 from numprune.evaluation import latency as module
-from numprune.evaluation.latency import _ascending, depth_for, reached_speedup
+from numprune.evaluation import time_budget
+from numprune.evaluation.latency import _ascending
 from numprune.evaluation.speed import Record, Run
+from numprune.evaluation.time_budget import depth_for, reached_speedup, with_prices_of_the_rest
 from numprune.models.prediction import mean_loss
 from numprune.plan.presets import preset
 
@@ -165,7 +169,7 @@ def test_whole_modules_go_by_what_they_cost_for_the_time_they_save(model, monkey
     stats = calibrate(model, random_ids(6, 16, seed=3), samples=6, sequence_length=16)
     latency, recipe = measure_latency(model), preset("fast").applied(Recipe(speedup=1.9))
     scores = score(model, stats, scorer="fisher")
-    monkeypatch.setattr(module, "PATIENCE", 99)
+    monkeypatch.setattr(time_budget, "PATIENCE", 99)
     found = depth_for(model, stats, scores, latency, recipe)
     alone = {}
     for block in model.blocks:
@@ -181,3 +185,40 @@ def test_whole_modules_go_by_what_they_cost_for_the_time_they_save(model, monkey
     due = latency.dense * (1 - 1 / 1.9)
     assert saved[-2] < due <= saved[-1] + 1e-9
     assert depth_for(model, stats, scores, latency, recipe.replace(depth="none")) is None
+
+
+class Told:
+    """A trial that has found these losses, and notes what it is asked for."""
+
+    def __init__(self, *losses):
+        self.losses, self.plans = list(losses), []
+
+    def loss(self, keep):
+        self.plans.append(keep)
+        return self.losses.pop(0)
+
+
+def test_ratios_go_by_prices_in_the_model_without_what_goes_as_a_whole(model, monkeypatch):
+    clocked(monkeypatch, known)
+    stats = calibrate(model, random_ids(6, 16, seed=3), samples=6, sequence_length=16)
+    scores, latency = score(model, stats, scorer="fisher"), measure_latency(model)
+    recipe = preset("fast").applied(Recipe(speedup=1.9))
+    drop = (ModuleKey(0, "attention"), ModuleKey(0, "mlp"), ModuleKey(1, "attention"))
+    chosen = candidate(scores, latency, recipe, drop, 0.0).recipe
+    # The same by hand: a pruned model of two layers, calibrated and scored by itself.
+    plain = preset("balanced").applied(Recipe(ratio=0.0, drop=drop))
+    rest = prune(model, allocate(scores, plain), stats)
+    assert rest.origins == (1, 2)
+    table = score(rest, calibrate(rest, stats.rows.long(), samples=6, sequence_length=16), scorer="fisher")
+    modules = dict(scores.modules)
+    for key in (ModuleKey(0, "mlp"), ModuleKey(1, "attention"), ModuleKey(1, "mlp")):
+        modules[ModuleKey(rest.origins[key.layer], key.kind)] = table.modules[key]
+    expected = candidate(dataclasses.replace(scores, modules=modules), latency, recipe, drop, 0.0).recipe
+    assert expected.ratios != chosen.ratios
+    given = (model, stats, scores, latency, recipe, chosen)
+    better = Told(2.0, 1.0)
+    assert with_prices_of_the_rest(*given, trial=better) == expected
+    assert better.plans == [allocate(scores, each).keep for each in (chosen, expected)]
+    assert with_prices_of_the_rest(*given, trial=Told(1.0, 2.0)) == chosen
+    untouched = chosen.replace(drop=())
+    assert with_prices_of_the_rest(*given[:-1], untouched, trial=Told()) == untouched
