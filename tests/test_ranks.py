@@ -120,6 +120,7 @@ def test_processes_score_as_one(together, forking, place, tmp_path, memory):
     one, three = (read_score_file(tmp_path / f"{name}.safetensors") for name in ("one", "three"))
     assert one.calibration == three.calibration
     for name, table in one.tables.items():
+        assert three.tables[name].influence == pytest.approx(table.influence, rel=1e-6)
         for key, module in table.modules.items():
             theirs = three.tables[name].modules[key].units
             np.testing.assert_allclose(theirs, module.units, rtol=0, atol=1e-6 * abs(module.units).max())
@@ -176,7 +177,7 @@ def test_what_is_refused_is_said_once(together, place, command, said):
 
 
 @pytest.mark.parametrize("rank", [0, 1])
-@pytest.mark.parametrize("dies", [("keep_boundary", 2), ("keep_scores", 2), ("keep_streams", 2)])
+@pytest.mark.parametrize("dies", [("keep_boundary", 2), ("keep_scores", 2), ("write_layer", 2), ("keep_streams", 2)])
 def test_a_process_that_is_killed_ends_all_and_the_same_command_goes_on(together, forking, place, tmp_path, dies, rank):
     recipe = preset("balanced").applied(Recipe(ratio=0.4, calibration=CalibrationRecipe("a.txt", 16, 256)))
     (tmp_path / "recipe.json").write_text(recipe.to_json())

@@ -197,14 +197,18 @@ def _prices(
     waiting: dict[int, dict[ModuleKey, torch.Tensor]] = {}
     if None in found.values():
         for index, information in information_by_layer(stage, state, rows, own, seed, cancel=cancel):
+            done = []
             if found[index] is None:
                 waiting[index] = information
+            else:
+                done.append(index)
             # As many layers as there are processes, so that each has an MLP to price.
-            if len(waiting) == joined().count or index == 0:
+            if waiting and (len(waiting) == joined().count or index == 0):
                 found |= _priced(stage, state, waiting, cancel)
+                done += waiting
                 waiting.clear()
-            if not keep and index not in waiting:
-                state.drop_moments(index)
+            for priced in done if not keep else ():
+                state.drop_moments(priced)
             if progress is not None:
                 progress(stage.layers - index, stage.layers, "pricing layer by layer, from the last")
     return {key: scores for index in found for key, scores in found[index].items()}
