@@ -249,7 +249,20 @@ def _prune_layerwise(recipe, model, out):
     return 0
 
 
-OWN = {"page": _save_on_the_page, "prune_layerwise": _prune_layerwise}
+def _score_layerwise(model, names, out):
+    """Score layer by layer, whatever memory there is, on 48 x 256 tokens of a.txt."""
+    import numprune
+
+    with numprune.join_ranks() as ranks:
+        opened = numprune.load(model, device="cpu", dtype="checkpoint")
+        source = numprune.CalibrationRecipe("a.txt", 48, 256)
+        tables, used, _ = numprune.score_layerwise(opened, names.split(","), source, f"{out}.layers")
+        if ranks.first:
+            numprune.write_scores(out, list(tables.values()), used, numprune.outline_of(opened))
+    return 0
+
+
+OWN = {"page": _save_on_the_page, "prune_layerwise": _prune_layerwise, "score_layerwise": _score_layerwise}
 """What can be run beside the command line's own commands."""
 
 if __name__ == "__main__":

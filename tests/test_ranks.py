@@ -110,20 +110,31 @@ def test_processes_prune_layer_by_layer_as_one(together, forking, place, tmp_pat
     assert sorted(path.name for path in tmp_path.iterdir()) == ["one", "recipe.json", "two"]
 
 
-@pytest.mark.parametrize("memory", [[], ["--memory", "100M"]], ids=["held", "auto"])
-def test_processes_score_as_one(together, forking, place, tmp_path, memory):
-    names = "fisher,newton,taylor,flap,random"
-    command = ["score", "tiny", *TEXT, "--method", names, *memory, "--out"]
-    alone(forking, place, *command, tmp_path / "one.safetensors")
-    ended = together(*command, tmp_path / "three.safetensors", processes=3)
+@pytest.mark.parametrize(
+    ("command", "names"), [("score", "fisher,newton,taylor,flap,random"), ("score_layerwise", "fisher,newton,flap")]
+)
+def test_processes_score_as_one(together, forking, place, tmp_path, command, names):
+    given = ["score", "tiny", *TEXT, "--method", names, "--out"] if command == "score" else [command, "tiny", names]
+    alone(forking, place, *given, tmp_path / "one.safetensors")
+    ended = together(*given, tmp_path / "three.safetensors", processes=3)
     assert [each.code for each in ended] == [0, 0, 0], "".join(each.err for each in ended)
     one, three = (read_score_file(tmp_path / f"{name}.safetensors") for name in ("one", "three"))
+    assert list(one.tables) == list(three.tables) == names.split(",")
     assert one.calibration == three.calibration
     for name, table in one.tables.items():
         assert three.tables[name].influence == pytest.approx(table.influence, rel=1e-6)
         for key, module in table.modules.items():
             theirs = three.tables[name].modules[key].units
             np.testing.assert_allclose(theirs, module.units, rtol=0, atol=1e-6 * abs(module.units).max())
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_calibration_is_timed_in_all_processes(together):
+    shape = ["--hidden", "64", "--channels", "96", "--heads", "4", "--layers", "1", "--samples", "16"]
+    first, second = together("bench", "calibrate", *shape, "--sequence-length", "16", "--device", "cpu", "--json")
+    assert (first.code, second.code) == (0, 0), first.err + second.err
+    assert json.loads(first.out)["benchmarks"][0]["name"] == "calibrate"
+    assert second.out == ""
 
 
 def test_processes_measure_perplexity_as_one(together, forking, place):
@@ -156,6 +167,7 @@ def test_processes_sweep_as_one(together, forking, place, tmp_path):
     [
         (["generate", "tiny", "--prompt", "the"], "This command works in one process; start it without torchrun."),
         (["eval", "tiny", "--data", "a.txt", "--speed"], "Speed, tasks and images are measured in one process"),
+        (["bench", "speed"], "Every benchmark but calibrate runs in one process"),
         (["sweep", "tiny", "--ratios", "0.2"], "with --repetitions 0 leaves it out"),
         (["prune", "tiny", *TEXT, "--speedup", "1.2", "--out", "no"], "Decode times are measured by one process"),
         (["prune", "nowhere", *TEXT, "--out", "no"], "nowhere"),
