@@ -139,7 +139,7 @@ def _compensated(
     """The compensated weight of every module that keeps some of its units, and how long each took."""
     weights, seconds, ranks = {}, {}, joined()
     blocks = {block.key: block for block in model.blocks}
-    own = ranks.share_modules({key: float(block.last.in_features) ** 3 for key, block in blocks.items()})
+    own = ranks.share_modules({key: block.solving for key, block in blocks.items()})
     for done, block in enumerate(map(blocks.__getitem__, own), 1):
         check_cancelled(cancel)
         started = time.monotonic()

@@ -171,10 +171,11 @@ def candidates(scores: ScoreTable, depth: DepthScores | None, latency: Latency, 
 
 def locked(recipe: Recipe) -> set[ModuleKey]:
     """Modules that do not go as a whole, or that are gone by hand."""
-    return {*recipe.ratios, *recipe.keep, *recipe.prune, *_by_hand(recipe)}
+    return {*recipe.ratios, *recipe.keep, *recipe.prune, *by_hand(recipe)}
 
 
-def _by_hand(recipe: Recipe) -> tuple[ModuleKey, ...]:
+def by_hand(recipe: Recipe) -> tuple[ModuleKey, ...]:
+    """Modules that the recipe names to go as a whole."""
     return recipe.drop if recipe.depth == "none" else ()
 
 
@@ -187,7 +188,7 @@ def candidate(
     Args:
         before: what the modules that go as a whole add to the loss, in nats a token.
     """
-    width = _Width(scores, latency, recipe, (*gone, *_by_hand(recipe)))
+    width = _Width(scores, latency, recipe, (*gone, *by_hand(recipe)))
     return width.candidate(width.chosen(latency.dense / (recipe.speedup or 1.0)), before)
 
 

@@ -6,7 +6,7 @@ import math
 from dataclasses import replace
 
 from numprune.allocation.remembered import RememberedTrial
-from numprune.allocation.speedup import candidate, check_speedup, choose_speedup, locked, price_scale
+from numprune.allocation.speedup import by_hand, candidate, check_speedup, choose_speedup, locked, price_scale
 from numprune.allocation.threshold import allocate
 from numprune.allocation.trial import Trial, trial_for
 from numprune.calibration.run import calibrate
@@ -129,9 +129,8 @@ def with_prices_of_the_rest(
     """
     if not chosen.drop:
         return chosen
-    by_hand = recipe.drop if recipe.depth == "none" else ()
     priced = _priced_without(model, stats, scores, chosen, progress, cancel)
-    gone = tuple(key for key in chosen.drop if key not in by_hand)
+    gone = tuple(key for key in chosen.drop if key not in by_hand(recipe))
     other = candidate(priced, latency, recipe, gone, 0.0).recipe
     losses = [trial.loss(allocate(scores, each).keep) for each in (chosen, other)]
     return other if losses[1] < losses[0] else chosen

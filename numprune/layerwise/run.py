@@ -127,7 +127,7 @@ def _write(
             layer = stage.layer(index)
             weights, biases, told = {}, {}, {}
             blocks = {block.key: block for block in stage.adapter.layer_blocks(layer, index, config)}
-            for key in ranks.share_modules({key: float(block.last.in_features) ** 3 for key, block in blocks.items()}):
+            for key in ranks.share_modules({key: block.solving for key, block in blocks.items()}):
                 started, kept, block = time.monotonic(), plan.keep[key], blocks[key]
                 stats = state.moments(key)
                 if recipe.compensation == "paper" and 0 < len(kept) < block.units:

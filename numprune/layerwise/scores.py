@@ -24,7 +24,7 @@ from numprune.models.replay import LayerCalls
 from numprune.plan.keys import ModuleKey
 from numprune.plan.recipe import CalibrationRecipe, check_ratio
 from numprune.ranks import joined
-from numprune.scoring.fisher import ROWS, prices, work
+from numprune.scoring.fisher import ROWS, prices
 from numprune.scoring.registry import BLOCK_SCORERS, PRICED, check_scorer
 from numprune.scoring.run import module_scores
 from numprune.scoring.table import ModuleScores, ScoreTable
@@ -172,7 +172,7 @@ def _scores_of(
     if known is None:
         found, ranks = {}, joined()
         blocks = {block.key: block for block in stage.filed_blocks(index)}
-        for key in ranks.share_modules({key: work(block) for key, block in blocks.items()}):
+        for key in ranks.share_modules({key: block.solving for key, block in blocks.items()}):
             # Weights and moments from the files, so that the layer and its matrices take no memory meanwhile.
             weight, stats = _filed(stage, state, blocks[key])
             channels = BLOCK_SCORERS[scorer](blocks[key], weight, stats, ratio=ratio, progress=None, cancel=cancel)
@@ -220,7 +220,7 @@ def _priced(
     """The prices of some layers' units from the information at their modules' outputs."""
     ranks, own = joined(), {}
     blocks = {block.key: block for index in layers for block in stage.filed_blocks(index)}
-    for key in ranks.share_modules({key: work(block) for key, block in blocks.items()}):
+    for key in ranks.share_modules({key: block.solving for key, block in blocks.items()}):
         check_cancelled(cancel)
         weight, stats = _filed(stage, state, blocks[key])
         channels = prices(blocks[key], weight.double(), stats, layers[key.layer].pop(key), cancel=cancel)

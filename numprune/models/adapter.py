@@ -59,6 +59,11 @@ class Block:
             rows += per_row * sum(section.width for section in sections)
         return rows + self.width * self.last.out_features
 
+    @property
+    def solving(self) -> float:
+        """What factorising the moments of the last linear's inputs takes, in multiplications up to a factor."""
+        return float(self.last.in_features) ** 3
+
     def channels(self, units: Sequence[int]) -> torch.Tensor:
         """In-features of `last` that belong to `units`, (len(units) * width,)."""
         return Section(0, self.width).indices(units)

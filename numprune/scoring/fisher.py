@@ -45,18 +45,13 @@ def fisher(
     """
     information = fisher_information(model, stats, progress=progress, cancel=cancel)
     blocks, ranks, scores = {block.key: block for block in model.blocks}, joined(), {}
-    for key in ranks.share_modules({key: work(block) for key, block in blocks.items()}):
+    for key in ranks.share_modules({key: block.solving for key, block in blocks.items()}):
         check_cancelled(cancel)
         block = blocks[key]
         weight = to_float64(block.last.weight.detach())
         module = stats.modules[block.key].to(weight.device)
         scores[key] = prices(block, weight, module, information[key], progress=progress, cancel=cancel).cpu()
     return ranks.exchange(scores)
-
-
-def work(block: Block) -> float:
-    """What pricing the units of a module takes, in multiplications up to a factor."""
-    return float(block.last.in_features) ** 3
 
 
 def prices(

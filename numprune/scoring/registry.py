@@ -111,7 +111,7 @@ def block_scorer(name: str) -> Callable[[BlockScorer], BlockScorer]:
             from numprune.ranks import joined
 
             blocks, ranks, scores = {block.key: block for block in model.blocks}, joined(), {}
-            own = ranks.share_modules({key: float(block.last.in_features) ** 3 for key, block in blocks.items()})
+            own = ranks.share_modules({key: block.solving for key, block in blocks.items()})
             for done, block in enumerate(map(blocks.__getitem__, own), 1):
                 check_cancelled(cancel)
                 weight = block.last.weight.detach()
